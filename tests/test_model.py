@@ -1,0 +1,236 @@
+"""The model against transformers, packed rows against documents one by one, decoding against both."""
+
+import json
+
+import pytest
+import torch
+
+from tinyr1.errors import UserError
+from tinyr1.model import KVCache, Qwen2, Qwen2Config, document_attention
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "plain": {"num_key_value_heads": 2},
+    "tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    "odd vocabulary, one kv head": {"num_key_value_heads": 1, "vocab_size": 77},
+    "head_dim != hidden / heads": {"num_key_value_heads": 2, "head_dim": 24},
+    "rms epsilon": {"num_key_value_heads": 2, "rms_norm_eps": 1e-5},
+    "yarn": {
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "yarn with attention factor": {
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 500000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 32,
+            "attention_factor": 0.7,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+        },
+    },
+}
+
+
+def reference(**changes):
+    """A random transformers model, its weights large enough that errors would show."""
+    values = {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        **changes,
+    }
+    torch.manual_seed(7)
+    config = transformers.Qwen2Config(**values)
+    model = transformers.Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter) * 0.15
+            parameter.copy_(1 + noise if "norm" in name else noise)
+    return model.eval()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Build (transformers model, ours loaded from its checkpoint)."""
+
+    def build(**changes):
+        theirs = reference(**changes)
+        theirs.save_pretrained(tmp_path)
+        return theirs, Qwen2.from_pretrained(tmp_path)
+
+    return build
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_logits_and_gradients_equal_transformers(pair, case):
+    theirs, ours = pair(**SIZES[case])
+    tokens = torch.randint(0, ours.config.vocab_size, (3, 50))
+    expected, logits = theirs(tokens).logits, ours(tokens)
+    assert expected.std() > 0.3  # else the tolerance would prove nothing
+    assert (logits - expected).abs().max() < 1e-5
+    probe = torch.randn_like(logits)
+    (expected * probe).mean().backward()
+    (logits * probe).mean().backward()
+    ours_by_name = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        assert parameter.grad is not None
+        assert (ours_by_name[name].grad - parameter.grad).abs().max() < 1e-6, name
+
+
+def test_published_config_style_equals_new_style(pair):
+    _, ours = pair(**SIZES["yarn"])
+    old = {
+        "model_type": "qwen2",
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        "sliding_window": 4096,
+        "use_sliding_window": False,
+    }
+    assert Qwen2Config.from_dict(old) == ours.config
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"model_type": "llama"}, "model_type"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type"),
+        ({"num_attention_heads": 5}, "hidden_size"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_config_that_cannot_be_honoured_is_refused_by_field_name(change, field):
+    config = {
+        "model_type": "qwen2",
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    Qwen2Config.from_dict(config)
+    with pytest.raises(UserError, match=field):
+        Qwen2Config.from_dict(config | change)
+
+
+def test_tensor_shapes_of_the_32b_model_sum_to_its_parameter_count():
+    config = Qwen2Config(
+        vocab_size=152064,
+        hidden_size=5120,
+        intermediate_size=27648,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        head_dim=128,
+    )
+    assert config.parameter_count() == 32_763_876_352
+
+
+def small_model(dtype=torch.float32):
+    torch.manual_seed(3)
+    config = Qwen2Config(64, 32, 48, 2, 4, 2, 8)
+    return Qwen2(config).to(dtype).eval()
+
+
+def packed_inputs(lengths):
+    tokens = torch.randint(0, 64, (1, sum(lengths)))
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    return tokens, positions, cu_seqlens
+
+
+def test_packed_row_equals_its_documents_one_by_one():
+    model = small_model(torch.float64)
+    lengths = [5, 1, 17, 8]
+    tokens, positions, cu_seqlens = packed_inputs(lengths)
+    packed = model(tokens, positions=positions, cu_seqlens=cu_seqlens)
+    alone = torch.cat([model(part) for part in tokens.split(lengths, 1)], 1)
+    assert (packed - alone).abs().max() < 1e-12  # float64: summation order only
+    naive = model(tokens)
+    assert (naive - alone).abs().max() > 1e-3  # the documents do see each other without cu_seqlens
+
+
+def test_document_attention_equals_a_dense_mask():
+    lengths = [4, 9, 3]
+    q = torch.randn(1, 16, 4, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 1, 16, 2, 8, dtype=torch.float64)
+    document = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    mask = (document[:, None] == document) & torch.ones(16, 16).tril().bool()
+    keys, values = k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)
+    scores = torch.einsum("bthd,bshd->bhts", q, keys) / 8**0.5
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    expected = torch.einsum("bhts,bshd->bthd", weights, values)
+    cu_seqlens = torch.tensor([0, 4, 13, 16], dtype=torch.int32)
+    out = document_attention(q, k, v, cu_seqlens, 9)
+    assert (out - expected).abs().max() < 1e-12
+
+
+def test_decoding_with_a_cache_equals_a_forward_over_everything():
+    model = small_model(torch.float64)
+    tokens = torch.randint(0, 64, (3, 12))
+    whole = model(tokens)
+    cache = KVCache(model.config, slots=4, capacity=6, dtype=torch.float64, device="cpu")
+    cache.first = 1  # rows live in slots 1..3
+    first = model(tokens[:, :5], cache=cache)
+    assert (first - whole[:, :5]).abs().max() < 1e-12
+    for t in range(5, 12):
+        cache.reserve(t + 1)
+        step = model(tokens[:, t : t + 1], positions=torch.full((3, 1), t), cache=cache)
+        assert (step[:, 0] - whole[:, t]).abs().max() < 1e-12
+
+
+def test_cache_slot_copied_and_reused_reads_nothing_stale():
+    model = small_model(torch.float64)
+    cache = KVCache(model.config, slots=2, capacity=16, dtype=torch.float64, device="cpu")
+    model(torch.randint(0, 64, (2, 16)), cache=cache)  # fill both with something else
+    prompt, following = torch.randint(0, 64, (1, 6)), torch.randint(0, 64, (2, 1))
+    model(prompt, cache=cache)  # slot 0
+    cache.copy_slot(0, 1, 6)
+    step = model(following, positions=torch.full((2, 1), 6), cache=cache)
+    expected = model(torch.cat((prompt.expand(2, 6), following), 1))[:, -1]
+    assert (step[:, 0] - expected).abs().max() < 1e-12
+
+
+def test_from_pretrained_lists_every_fault(tmp_path):
+    theirs = reference(num_key_value_heads=2)
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["intermediate_size"] = 100
+    config["num_hidden_layers"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        Qwen2.from_pretrained(tmp_path)
+    text = str(error.value)
+    assert "layers.1.mlp.up_proj.weight: shape [96, 64], expected [100, 64]" in text
+    assert "layers.2.self_attn.q_proj.bias: not a tensor of this model" in text
+    with pytest.raises(UserError, match="no such file"):
+        Qwen2.from_pretrained(tmp_path / "missing" / "model")

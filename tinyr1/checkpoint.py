@@ -1,0 +1,101 @@
+"""Saving and resuming a run (torch DCP, sharded), and exporting it as a Hugging Face checkpoint.
+
+OUT/checkpoints/step-000120/ holds each rank's shards and `meta.json`. It is written under another
+name and renamed when whole, so what has the name can be resumed from, at any world size: besides
+weights and moments the state is the step alone, because the order of data is a function of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from tinyr1.files import fsync_directory, read_json, write_json
+from tinyr1.model import Qwen2
+from tinyr1.parallel import Ranks
+from tinyr1.weights import CheckpointWriter, TensorSpec, copy_side_files
+
+
+def step_path(out: Path, step: int) -> Path:
+    return out / "checkpoints" / f"step-{step:06d}"
+
+
+def completed_steps(out: Path) -> list[int]:
+    """Steps with a whole checkpoint, in order."""
+    folder = out / "checkpoints"
+    found = folder.glob("step-*/meta.json") if folder.is_dir() else []
+    return sorted(
+        int(p.parent.name.removeprefix("step-"))
+        for p in found
+        if not p.parent.name.endswith(".partial")
+    )
+
+
+def save(
+    out: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    meta: dict[str, Any],
+    ranks: Ranks,
+    keep: int,
+) -> None:
+    """Write the checkpoint of `step` and drop all but the newest `keep`."""
+    final = step_path(out, step)
+    partial = final.with_name(final.name + ".partial")
+    if ranks.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    ranks.barrier()
+    weights, moments = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=str(partial))
+    ranks.barrier()
+    if ranks.is_main:
+        write_json(partial / "meta.json", {"step": step, **meta})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        fsync_directory(final.parent)
+        for old in completed_steps(out)[:-keep]:
+            shutil.rmtree(step_path(out, old))
+    ranks.barrier()
+
+
+def load(
+    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Restore weights and moments from the checkpoint of `step`; returns its meta.json."""
+    weights, moments = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": moments}
+    dcp.load(state, checkpoint_id=str(step_path(out, step)))
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+    return read_json(step_path(out, step) / "meta.json")
+
+
+def export(model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ranks) -> None:
+    """Write the sharded model as a Hugging Face checkpoint at the top of `out`.
+
+    One tensor at a time is gathered, and only rank 0 keeps it. Tokenizer, generation config and
+    chat template come from `source`.
+    """
+    parameters = dict(model.named_parameters())
+    writer = None
+    if ranks.is_main:
+        specs = {name: TensorSpec(tuple(p.shape), dtype) for name, p in parameters.items()}
+        writer = CheckpointWriter(out, specs)
+    for name, parameter in parameters.items():
+        whole = cast("Any", parameter).detach().full_tensor()
+        if writer:
+            writer.write(name, whole.to(dtype).cpu())
+    if writer:
+        copy_side_files(source, out, dtype)
+        writer.finish()
+    ranks.barrier()

@@ -1,0 +1,104 @@
+"""Command lines from frozen dataclasses (tyro), recipes from TOML.
+
+A config class is a frozen dataclass with a doc line under each field and its checks in
+`__post_init__`. A recipe is a TOML file whose keys are fields of the class; it replaces the
+class's defaults, and the command line replaces the recipe's values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tomllib
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tinyr1.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], args: list[str], default: T | None = None, prog: str | None = None) -> T:
+    """Make a `cls` from command-line arguments; tyro prints usage and exits 2 on unknown ones."""
+    import tyro  # 0.3 s that library users of this package need not pay
+
+    description = (cls.__doc__ or "").strip()
+    return tyro.cli(cls, args=args, default=default, prog=prog, description=description)
+
+
+def load_recipe(cls: type[T], name_or_path: str) -> T:
+    """Make a `cls` from a recipe: a name under tinyr1/recipes or the path of a TOML file."""
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UserError(f"recipe={path}: no such file")
+        text = path.read_text(encoding="utf-8")
+    else:
+        folder = resources.files("tinyr1") / "recipes"
+        names = sorted(f.name.removesuffix(".toml") for f in folder.iterdir())
+        if name_or_path not in names:
+            raise UserError(
+                f"recipe={name_or_path}: expected one of {', '.join(names)}, or a path to a .toml"
+            )
+        text = (folder / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe={name_or_path}: not valid TOML ({error})") from None
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"recipe={name_or_path}: unknown key {key!r}")
+        values[key] = _typed(f"recipe={name_or_path}: {key}", hints[key], value)
+    return cls(**values)
+
+
+def _typed(where: str, hint: Any, value: Any) -> Any:
+    """Check a TOML value against a field's type; lists become tuples."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        ok = value in options
+    elif origin is tuple:
+        ok = isinstance(value, list)
+        value = tuple(typing.cast("list[Any]", value)) if ok else value
+    else:
+        kinds = tuple(t for t in (options or (hint,)) if isinstance(t, type))
+        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        ok = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
+    if not ok:
+        raise UserError(f"{where}={value!r}: expected {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The resolved config as plain JSON values (paths as strings)."""
+    return {
+        f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(v) for v in typing.cast("tuple[Any, ...]", value)]
+    return value
+
+
+def require(config: Any, *fields: str) -> None:
+    """UserError for the first of `fields` that was not given."""
+    for name in fields:
+        if getattr(config, name) in (None, ()):
+            raise UserError(f"--{name.replace('_', '-')}: required; see {Path(sys.argv[0]).name} --help")
+
+
+def check_range(
+    name: str, value: float, low: float | None = None, high: float | None = None
+) -> None:
+    """UserError unless low <= value <= high."""
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise UserError(f"{name}={value}: expected {bounds}")

@@ -1,0 +1,129 @@
+"""Records to tokens, once: a memory-mapped cache that every rank and every later run maps.
+
+CACHE/<key>/ holds tokens.bin (int32), is_target.bin (one byte a token), offsets.npy and meta.json.
+The key hashes everything that decides the tokens: data files, tokenizer, template, length limit.
+Over-long examples are dropped and counted, never cut: a cut one has no </think> and no EOS.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyr1.chat import TemplateName, ThinkIn, Tokenizer, render
+from tinyr1.errors import UserError
+from tinyr1.files import hash_files, hash_json, locked, read_json, read_jsonl, write_json
+from tinyr1.log import Log
+from tinyr1.record import Record
+
+
+class Corpus:
+    """Tokenised training documents: `read(i)` gives tokens and target mask of document i."""
+
+    def __init__(self, folder: Path) -> None:
+        self.meta: dict[str, Any] = read_json(folder / "meta.json")
+        self.ids: list[str] = read_json(folder / "ids.json")
+        self._offsets: np.ndarray = np.load(folder / "offsets.npy")
+        self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
+        self._is_target = np.memmap(folder / "is_target.bin", dtype=np.bool_, mode="r")
+        self.lengths: list[int] = np.diff(self._offsets).tolist()
+        self.target_counts: list[int] = np.load(folder / "target_counts.npy").tolist()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (int32) and target mask (bool) of document i; views of the mapped files."""
+        part = slice(self._offsets[i], self._offsets[i + 1])
+        return self._tokens[part], self._is_target[part]
+
+
+def build_corpus(
+    data: tuple[Path, ...],
+    tokenizer: Tokenizer,
+    template: TemplateName,
+    think_in: ThinkIn,
+    require_think: bool,
+    max_len: int,
+    cache_dir: Path,
+    log: Log,
+) -> Corpus:
+    """Tokenise the union of the files, or map what an earlier run tokenised.
+
+    Several processes may call this at once: one works under a file lock, the others wait.
+    Raises UserError naming file and line of a row that breaks the contract.
+    """
+    key = hash_json(
+        {
+            "version": 1,
+            "data": hash_files(list(data)),
+            "tokenizer": tokenizer.fingerprint(),
+            "template": [template, think_in, require_think],
+            "max_len": max_len,
+        }
+    )[:16]
+    folder = cache_dir / key
+    with locked(cache_dir / f"{key}.lock"):
+        if not (folder / "meta.json").exists():
+            partial = cache_dir / f"{key}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _tokenise(partial, data, tokenizer, template, think_in, require_think, max_len, log)
+            os.replace(partial, folder)
+    return Corpus(folder)
+
+
+def _tokenise(
+    folder: Path,
+    data: tuple[Path, ...],
+    tokenizer: Tokenizer,
+    template: TemplateName,
+    think_in: ThinkIn,
+    require_think: bool,
+    max_len: int,
+    log: Log,
+) -> None:
+    offsets, target_counts, ids, dropped, longest = [0], [], [], 0, 0
+    rows = ((path, number, row) for path in data for number, row in read_jsonl(path))
+    with (
+        open(folder / "tokens.bin", "wb") as tokens_file,
+        open(folder / "is_target.bin", "wb") as target_file,
+    ):
+        for path, number, row in log.bar(rows, desc="tokenising", unit="row"):
+            try:
+                record = Record.from_json(row, require_think)
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: {error}") from None
+            example = render(tokenizer, record.messages, template, think_in)
+            longest = max(longest, len(example.tokens))
+            if len(example.tokens) > max_len:
+                dropped += 1
+                continue
+            np.asarray(example.tokens, dtype=np.int32).tofile(tokens_file)
+            np.asarray(example.is_target, dtype=np.bool_).tofile(target_file)
+            offsets.append(offsets[-1] + len(example.tokens))
+            target_counts.append(sum(example.is_target[1:]))
+            ids.append(record.id or f"{path.name}:{number}")
+    if not ids:
+        names = ", ".join(str(p) for p in data)
+        raise UserError(
+            f"{names}: no row left to train on ({dropped} longer than --seq-len {max_len}, "
+            f"the longest has {longest} tokens)"
+        )
+    np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
+    np.save(folder / "target_counts.npy", np.asarray(target_counts, dtype=np.int64))
+    write_json(folder / "ids.json", ids)
+    write_json(
+        folder / "meta.json",
+        {
+            "documents": len(ids),
+            "dropped_over_long": dropped,
+            "longest": longest,
+            "tokens": offsets[-1],
+            "target_tokens": sum(target_counts),
+        },
+    )

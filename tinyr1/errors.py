@@ -1,0 +1,46 @@
+"""The two ways a program of this project may end early, and the exit codes they become.
+
+Bad input is the user's to repair: one plain line, exit code 2. A run that had to stop is the
+machine's or the data's doing: one plain line, exit code 1. Anything else is a defect and shows
+its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input. The message reads `field=value: what was expected; what to do`."""
+
+
+class RunStopped(Exception):
+    """A run that had to stop (non-finite loss again and again, disk full)."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Call `main` and leave the process with the exit code that fits how it ended."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()  # a closed pipe must show here, not at interpreter exit
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `... | head` closed our standard output: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"stopped: {error.strerror}{where}", file=sys.stderr)
+        code = 1
+    sys.exit(code)

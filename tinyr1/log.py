@@ -1,0 +1,40 @@
+"""What people see of a run: progress bars and one line a step, all on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class Log:
+    """Printing and progress for one process; only the main rank of a run speaks."""
+
+    def __init__(self, quiet: bool = False, main: bool = True) -> None:
+        self.silent = quiet or not main
+        self.main = main
+
+    def say(self, text: str) -> None:
+        """One line for people. Goes through tqdm so that it does not cut a bar in two."""
+        if not self.silent:
+            tqdm.write(text, file=sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """One line that --quiet does not silence."""
+        if self.main:
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+
+    def bar(self, items: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
+        """A bar that shows up once the work has lasted two seconds."""
+        return tqdm(
+            items,
+            disable=self.silent,
+            delay=2,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            **options,
+        )

@@ -1,0 +1,66 @@
+"""Cross-entropy over a large vocabulary without ever holding all logits.
+
+At 16,384 tokens and 152,064 words the logits alone would take 9.3 GiB in float32, and their
+gradient as much again. Here a chunk of rows goes forward and at once backward; what is kept are
+the gradients with respect to the hidden states and the weight, of the sizes of their inputs.
+
+Shapes: K target rows, D model, V vocab.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 27  # 512 MiB of float32 logits at a time
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, rows: int
+    ) -> Tensor:
+        needs_grad = any(ctx.needs_input_grad[:2])
+        hidden_grad = torch.empty_like(hidden) if needs_grad else None
+        # Summed over chunks in float32: in bfloat16 late chunks would be rounded away.
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            h, y, w = hidden[part], targets[part, None], weights[part, None]
+            logits = (h @ weight.T).float()  # (rows, V)
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            loss += ((log_sum - logits.gather(1, y)) * w).sum()
+            if hidden_grad is None or weight_grad is None:
+                continue
+            # d loss / d logits = w * (softmax - one_hot), built in place of the logits.
+            grad = logits.sub_(log_sum).exp_()
+            grad.scatter_add_(1, y, torch.full_like(w, -1.0))
+            grad = grad.mul_(w).to(hidden.dtype)
+            hidden_grad[part] = grad @ weight
+            weight_grad += grad.T @ h
+        if weight_grad is not None:
+            ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        scale = grads[0]
+        return hidden_grad * scale, weight_grad * scale, None, None, None
+
+
+def cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Sum over rows of `weights * cross_entropy(hidden @ weight.T, targets)`, a float32 scalar.
+
+    hidden (K, D), weight (V, D), targets (K,) int64, weights (K,) float32 or None for ones.
+    No rows give exactly 0 with zero gradients, so a batch of padding alone does no harm.
+    """
+    if weights is None:
+        weights = torch.ones(len(targets), dtype=torch.float32, device=hidden.device)
+    rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    return _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, rows)  # pyright: ignore

@@ -1,0 +1,519 @@
+"""The backbone: Qwen2 (DeepSeek-R1-Distill-Qwen, Qwen2, Qwen2.5) in one file, without any rank in it.
+
+Input is tokens (B, T); output is logits (B, T, V), or the summed cross-entropy when targets are
+given. One forward serves three uses, which differ only in who may attend to whom:
+  plain batches    every row is one causal sequence;
+  packed rows      `cu_seqlens` says where documents start: causal inside each, nothing across;
+  decoding         `cache` holds the keys and values of what was read before.
+Parameter names are those of the published checkpoints, so weights load without a map.
+Left out: dropout, sliding windows, attention masks for padding (padding is a document of its own).
+
+Shapes: B rows, T tokens per row, D model, H query heads, K kv heads, Dh head dim, F mlp, V vocab.
+
+    model = Qwen2.from_pretrained("DeepSeek-R1-Distill-Qwen-32B", dtype=torch.bfloat16)
+    logits = model(tokens)
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyr1.errors import UserError
+from tinyr1.files import read_json
+from tinyr1.loss import cross_entropy_sum
+
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN's stretch of the rotary frequencies (arXiv 2309.00071), as `rope_scaling` asks for it."""
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Qwen2Config:
+    """The fields of config.json that shape the model, under the same names."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 32768
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+    yarn: Yarn | None = None
+
+    @staticmethod
+    def from_pretrained(path: str | Path) -> Qwen2Config:
+        """Read DIR/config.json; UserError names every field that this model cannot honour."""
+        file = Path(path) / "config.json"
+        return Qwen2Config.from_dict(read_json(file), str(file))
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any], where: str = "config") -> Qwen2Config:
+        """Read a published config (`rope_theta`) or one in transformers 5's style (`rope_parameters`)."""
+        _refuse_unsupported(raw, where)
+        sizes: dict[str, int] = {}
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        ):
+            sizes[name] = _positive_int(raw.get(name), f"{where}: {name}")
+        heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
+        kv_heads = raw.get("num_key_value_heads") or heads
+        head_dim = raw.get("head_dim")
+        if head_dim is None and hidden % heads:
+            raise UserError(
+                f"{where}: hidden_size={hidden}: not a multiple of num_attention_heads={heads}"
+            )
+        if heads % kv_heads:
+            raise UserError(f"{where}: num_key_value_heads={kv_heads}: does not divide {heads}")
+        head_dim = head_dim or hidden // heads
+        if head_dim % 2:
+            raise UserError(f"{where}: head_dim={head_dim}: rotary embedding needs an even number")
+        max_positions = raw.get("max_position_embeddings", 32768)
+        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        return Qwen2Config(
+            **sizes,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            max_position_embeddings=max_positions,
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            yarn=_yarn(rope, max_positions, where),
+        )
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor in a checkpoint of this model (no head when tied)."""
+        with torch.device("meta"):
+            shapes = {name: tuple(p.shape) for name, p in Qwen2(self).named_parameters()}
+        return shapes  # named_parameters lists a tied head once, under the embedding's name
+
+    def parameter_count(self) -> int:
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+
+def _positive_int(value: Any, where: str) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{where}={value!r}: expected a positive integer")
+    return value
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
+    """UserError for the first field whose meaning this model does not have."""
+    layer_types = raw.get("layer_types") or []
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    checks: list[tuple[str, Any, bool]] = [
+        ("model_type", raw.get("model_type"), raw.get("model_type") == "qwen2"),
+        ("hidden_act", raw.get("hidden_act", "silu"), raw.get("hidden_act", "silu") == "silu"),
+        ("use_sliding_window", True, not raw.get("use_sliding_window", False)),
+        ("layer_types", layer_types, all(t == "full_attention" for t in layer_types)),
+        ("attention_dropout", raw.get("attention_dropout"), not raw.get("attention_dropout")),
+        ("quantization_config", "...", not raw.get("quantization_config")),
+        ("rope_type", rope_type, rope_type in ("default", "yarn")),
+        ("use_mrope", True, not raw.get("use_mrope", False)),
+        (
+            "partial_rotary_factor",
+            rope.get("partial_rotary_factor"),
+            rope.get("partial_rotary_factor", 1.0) == 1.0,
+        ),
+    ]
+    for field, value, ok in checks:
+        if not ok:
+            raise UserError(
+                f"{where}: {field}={value!r}: this model definition cannot honour it "
+                "(dense Qwen2 with full attention and plain or YaRN rotary embedding)"
+            )
+
+
+def _yarn(rope: Mapping[str, Any], max_positions: int, where: str) -> Yarn | None:
+    if rope.get("rope_type", rope.get("type", "default")) != "yarn":
+        return None
+    factor = rope.get("factor")
+    if not isinstance(factor, (int, float)) or factor < 1:
+        raise UserError(f"{where}: rope_scaling.factor={factor!r}: YaRN needs a number of at least 1")
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0
+
+    attention = rope.get("attention_factor")
+    if attention is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        attention = mscale(rope["mscale"]) / mscale(rope["mscale_all_dim"])
+    return Yarn(
+        factor=float(factor),
+        original_max_position_embeddings=rope.get("original_max_position_embeddings")
+        or max_positions,
+        attention_factor=mscale(1.0) if attention is None else float(attention),
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        truncate=rope.get("truncate", True),
+    )
+
+
+# ---------------------------------------------------------------- rotary embedding
+
+
+def rotary_frequencies(config: Qwen2Config, device: torch.device) -> Tensor:
+    """Angular frequency of each pair of channels, (Dh / 2,) float32."""
+    dim = config.head_dim
+    exponent = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+    frequencies = config.rope_theta**-exponent
+    if config.yarn is None:
+        return frequencies
+    yarn = config.yarn
+
+    def channel(turns: float) -> float:
+        """The (fractional) channel that turns so often within the original context."""
+        ratio = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
+        return dim * math.log(ratio) / (2 * math.log(config.rope_theta))
+
+    low, high = channel(yarn.beta_fast), channel(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    # Fast channels keep their frequency, slow ones are stretched, a ramp lies between.
+    index = torch.arange(dim // 2, device=device, dtype=torch.float32)
+    stretch = ((index - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return frequencies / yarn.factor * stretch + frequencies * (1 - stretch)
+
+
+def rotary_tables(
+    config: Qwen2Config, positions: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin for `positions` (B, T), each (B, T, 1, Dh / 2).
+
+    Angles are computed in float32 whatever the model's dtype: in bfloat16 neighbouring positions
+    beyond a few hundred would fall together.
+    """
+    angles = positions.float()[..., None, None] * rotary_frequencies(config, positions.device)
+    scale = config.yarn.attention_factor if config.yarn else 1.0
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + Dh/2]) of x (B, T, H, Dh) by their angles."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+# ---------------------------------------------------------------- who attends to whom
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every row one causal sequence. q (B, T, H, Dh), k and v (B, T, K, Dh) -> (B, T, H, Dh)."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H|K, T, Dh)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2)  # (B, T, H, Dh)
+
+
+def document_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_len: int
+) -> Tensor:
+    """Causal inside each document, nothing across. Shapes as above with B = 1.
+
+    On CUDA one variable-length kernel; elsewhere a loop over documents, which never computes the
+    scores between documents that a dense mask would compute and throw away.
+    """
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        return _variable_length_kernel()(q[0], k[0], v[0], cu_seqlens, max_len)[None]
+    lengths: list[int] = cu_seqlens.diff().tolist()
+    parts = zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), strict=True)
+    return torch.cat([causal_attention(*part) for part in parts], dim=1)
+
+
+@functools.cache
+def _variable_length_kernel() -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]:
+    """torch's varlen attention, or flash-attn where torch has none; arguments by signature."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        from flash_attn import flash_attn_varlen_func  # pyright: ignore
+
+        return lambda q, k, v, cu, longest: flash_attn_varlen_func(
+            q, k, v, cu, cu, longest, longest, causal=True
+        )
+    names = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = (
+        {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+    )
+    if "enable_gqa" in names:
+        causal["enable_gqa"] = True
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int) -> Tensor:
+        if "enable_gqa" not in names:  # releases before 2.13 want as many kv heads as query heads
+            group = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        out = varlen_attn(q, k, v, cu, cu, longest, longest, **causal)
+        return out if isinstance(out, Tensor) else out[0]
+
+    return kernel
+
+
+class KVCache:
+    """Keys and values already computed, for `slots` sequences of up to `capacity` tokens.
+
+    Row i of a forward belongs to slot `first + i`. What lies in a slot beyond the current
+    position is never read, so a slot needs no clearing before it is used again.
+    """
+
+    def __init__(
+        self,
+        config: Qwen2Config,
+        slots: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        shape = (
+            config.num_hidden_layers,
+            slots,
+            config.num_key_value_heads,
+            capacity,
+            config.head_dim,
+        )
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, S, K, C, Dh)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.first = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for sequences of `capacity` tokens, keeping what is there."""
+        more = capacity - self.capacity
+        if more > 0:
+            self.keys = F.pad(self.keys, (0, 0, 0, more))
+            self.values = F.pad(self.values, (0, 0, 0, more))
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one slot to another."""
+        for store in (self.keys, self.values):
+            store[:, target, :, :length] = store[:, source, :, :length]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, positions: Tensor) -> Tensor:
+        """Store k and v at `positions` (B, T) and attend to everything up to there.
+
+        T > 1 reads a prompt into an empty slot: positions are 0..T-1 in each row.
+        T = 1 decodes one token per row.
+        """
+        rows, new_tokens = positions.shape
+        last = self.first + rows
+        keys, values = self.keys[layer, self.first : last], self.values[layer, self.first : last]
+        if new_tokens > 1:
+            keys[:, :, :new_tokens] = k.transpose(1, 2)
+            values[:, :, :new_tokens] = v.transpose(1, 2)
+            return causal_attention(q, k, v)
+        row = torch.arange(rows, device=q.device)
+        keys[row, :, positions[:, 0]] = k[:, 0]
+        values[row, :, positions[:, 0]] = v[:, 0]
+        visible = torch.arange(keys.shape[2], device=q.device) <= positions  # (B, C)
+        # The query heads that share a kv head become that head's queries: no key is copied.
+        grouped = q.view(rows, keys.shape[1], -1, q.shape[3])  # (B, K, H / K, Dh)
+        out = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=visible[:, None, None, :]
+        )
+        return out.reshape(rows, 1, -1, q.shape[3])  # (B, 1, H, Dh)
+
+
+# ---------------------------------------------------------------- the network
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with biases on q, k and v."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=True)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=True)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=True)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int) -> Tensor:
+        split = (*x.shape[:2], -1, self.head_dim)
+        q = rotate(self.q_proj(x).view(split), cos, sin)  # (B, T, H, Dh)
+        k = rotate(self.k_proj(x).view(split), cos, sin)  # (B, T, K, Dh)
+        v = self.v_proj(x).view(split)  # (B, T, K, Dh)
+        return self.o_proj(attend(q, k, v, layer).flatten(2))  # (B, T, D)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One transformer layer, pre-norm: attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and the final norm: tokens (B, T) -> hidden states (B, T, D)."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_len: int | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        longest = max_len or tokens.shape[1]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+            if cache is not None:
+                return cache.attend(q, k, v, layer, positions)
+            if cu_seqlens is not None:
+                return document_attention(q, k, v, cu_seqlens, longest)
+            return causal_attention(q, k, v)
+
+        x = self.embed_tokens(tokens)  # (B, T, D)
+        cos, sin = rotary_tables(self.config, positions, x.dtype)
+        for layer, block in enumerate(self.layers):
+            x = block(x, cos, sin, attend, layer)
+        return self.norm(x)
+
+
+class Head(nn.Linear):
+    """The output projection. With targets it computes the loss, so that under FSDP the weight is
+    whole exactly while the loss is computed."""
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        if targets is None:
+            return super().forward(hidden)  # (..., V)
+        return cross_entropy_sum(hidden, self.weight, targets, weights)
+
+
+class Qwen2(nn.Module):
+    """The language model. See the module's docstring for the three uses of `forward`."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_len: int | None = None,
+        cache: KVCache | None = None,
+        target_rows: Tensor | None = None,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V); with `targets`, the summed cross-entropy, a float32 scalar.
+
+        tokens      (B, T) int64; B = 1 with cu_seqlens
+        positions   (B, T), by default 0..T-1 in each row
+        cu_seqlens  (N + 1,) int32: document n spans rows cu_seqlens[n] .. cu_seqlens[n + 1]
+        max_len     the longest document, by default T (a bound is enough)
+        cache       decode against these keys and values
+        target_rows, targets, weights   (K,): row r of the flattened batch predicts its target,
+                    counted `weight` times
+        """
+        hidden = self.model(tokens, positions, cu_seqlens, max_len, cache)
+        if target_rows is None:
+            return self.lm_head(hidden)
+        return self.lm_head(hidden.flatten(0, 1)[target_rows], targets, weights)
+
+    @staticmethod
+    def from_pretrained(
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Qwen2:
+        """Load a Hugging Face checkpoint directory tensor by tensor (never two copies in memory).
+
+        Raises UserError when config.json asks for what this model is not, or when names, shapes
+        or dtypes of the tensors do not fit it (one line for each).
+        """
+        from tinyr1.weights import Checkpoint  # here only: the definition needs no files
+
+        config = Qwen2Config.from_pretrained(path)
+        checkpoint = Checkpoint(Path(path))
+        checkpoint.check(config.tensor_shapes(), tied=config.tie_word_embeddings)
+        with torch.device("meta"):
+            model = Qwen2(config)
+        model = model.to(dtype).to_empty(device=device)
+        if config.tie_word_embeddings:  # to_empty gave each of the two names a tensor of its own
+            model.lm_head.weight = model.model.embed_tokens.weight
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(checkpoint.tensor(name))
+        return model.eval()

@@ -1,0 +1,127 @@
+"""AdamW and the learning-rate schedules of the recipes (paper section 3.1.1).
+
+torch's fused AdamW keeps both moments in float32: at 32B on eight 80 GB cards that does not fit
+beside accumulated gradients. `LowMemoryAdamW` keeps them in bfloat16 with stochastic rounding,
+which leaves the moments right on average where rounding to nearest would freeze them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Literal["constant", "cosine", "linear"]
+
+
+def learning_rate(
+    step: int, total_steps: int, peak: float, schedule: Schedule, warmup_ratio: float
+) -> float:
+    """The rate of step 1..total_steps: linear warm-up, then constant, or down towards 0."""
+    warmup = math.ceil(warmup_ratio * total_steps)
+    if step <= warmup:
+        return peak * step / max(warmup, 1)
+    progress = (step - 1 - warmup) / max(total_steps - warmup, 1)
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "linear":
+        return peak * (1 - progress)
+    return peak
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norms, whose size has a meaning of its own, do not."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    model: nn.Module,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    moments: torch.dtype,
+) -> torch.optim.Optimizer:
+    """AdamW with moments of the given dtype."""
+    groups = parameter_groups(model, weight_decay)
+    if moments == torch.float32:
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    return LowMemoryAdamW(groups, lr=lr, betas=betas, eps=eps, moments=moments)
+
+
+class LowMemoryAdamW(torch.optim.Optimizer):
+    """AdamW (arXiv 1711.05101) whose moments are stored in a 16-bit type.
+
+    The update is computed in float32; only what is kept between steps is rounded. The random
+    bits of the rounding depend on the step alone, so a resumed run equals an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float = 0.0,
+        moments: torch.dtype = torch.bfloat16,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+        self.moments = moments
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore
+        for group in self.param_groups:
+            for number, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    self._update(parameter, group, number)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=self.moments)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=self.moments)
+        state["step"] += 1
+        step = int(state["step"])
+        beta1, beta2 = group["betas"]
+        # Shards are independent elementwise work: below this line only local tensors appear.
+        value, grad = _local(parameter), _local(parameter.grad)  # pyright: ignore
+        stored_m, stored_v = _local(state["exp_avg"]), _local(state["exp_avg_sq"])
+        m = stored_m.float().lerp_(grad.float(), 1 - beta1)
+        v = stored_v.float().mul_(beta2).addcmul_(grad.float(), grad.float(), value=1 - beta2)
+        value.mul_(1 - group["lr"] * group["weight_decay"])
+        denominator = (v / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        value.addcdiv_(m, denominator, value=-group["lr"] / (1 - beta1**step))
+        generator = torch.Generator(device=value.device).manual_seed(step * 1_000_003 + number)
+        stored_m.copy_(stochastic_round(m, self.moments, generator))
+        stored_v.copy_(stochastic_round(v, self.moments, generator))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, or the tensor."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def stochastic_round(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Round float32 to bfloat16 up or down at random, right on average.
+
+    bfloat16 is float32 without its lower 16 bits: adding 16 random bits before cutting them off
+    carries into the kept part exactly with the probability that the fraction asks for.
+    """
+    if dtype != torch.bfloat16:
+        return x.to(dtype)
+    noise = torch.randint(
+        0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator
+    )
+    bits = (x.contiguous().view(torch.int32) + noise) & -65536  # clear the lower half
+    return bits.view(torch.float32).to(torch.bfloat16)

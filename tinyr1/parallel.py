@@ -1,0 +1,144 @@
+"""FSDP2 from outside: ranks, sharding and the sharded load. The model never hears of it.
+
+One process is a group of one: the same code runs on a laptop, on one GPU and on eight.
+Order of application: activation checkpointing of each block, then `fully_shard` of each block, of
+the embedding and the head, and last of the whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from tinyr1.model import Qwen2
+from tinyr1.weights import Checkpoint
+
+ActivationCheckpointing = Literal["full", "selective", "none"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among those that torchrun started."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @staticmethod
+    def from_env() -> Ranks:
+        """Read torchrun's variables; a plain `python train.py` is rank 0 of 1."""
+        return Ranks(
+            rank=int(os.environ.get("RANK", 0)),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        )
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank)
+        return torch.device("cpu")
+
+    def connect(self) -> None:
+        """Start the process group: NCCL on GPUs, gloo on CPUs."""
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world_size > 1:
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+    def disconnect(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add `values` over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def shard(
+    model: Qwen2,
+    ranks: Ranks,
+    compute_dtype: torch.dtype,
+    checkpointing: ActivationCheckpointing = "none",
+) -> None:
+    """Split every parameter of `model` (its first dimension) over the ranks, in place.
+
+    Parameters stay in their own dtype; with a lower `compute_dtype` they are cast when gathered,
+    and gradients are summed in float32. Gradients come out averaged over ranks (gloo knows no
+    premultiplied sum): the training step multiplies its loss by the world size.
+    """
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    policy = MixedPrecisionPolicy()
+    if compute_dtype != torch.float32:
+        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    wrap = functools.partial(fully_shard, mesh=mesh, mp_policy=policy)
+    for block in model.model.layers:
+        checkpoint_activations(block, checkpointing)
+        wrap(block)
+    if not model.config.tie_word_embeddings:  # tied weights must stay in one unit: the root's
+        wrap(model.model.embed_tokens)
+        wrap(model.lm_head)
+    wrap(model)
+
+
+def checkpoint_activations(block: nn.Module, mode: ActivationCheckpointing) -> None:
+    """Recompute the block in backward: all of it, or all but the outputs of attention."""
+    if mode == "none":
+        return
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if mode == "selective":
+        contexts = functools.partial(create_selective_checkpoint_contexts, _keep_attention)
+        options["context_fn"] = contexts
+    block.forward = functools.partial(checkpoint, block.forward, **options)
+
+
+def _keep_attention(ctx: Any, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    attention = "attention" in str(op) or "attn" in str(op)
+    return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def load_weights(model: Qwen2, source: Checkpoint, ranks: Ranks) -> None:
+    """Fill a sharded meta-device model; each rank reads only its own rows of each tensor."""
+    model.to_empty(device=ranks.device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            local = cast("Any", parameter).to_local()
+            # FSDP2 cuts dimension 0 as torch.chunk does: equal parts, the last ones shorter.
+            rows = -(-parameter.shape[0] // ranks.world_size)
+            start = min(ranks.rank * rows, parameter.shape[0])
+            if len(local):
+                local.copy_(source.rows(name, start, start + len(local)))
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients to a global norm of at most `max_norm`; returns the norm before it."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    full = getattr(norm, "full_tensor", None)
+    return norm if full is None else full()

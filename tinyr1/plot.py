@@ -1,0 +1,96 @@
+"""All drawing. matplotlib is imported inside, so that nothing else needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def available() -> bool:
+    """Whether the plot extra is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Loss and learning rate against the step, from the rows of metrics.jsonl."""
+    figure, axes = _figure(7, 3.5)
+    steps = [row["step"] for row in rows]
+    axes.plot(steps, [row["loss"] for row in rows], color="tab:blue", linewidth=1)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per target)", color="tab:blue")
+    axes.set_title(title)
+    axes.set_ylim(bottom=0)
+    rate = axes.twinx()
+    rate.plot(steps, [row["lr"] for row in rows], color="tab:gray", linewidth=1, linestyle="--")
+    rate.set_ylabel("learning rate", color="tab:gray")
+    rate.set_ylim(bottom=0)
+    figure.savefig(path)
+
+
+def grouped_bars(
+    path: Path,
+    models: Sequence[str],
+    groups: Sequence[str],
+    values: Sequence[Sequence[float]],
+    errors: Sequence[Sequence[float]],
+    ylabel: str,
+) -> None:
+    """One cluster of bars a group, one bar a model: values[model][group] with error bars."""
+    import matplotlib as mpl
+
+    figure, axes = _figure(3 + 2.6 * len(groups), 4.6)
+    colours = mpl.colormaps["tab20"]
+    width = 0.85 / len(models)
+    for i, model in enumerate(models):
+        at = [g + (i - (len(models) - 1) / 2) * width for g in range(len(groups))]
+        axes.bar(
+            at,
+            values[i],
+            width,
+            yerr=errors[i],
+            label=model,
+            color=colours(i % 20),
+            error_kw={"elinewidth": 0.8},
+        )
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylabel(ylabel)
+    axes.set_ylim(0, 100)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def heat_map(
+    path: Path,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    title: str,
+    label: str,
+) -> None:
+    """values[row][column] in percent as colours, with the number in each cell."""
+    figure, axes = _figure(2.5 + 0.75 * len(columns), 1.6 + 0.32 * len(rows))
+    image = axes.imshow(values, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for r, row in enumerate(values):
+        for c, value in enumerate(row):
+            colour = "white" if value < middle else "black"
+            axes.text(c, r, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, label=label)
+    figure.savefig(path)

@@ -1,0 +1,226 @@
+"""The records that flow through the recipe, each made in one place and checked when made.
+
+    dataset row -> Record -> Example -> Pack -> Batch -> (training)
+    task row -> Prompt -> Sample -> Grade -> (report)
+
+Field names are those of the files (docs/formats.md). Tensors appear only in `Batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+
+if TYPE_CHECKING:
+    import torch
+
+Domain = Literal["math", "coding", "science"]
+Role = Literal["system", "user", "assistant"]
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training conversation (paper section 2.1): what the teacher answered to a question."""
+
+    id: str
+    domain: str
+    messages: tuple[Message, ...]
+    source: str = ""
+    answer: str | None = None
+
+    @staticmethod
+    def from_json(row: Any, require_think: bool = True) -> Record:
+        """Read one JSON object of a training file.
+
+        Raises ValueError naming the field when the row breaks the file contract: roles out of
+        order, an empty or missing assistant message, or (with `require_think`) an assistant
+        message that is not exactly one `<think>...</think>` pair followed by an answer.
+        """
+        if not isinstance(row, Mapping):
+            raise ValueError("expected a JSON object")
+        fields = cast("Mapping[str, Any]", row)
+        raw_messages = fields.get("messages")
+        if not isinstance(raw_messages, list) or not raw_messages:
+            raise ValueError("messages: expected a non-empty list")
+        messages = tuple(_message(m) for m in cast("list[Any]", raw_messages))
+        _check_turns(messages)
+        if require_think:
+            for message in messages:
+                if message.role == "assistant":
+                    check_think(message.content)
+        domain = str(fields.get("domain", ""))
+        if domain not in get_args(Domain):
+            raise ValueError(f"domain={domain!r}: expected one of math, coding, science")
+        answer = fields.get("answer")
+        return Record(
+            id=str(fields.get("id", "")),
+            domain=domain,
+            messages=messages,
+            source=str(fields.get("source", "")),
+            answer=None if answer is None else str(answer),
+        )
+
+
+def _message(raw: Any) -> Message:
+    if not isinstance(raw, Mapping):
+        raise ValueError("messages: each must be an object with role and content")
+    fields = cast("Mapping[str, Any]", raw)
+    role, content = fields.get("role"), fields.get("content")
+    if role not in get_args(Role):
+        raise ValueError(f"role={role!r}: expected system, user or assistant")
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError(f"content: the {role} message is empty or no string")
+    return Message(cast("Role", role), content)
+
+
+def _check_turns(messages: tuple[Message, ...]) -> None:
+    turns = messages[1:] if messages[0].role == "system" else messages
+    expected: tuple[Role, Role] = ("user", "assistant")
+    for i, message in enumerate(turns):
+        if message.role != expected[i % 2]:
+            raise ValueError(f"messages: turn {i} is {message.role}, expected {expected[i % 2]}")
+    if not turns or len(turns) % 2:
+        raise ValueError("messages: no assistant message at the end")
+
+
+def check_think(content: str) -> None:
+    """Raise ValueError unless `content` is one well-formed thought followed by an answer."""
+    opened, closed = content.count("<think>"), content.count("</think>")
+    if opened != 1 or closed != 1:
+        raise ValueError(
+            f"assistant message has {opened} <think> and {closed} </think>, expected one of each"
+        )
+    before, _, rest = content.partition("<think>")
+    if before.strip() or "</think>" not in rest:
+        raise ValueError("assistant message does not begin with <think>...</think>")
+    if not rest.partition("</think>")[2].strip():
+        raise ValueError("assistant message has no answer after </think>")
+
+
+class Example(NamedTuple):
+    """A record as tokens. `is_target[i]` says that token i is one the model must learn to say."""
+
+    tokens: list[int]
+    is_target: list[bool]
+
+
+class Pack(NamedTuple):
+    """Documents (indices into the corpus) that share one row of `capacity` tokens."""
+
+    documents: tuple[int, ...]
+    token_count: int
+
+
+class Batch(NamedTuple):
+    """One micro-batch as a flat row of T tokens holding N documents with K targets in all.
+
+    Row `target_rows[k]` must predict `targets[k]`; its loss counts `weights[k]` times. The rows
+    are listed on the host, so the loss touches no other row and nothing synchronises.
+    """
+
+    tokens: torch.Tensor  # (T,) int64
+    positions: torch.Tensor  # (T,) int64, restarting at 0 in each document
+    cu_seqlens: torch.Tensor  # (N + 1,) int32, where each document starts, and T
+    max_len: int  # longest document
+    target_rows: torch.Tensor  # (K,) int64
+    targets: torch.Tensor  # (K,) int64
+    weights: torch.Tensor  # (K,) float32
+    token_count: int  # without padding
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked of the model for one (task, id, trial)."""
+
+    task: str
+    id: str
+    trial: int
+    tokens: tuple[int, ...]
+    think_open: bool = False
+    choice_order: tuple[int, ...] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.task, self.id, self.trial
+
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model produced after the prompt, one line of samples.jsonl."""
+
+    task: str
+    id: str
+    trial: int
+    text: str
+    token_count: int
+    finish_reason: FinishReason
+    seed: int | None = None
+    think_open: bool = False
+    choice_order: tuple[int, ...] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.task, self.id, self.trial
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+    @staticmethod
+    def from_json(row: Any) -> Sample:
+        """Read one line of samples.jsonl; raises ValueError naming the field."""
+        if not isinstance(row, Mapping):
+            raise ValueError("expected a JSON object")
+        fields = cast("Mapping[str, Any]", row)
+        for name, kind in (("task", str), ("text", str), ("trial", int), ("token_count", int)):
+            if not isinstance(fields.get(name), kind):
+                raise ValueError(f"{name}={fields.get(name)!r}: expected {kind.__name__}")
+        if fields.get("finish_reason") not in get_args(FinishReason):
+            raise ValueError(f"finish_reason={fields.get('finish_reason')!r}: expected stop or length")
+        if "id" not in fields:
+            raise ValueError("id: missing")
+        order = fields.get("choice_order")
+        return Sample(
+            task=fields["task"],
+            id=str(fields["id"]),
+            trial=fields["trial"],
+            text=fields["text"],
+            token_count=fields["token_count"],
+            finish_reason=fields["finish_reason"],
+            seed=fields.get("seed"),
+            think_open=bool(fields.get("think_open", False)),
+            choice_order=None if order is None else tuple(order),
+        )
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one sample. `reason` is "" when correct (docs/formats.md lists the others)."""
+
+    task: str
+    id: str
+    trial: int
+    correct: bool
+    extracted: str | None
+    reason: str
+    symbolic: bool | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.task, self.id, self.trial
+
+    def to_json(self) -> dict[str, Any]:
+        row = asdict(self)
+        if self.symbolic is None:
+            del row["symbolic"]
+        return row

@@ -1,0 +1,36 @@
+"""Fine-tune one expert: `torchrun --nproc-per-node 8 train.py RECIPE --model DIR --data F --out DIR`.
+
+RECIPE is a name under tinyr1/recipes or the path of a TOML file; every value of it can be replaced
+on the command line. `--dry-run` prints the plan and the memory per GPU, `--preview` the first packs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tinyr1.config import load_recipe, parse
+from tinyr1.errors import run_main
+from tinyr1.log import Log
+from tinyr1.memory import print_plan
+from tinyr1.parallel import Ranks
+from tinyr1.preview import print_preview
+from tinyr1.sft import TrainConfig, train
+
+
+def main() -> None:
+    args = sys.argv[1:]
+    recipe = args.pop(0) if args and not args[0].startswith("-") else None
+    default = load_recipe(TrainConfig, recipe) if recipe else None
+    config = parse(TrainConfig, args, default, prog="train.py RECIPE")
+    ranks = Ranks.from_env()
+    log = Log(config.quiet, ranks.is_main)
+    if config.dry_run:
+        print_plan(config, log)
+    elif config.preview:
+        print_preview(config, log)
+    else:
+        train(config, log, ranks)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -282,6 +282,8 @@ class KVCache:
     position is never read, so a slot needs no clearing before it is used again.
     """
 
+    GROWTH = 128  # tokens; growing copies everything, so it must not happen at each step
+
     def __init__(
         self,
         config: Qwen2Config,
@@ -300,15 +302,17 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, S, K, C, Dh)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.first = 0
+        self.length = capacity  # of the longest sequence: what decoding looks at
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
 
-    def reserve(self, capacity: int) -> None:
-        """Make room for sequences of `capacity` tokens, keeping what is there."""
-        more = capacity - self.capacity
-        if more > 0:
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of up to `length` tokens, keeping what is there."""
+        self.length = length
+        if length > self.capacity:
+            more = -(-length // self.GROWTH) * self.GROWTH - self.capacity
             self.keys = F.pad(self.keys, (0, 0, 0, more))
             self.values = F.pad(self.values, (0, 0, 0, more))
 
@@ -333,7 +337,8 @@ class KVCache:
         row = torch.arange(rows, device=q.device)
         keys[row, :, positions[:, 0]] = k[:, 0]
         values[row, :, positions[:, 0]] = v[:, 0]
-        visible = torch.arange(keys.shape[2], device=q.device) <= positions  # (B, C)
+        keys, values = keys[:, :, : self.length], values[:, :, : self.length]
+        visible = torch.arange(self.length, device=q.device) <= positions  # (B, length)
         # The query heads that share a kv head become that head's queries: no key is copied.
         grouped = q.view(rows, keys.shape[1], -1, q.shape[3])  # (B, K, H / K, Dh)
         out = F.scaled_dot_product_attention(

@@ -1,0 +1,294 @@
+"""An evaluation: task rows -> prompts -> samples -> grades -> results (paper section 3.1.2).
+
+DIR holds samples.jsonl, grades.jsonl, results.json and report.md. Sampling and grading are apart:
+samples made elsewhere are graded by --regrade, and grading again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tinyr1 import __version__, report
+from tinyr1.chat import TemplateName, Tokenizer, check_template, guess_template
+from tinyr1.config import check_range, require
+from tinyr1.errors import UserError
+from tinyr1.files import hash_json, read_json, read_jsonl, write_json, write_jsonl
+from tinyr1.graders import SandboxUnavailable, grade
+from tinyr1.log import Log
+from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.record import Grade, Prompt, Sample
+from tinyr1.sampling.engine import Engine, SamplingSettings
+from tinyr1.sampling.run import sample_missing
+from tinyr1.sandbox import Level, open_sandbox
+from tinyr1.stats import mean, pass_at_1
+from tinyr1.tasks import Preset, load_task_file, make_prompts, prompt_lines
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Sample a model on tasks, grade the answers, report pass@1 with standard errors."""
+
+    task_file: Path | None = None
+    """Tasks as JSON lines (docs/formats.md)."""
+    out: Path | None = None
+    """Directory for samples, grades and the report."""
+    regrade: Path | None = None
+    """Grade this samples.jsonl; no model is loaded."""
+    compare: tuple[Path, ...] = ()
+    """Compare finished evaluations (their --out directories) by paired differences."""
+    show_prompts: bool = False
+    """Print the prompts as JSON lines, sample nothing."""
+    preset: Preset = "tinyr1"
+    """Prompts and trials: the paper's, DeepSeek's advice, or the row's prompt as it is."""
+    template: Literal["auto", "deepseek_r1", "qwen"] = "auto"
+    """Chat template; auto goes by the tokenizer's special tokens."""
+    trials: int | None = None
+    """Samples of each question (by default the preset's)."""
+    limit: int | None = None
+    """Only the first so many rows of each task."""
+    temperature: float = 0.6
+    """0 is greedy."""
+    top_p: float = 0.95
+    """Nucleus mass."""
+    top_k: int = 0
+    """Largest logits considered (0: all)."""
+    max_tokens: int = 32768
+    """New tokens a sample may have."""
+    max_model_len: int | None = None
+    """Prompt and answer together (by default the config's max_position_embeddings)."""
+    seed: int = 0
+    """Seed of all random streams."""
+    slots: int = 64
+    """Sequences sampled at once."""
+    dtype: Literal["fp32", "bf16"] | None = None
+    """Type of weights and cache (by default bf16 on CUDA, fp32 on CPU)."""
+    jobs: int = 2
+    """Programs graded at once."""
+    sandbox: Level = "namespaces"
+    """Isolation of programs; rlimits is weaker and protects no files."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "limit", "max_tokens", "max_model_len", "slots", "jobs"):
+            value = getattr(self, name)
+            if value is not None:
+                check_range(f"--{name.replace('_', '-')}", value, 1)
+        check_range("--temperature", self.temperature, 0)
+        check_range("--top-p", self.top_p, 1e-9, 1)
+        check_range("--top-k", self.top_k, 0)
+
+
+def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
+    """The task rows of a run, cut to --limit a task."""
+    require(config, "task_file")
+    assert config.task_file is not None
+    rows, counts = [], defaultdict[str, int](int)
+    for row in load_task_file(config.task_file):
+        counts[row["task"]] += 1
+        if config.limit is None or counts[row["task"]] <= config.limit:
+            rows.append(row)
+    return rows
+
+
+def show_prompts(model: Path | None, config: EvalConfig) -> None:
+    """Print every prompt; without a model, in the DeepSeek-R1 template of today."""
+    opens = Tokenizer(model).opens_thinking() if model else True
+    for line in prompt_lines(load_rows(config), config.preset, config.trials, opens):
+        print(line)
+
+
+def evaluate(model_path: Path, config: EvalConfig, log: Log) -> None:
+    """Sample what is missing in --out, grade everything, write results and report."""
+    require(config, "out", "task_file")
+    assert config.out is not None
+    rows = load_rows(config)
+    # What can fail for want of a sandbox fails before hours of sampling.
+    check_sandbox(rows, config, log)
+    model_config = Qwen2Config.from_pretrained(model_path)
+    tokenizer = Tokenizer(model_path)
+    template = choose_template(tokenizer, config)
+    prompts = make_prompts(
+        rows, tokenizer, template, config.preset, config.trials, tokenizer.opens_thinking()
+    )
+    max_len = config.max_model_len or model_config.max_position_embeddings
+    check_lengths(prompts, max_len)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    settings = SamplingSettings(
+        config.temperature, config.top_p, config.top_k, config.max_tokens, config.seed
+    )
+    record = asdict(settings) | {
+        "model": model_path.resolve().name,
+        "preset": config.preset,
+        "template": template,
+        "engine": "torch",
+        "dtype": dtype,
+        "max_model_len": max_len,
+        "prompts": hash_json([[*p.key, list(p.tokens)] for p in prompts]),
+    }
+    weights_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+    model = Qwen2.from_pretrained(model_path, weights_dtype, device)
+    slots = min(config.slots, len(prompts))
+    engine = Engine(model, tokenizer, settings, slots, max_len)
+    samples = sample_missing(engine, prompts, config.out, record, log)
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    versions = {"tinyr1": __version__, "torch": torch.__version__, "hardware": hardware}
+    finish(rows, samples, config, record | versions, log)
+
+
+def regrade(config: EvalConfig, log: Log) -> None:
+    """Grade samples made elsewhere against the task file."""
+    require(config, "regrade", "out", "task_file")
+    assert config.regrade is not None
+    rows = load_rows(config)
+    known = {(row["task"], row["id"]) for row in rows}
+    samples: list[Sample] = []
+    for number, line in read_jsonl(config.regrade):
+        try:
+            sample = Sample.from_json(line)
+        except ValueError as error:
+            raise UserError(f"{config.regrade}:{number}: {error}") from None
+        if (sample.task, sample.id) in known:
+            samples.append(sample)
+        elif config.limit is None:
+            raise UserError(
+                f"{config.regrade}:{number}: id={sample.id!r}: no such row in {config.task_file}"
+            )
+    if not samples:
+        raise UserError(f"{config.regrade}: no samples")
+    check_sandbox(rows, config, log)
+    finish(rows, samples, config, {"regraded": True}, log)
+
+
+def choose_template(tokenizer: Tokenizer, config: EvalConfig) -> TemplateName:
+    if config.template == "auto":
+        return guess_template(tokenizer)
+    check_template(tokenizer, config.template)
+    return config.template
+
+
+def check_lengths(prompts: Sequence[Prompt], max_len: int) -> None:
+    for prompt in prompts:
+        if len(prompt.tokens) >= max_len:
+            raise UserError(
+                f"task={prompt.task} id={prompt.id}: the prompt has {len(prompt.tokens)} tokens, "
+                f"max_model_len is {max_len}; raise --max-model-len or drop the row"
+            )
+
+
+def check_sandbox(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) -> None:
+    """Fail early where programs will have to run and the sandbox cannot be had."""
+    if not any(row["kind"] == "code" for row in rows):
+        return
+    if config.sandbox == "rlimits":
+        log.warn("--sandbox rlimits is no sandbox: programs can read and write this user's files")
+    try:
+        open_sandbox(config.sandbox)
+    except SandboxUnavailable as error:
+        raise UserError(str(error)) from None
+
+
+def finish(
+    rows: Sequence[dict[str, Any]],
+    samples: Sequence[Sample],
+    config: EvalConfig,
+    record: dict[str, Any],
+    log: Log,
+) -> None:
+    """Grade and write everything that --out holds beside the samples."""
+    assert config.out is not None
+    grades = grade_samples(rows, samples, config, log)
+    write_jsonl(config.out / "grades.jsonl", [g.to_json() for g in grades])
+    results = {"settings": record, "tasks": summarise(samples, grades)}
+    write_json(config.out / "results.json", results)
+    report.write_report(config.out, "Evaluation", report.evaluation_table(results["tasks"]), record)
+    for line in report.plain_lines(results["tasks"]):
+        log.say(line)
+
+
+def grade_samples(
+    rows: Sequence[dict[str, Any]], samples: Sequence[Sample], config: EvalConfig, log: Log
+) -> list[Grade]:
+    """Grades in sample order; the same text for the same row is graded once."""
+    by_key = {(row["task"], row["id"]): row for row in rows}
+
+    def key(sample: Sample) -> tuple[Any, ...]:
+        return (sample.task, sample.id, sample.text, sample.finish_reason, sample.think_open)
+
+    distinct = {key(sample): sample for sample in samples}
+
+    def work(sample: Sample) -> Grade:
+        return grade(
+            by_key[sample.task, sample.id],
+            sample.text,
+            sample.finish_reason,
+            think_open=sample.think_open,
+            sandbox=config.sandbox,
+        )
+
+    with ThreadPoolExecutor(config.jobs) as pool:
+        graded = pool.map(work, distinct.values())
+        bar = log.bar(graded, total=len(distinct), desc="grading", unit="answer")
+        verdicts = dict(zip(distinct, bar, strict=True))
+    return [replace(verdicts[key(s)], trial=s.trial) for s in samples]
+
+
+def summarise(samples: Sequence[Sample], grades: Sequence[Grade]) -> dict[str, dict[str, Any]]:
+    """Figures of each task, as results.json keeps them."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for task in dict.fromkeys(s.task for s in samples):
+        pairs = [(s, g) for s, g in zip(samples, grades, strict=True) if s.task == task]
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        reasons: dict[str, int] = defaultdict(int)
+        for sample, verdict in pairs:
+            outcomes[sample.id].append(verdict.correct)
+            if verdict.reason:
+                reasons[verdict.reason] += 1
+        estimate = pass_at_1(outcomes)
+        tokens = sorted(s.token_count for s, _ in pairs)
+        tasks[task] = {
+            "questions": estimate.questions,
+            "samples": len(pairs),
+            "pass_at_1": estimate.mean,
+            "question_se": estimate.question_se,
+            "sampling_se": estimate.sampling_se,
+            "mean_tokens": mean(tokens),
+            "median_tokens": tokens[len(tokens) // 2],
+            "max_tokens": tokens[-1],
+            "truncated": mean([s.finish_reason == "length" for s, _ in pairs]),
+            "thinks": mean([_has_thought(s.text) for s, _ in pairs]),
+            "reasons": dict(sorted(reasons.items())),
+        }
+    return tasks
+
+
+def _has_thought(text: str) -> bool:
+    thought, closed, _ = text.partition("</think>")
+    return bool(closed) and bool(thought.replace("<think>", "").strip())
+
+
+def load_outcomes(folder: Path) -> dict[str, dict[str, list[bool]]]:
+    """task -> question -> verdicts of a finished evaluation."""
+    outcomes: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for _, row in read_jsonl(folder / "grades.jsonl"):
+        outcomes[row["task"]][row["id"]].append(row["correct"])
+    return outcomes
+
+
+def compare(config: EvalConfig, log: Log) -> None:
+    """Print a table of evaluations with paired differences to the first."""
+    if len(config.compare) < 2:
+        raise UserError("--compare: expected at least two evaluation directories")
+    results = [read_json(folder / "results.json")["tasks"] for folder in config.compare]
+    outcomes = [load_outcomes(folder) for folder in config.compare]
+    names = [folder.name for folder in config.compare]
+    print(report.comparison_table(names, results, outcomes))

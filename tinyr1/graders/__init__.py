@@ -1,0 +1,74 @@
+"""Graders: from a task row and a model's text to a `Grade`. Total: never raises on text, never hangs.
+
+The rules (docs/formats.md): only what follows the last `</think>` counts; unfinished thinking is
+wrong; the headline is the exact rules' verdict. No text of a model reaches `eval` or a symbolic
+parser in this process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinyr1.answer import final_part, last_box
+from tinyr1.graders.choice import choice_letter
+from tinyr1.graders.code import extract_program, grade_program
+from tinyr1.graders.math import equal_answers
+from tinyr1.record import Grade
+from tinyr1.sandbox import SandboxUnavailable, open_sandbox
+
+__all__ = ["SandboxUnavailable", "grade"]
+
+
+def grade(
+    task_row: dict[str, Any],
+    text: str,
+    finish_reason: str = "stop",
+    *,
+    think_open: bool = False,
+    sandbox: str = "namespaces",
+) -> Grade:
+    """Grade one answer to one row of a task file (docs/formats.md); `trial` is 0 in the result.
+
+    Raises SandboxUnavailable where a program has to run and the machine cannot give the sandbox.
+    """
+    extracted, reason = None, "unfinished_thinking"
+    part = final_part(text, think_open, finish_reason)
+    if part is None and finish_reason == "length":
+        reason = "truncated"
+    elif part is not None:
+        extracted, reason = _GRADERS[task_row["kind"]](task_row, part, sandbox)
+        if extracted is None and finish_reason == "length":
+            reason = "truncated"
+    return Grade(
+        task=task_row["task"],
+        id=str(task_row["id"]),
+        trial=0,
+        correct=not reason,
+        extracted=extracted,
+        reason=reason,
+    )
+
+
+def _math(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, str]:
+    box = last_box(text)
+    if box is None or not box.strip():
+        return None, "no_answer"
+    return box, "" if equal_answers(str(row["answer"]), box) else "wrong_answer"
+
+
+def _choice(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, str]:
+    count = len(row["choices"]) if row.get("choices") else 4
+    letter = choice_letter(text, "ABCDEFGHIJ"[:count])
+    if letter is None:
+        return None, "no_answer"
+    return letter, "" if letter == row["answer"] else "wrong_answer"
+
+
+def _code(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, str]:
+    program = extract_program(text)
+    if program is None:
+        return None, "no_answer"
+    return program, grade_program(program, row, open_sandbox(sandbox))
+
+
+_GRADERS = {"math": _math, "choice": _choice, "code": _code}

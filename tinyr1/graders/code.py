@@ -1,0 +1,82 @@
+"""Programs (LiveCodeBench): the last fenced block, run against every test in the sandbox.
+
+A test is standard input and expected output, or with `fn_name` one JSON argument a line and one
+JSON result. The comparison happens here; the program never sees what is expected.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from tinyr1.answer import last_fenced_block
+from tinyr1.sandbox import Outcome, Sandbox
+
+TIMEOUT_S = 6.0  # a test, as in LiveCodeBench
+_REASONS = {"output_limit": "runtime_error"}
+
+
+def extract_program(text: str) -> str | None:
+    """The program in an answer: its last complete fenced block."""
+    return last_fenced_block(text)
+
+
+def grade_program(program: str, row: dict[str, Any], sandbox: Sandbox) -> str:
+    """Run all tests of a task row; returns "" when every one passes, else why the first failed."""
+    tests = row["tests"]
+    fn_name = tests.get("fn_name")
+    timeout_s = float(row.get("timeout_s") or TIMEOUT_S)
+    budget_s = float(row.get("timeout_total_s") or (timeout_s + 1) * len(tests["inputs"]) + 5)
+    for given, expected in zip(tests["inputs"], tests["outputs"], strict=True):
+        if budget_s <= 0:
+            return "timeout"
+        outcome = sandbox.run(program, given, fn_name, min(timeout_s, budget_s))
+        budget_s -= outcome.seconds
+        reason = _verdict(outcome, expected, fn_name is not None)
+        if reason:
+            return reason
+    return ""
+
+
+def _verdict(outcome: Outcome, expected: str, is_value: bool) -> str:
+    if outcome.status != "ok":
+        return _REASONS.get(outcome.status, outcome.status)
+    equal = _equal_values if is_value else equal_output
+    return "" if equal(outcome.stdout, expected) else "wrong_answer"
+
+
+def _equal_values(produced: str, expected: str) -> bool:
+    """Compare two JSON values; True is not 1, 3.0 is 3."""
+    try:
+        return _same(json.loads(produced), json.loads(expected))
+    except (json.JSONDecodeError, RecursionError):
+        return False
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def equal_output(produced: str, expected: str) -> bool:
+    """Equal line by line after stripping, or as equal decimals; no tolerance."""
+    lines, wanted = produced.strip().split("\n"), expected.strip().split("\n")
+    if len(lines) != len(wanted):
+        return False
+    return all(
+        a.strip() == b.strip() or _equal_decimals(a, b) for a, b in zip(lines, wanted, strict=True)
+    )
+
+
+def _equal_decimals(a: str, b: str) -> bool:
+    x, y = a.split(), b.split()
+    if len(x) != len(y):
+        return False
+    try:
+        return [Decimal(v) for v in x] == [Decimal(v) for v in y]
+    except InvalidOperation:
+        return False

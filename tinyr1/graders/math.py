@@ -1,0 +1,362 @@
+r"""Equality of mathematical answers (AIME, MATH-500), by exact rules and without a symbolic engine.
+
+An answer becomes a value: a rational number (exact, never a float), a unit beside it, a tuple or
+interval with its brackets, a set, an unordered list, a matrix, or else its normalised text. Two
+answers are equal when their values are. A wrong answer that is accepted is worse than a right one
+that is missed, so what these rules do not understand is compared as text.
+Left out: radicals, identities of polynomials, logarithms (the `eval` extra's second opinion).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from fractions import Fraction
+from typing import NamedTuple
+
+from tinyr1.answer import last_box
+
+MAX_BITS = 20_000  # a power beyond this stays text: no answer needs it, and it must not hang us
+
+
+class Quantity(NamedTuple):
+    """A number with its unit ("" for none)."""
+
+    value: Fraction
+    unit: str
+
+
+class Group(NamedTuple):
+    """Ordered elements between brackets: a tuple, an interval, a row, or (name `=`) an equation."""
+
+    kind: str
+    parts: tuple[object, ...]
+
+
+Value = object  # Quantity | Group | frozenset (a set) | Counter-like tuple of a list | str
+
+_SPACING = re.compile(r"\\(?:left|right|displaystyle|limits|quad|qquad|[,;:! ])|~|\u00a0")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|rm)\s*\{([^{}]*)\}")
+_COLOUR = re.compile(r"\\(?:color|textcolor)\s*\{[^{}]*\}")
+_WORDS = str.maketrans("−–∞π×·≤≥°，", "--∞π×·≤≥°,")
+_SYNONYMS = (
+    (r"\\[dt]frac", r"\\frac"),
+    (r"\\geq?(?![a-z])|≥|\\geqslant", ">="),
+    (r"\\leq?(?![a-z])|≤|\\leqslant", "<="),
+    (r"\\(?:varnothing|emptyset)|∅", r"\\emptyset"),
+    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°", r"\\deg "),
+    (r"\\(?:cdot|times|ast)(?![a-z])|×|·", "*"),
+    (r"\\infty|∞", "INF"),
+    (r"π", r"\\pi "),
+    (r"\\%|%", r"\\pct "),
+    (r"\\\$|\$", ""),
+    (r"\\[()\[\]]", ""),
+    (r"\{,\}|,\\!", ","),
+)
+_UNIT_WORDS = {"inches": "in", "inch": "in", "percent": "\\pct", "degrees": "\\deg", "degree": "\\deg"}
+_ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
+
+
+def equal_answers(gold: str, answer: str) -> bool:
+    """Whether `answer` (content of a box) equals `gold` (LaTeX or plain text)."""
+    wanted, given = parse(gold), parse(answer)
+    return bool(wanted) and _equal(wanted, given)
+
+
+def parse(text: str) -> Value:
+    """The value of an answer; "" for nothing."""
+    return _parse(_normalise(text))
+
+
+def _normalise(text: str) -> str:
+    text = text.translate(_WORDS).strip()
+    if r"\boxed" in text:
+        text = last_box(text) or ""
+    text = _COLOUR.sub("", text)
+    text = text.replace(r"\{", "LBRACE ").replace(r"\}", "RBRACE ")
+    for pattern, replacement in _SYNONYMS:
+        text = re.sub(pattern, replacement, text)
+    text = _SPACING.sub("", text)
+    text = re.sub(r"\s+", " ", text).strip()
+    while text.startswith("{") and _matching(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
+    return text.rstrip(".") if not text.endswith("..") else text
+
+
+def _parse(text: str) -> Value:
+    text = text.strip()
+    wrapper = _TEXT.fullmatch(text)
+    if wrapper:
+        return _parse(wrapper[1])
+    if r"\begin" in text:
+        return _parse_matrix(text)
+    unions = _split(text, r"\cup")
+    if len(unions) > 1:
+        return _union([_parse(part) for part in unions])
+    if _THOUSANDS.fullmatch(text):
+        return _parse_single(re.sub("[, ]", "", text))
+    parts = [p for piece in _split(text, ",") for p in _split_words(piece)]
+    if len(parts) > 1:
+        return _list([_parse(part) for part in parts if part.strip()])
+    sides = _split(text, "=")
+    if len(sides) == 2 and text[text.find("=") - 1] not in "<>":
+        return Group("=", (_plain(sides[0]), _parse(sides[1])))
+    if text.startswith(r"\pm"):
+        value = _parse(text.removeprefix(r"\pm"))
+        negative = _parse("-" + text.removeprefix(r"\pm").strip())
+        return _list([value, negative])
+    return _parse_bracketed(text) or _parse_single(text)
+
+
+def _split_words(text: str) -> list[str]:
+    r"""Cut at a textual "and" or "or"."""
+    return re.split(r"\\(?:text|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s)", text)
+
+
+def _list(values: list[Value]) -> Value:
+    return Group("list", tuple(sorted(values, key=repr)))
+
+
+def _union(values: list[Value]) -> Value:
+    if all(isinstance(v, frozenset) for v in values):
+        return frozenset().union(*(v for v in values if isinstance(v, frozenset)))
+    return Group("union", tuple(sorted(values, key=repr)))
+
+
+def _parse_bracketed(text: str) -> Value | None:
+    """A set, tuple or interval; a single thing in parentheses is that thing."""
+    if text.startswith("LBRACE") and text.endswith("RBRACE"):
+        inner = text.removeprefix("LBRACE").removesuffix("RBRACE")
+        return frozenset(_parse(p) for p in _split(inner, ",") if p.strip())
+    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and _matching(text, 0) == len(text) - 1:
+        parts = _split(text[1:-1], ",")
+        if len(parts) > 1:
+            return Group(text[0] + text[-1], tuple(_parse(p) for p in parts))
+        if text[0] == "(":
+            return _parse(text[1:-1])
+    return None
+
+
+def _parse_matrix(text: str) -> Value:
+    match = re.fullmatch(r"\\begin\{([pbvBV]?matrix)\}(.*)\\end\{\1\}", text, re.DOTALL)
+    if match is None:
+        return _plain(text)
+    rows = [row for row in re.split(r"\\\\", match[2]) if row.strip()]
+    cells = tuple(Group("row", tuple(_parse(c) for c in row.split("&"))) for row in rows)
+    return Group(match[1], cells)
+
+
+def _parse_single(text: str) -> Value:
+    """A number, a number with a unit, or text."""
+    body, unit = _split_unit(text)
+    number = _evaluate(body)
+    if number is not None:
+        return Quantity(number, unit)
+    return _plain(text)
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    """`10\\text{ cm}^2` -> ("10", "cm2"); a unit is a word after a number, never a lone symbol."""
+    match = re.fullmatch(
+        r"(?P<body>.*?[\d})])\s*(?:"
+        r"(?P<mark>\\deg|\\pct)|"
+        r"\\(?:text|mbox|mathrm|rm|textrm)\s*\{\s*(?P<text>[A-Za-z][A-Za-z ./°]*)\s*\}|"
+        r"(?P<word>[A-Za-z]{2,}(?: [A-Za-z]{2,})*)"
+        r")\s*(?:\^\s*\{?(?P<power>\d)\}?)?\s*",
+        text,
+    )
+    if match is None:
+        return text, ""
+    unit = (match["mark"] or match["text"] or match["word"]).strip().lower()
+    unit = _UNIT_WORDS.get(unit, unit)
+    if not unit.startswith("\\") and len(unit) > 3:
+        unit = unit.removesuffix("s")
+    return match["body"], unit + (match["power"] or "")
+
+
+def _plain(text: str) -> str:
+    """Text as it is compared: no wrappers, no spaces; words in lower case."""
+    text = _TEXT.sub(r"\1", text)
+    text = _ALONE.sub(r"\1\2", text)
+    text = re.sub(r"\\sqrt\s*\{\s*([A-Za-z0-9])\s*\}", r"\\sqrt\1", text)
+    text = re.sub(r"\s+", "", text).strip(".")
+    text = re.sub(r"\*(?!\d)", "", text)  # 4*\pi is 4\pi, but 2*3 is not 23
+    if len(text) > 2 and text[0] == "(" and text[-1] == ")" and _matching(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    return text.lower() if re.fullmatch(r"[A-Za-z]{2,}", text) else text
+
+
+def _equal(gold: Value, given: Value) -> bool:
+    if isinstance(gold, Quantity) and isinstance(given, Quantity):
+        units_agree = gold.unit == given.unit or not gold.unit or not given.unit
+        return gold.value == given.value and units_agree
+    if isinstance(gold, Group) and isinstance(given, Group) and gold.kind == given.kind:
+        if len(gold.parts) != len(given.parts):
+            return False
+        if gold.kind in ("list", "union"):
+            return _equal_unordered(gold.parts, given.parts)
+        return all(_equal(a, b) for a, b in zip(gold.parts, given.parts, strict=True))
+    if isinstance(gold, frozenset) and isinstance(given, frozenset):
+        return len(gold) == len(given) and _equal_unordered(tuple(gold), tuple(given))
+    # `x = 5` answers 5, and where 5 is wanted any left side that names something will do.
+    if isinstance(given, Group) and given.kind == "=" and not _is_equation(gold):
+        return bool(re.search("[A-Za-z]", str(given.parts[0]))) and _equal(gold, given.parts[1])
+    if isinstance(gold, Group) and gold.kind == "=" and not _is_equation(given):
+        named = re.fullmatch(r"\\?[A-Za-z]+(?:_\w|_\{\w+\})?(?:\([a-z]\))?", str(gold.parts[0]))
+        return bool(named) and _equal(gold.parts[1], given)
+    if isinstance(gold, Group) and gold.kind == "list" and isinstance(given, Group):
+        return False
+    return isinstance(gold, str) and gold == given
+
+
+def _is_equation(value: Value) -> bool:
+    return isinstance(value, Group) and (
+        value.kind == "=" or (value.kind == "list" and any(_is_equation(p) for p in value.parts))
+    )
+
+
+def _equal_unordered(gold: tuple[Value, ...], given: tuple[Value, ...]) -> bool:
+    """Equal as multisets under `_equal` (units make it no plain comparison)."""
+    if Counter(map(repr, gold)) == Counter(map(repr, given)):
+        return True
+    left = list(given)
+    for value in gold:
+        match = next((i for i, other in enumerate(left) if _equal(value, other)), None)
+        if match is None:
+            return False
+        left.pop(match)
+    return not left
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Cut at separators outside of all brackets."""
+    parts, depth, start, i = [], 0, 0, 0
+    while i < len(text):
+        if text.startswith("LBRACE", i) or text[i] in "([{":
+            depth += 1
+        elif text.startswith("RBRACE", i) or text[i] in ")]}":
+            depth = max(depth - 1, 0)
+        elif depth == 0 and text.startswith(separator, i):
+            parts.append(text[start:i])
+            start = i + len(separator)
+            i = start
+            continue
+        i += 1
+    return [*parts, text[start:]]
+
+
+def _matching(text: str, start: int) -> int:
+    """Index of the bracket that closes the one at `start` (any kind closes any: `[0, 1)`)."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] in "([{") - (text[i] in ")]}")
+        if depth == 0:
+            return i
+    return -1
+
+
+# ---------------------------------------------------------------- exact arithmetic
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<frac>\\frac)|(?P<op>[-+*/^(){}]))"
+)
+
+
+def _evaluate(text: str) -> Fraction | None:
+    """Value of a rational expression in LaTeX or plain notation; None where it is none."""
+    over = re.fullmatch(r"\{?(?P<a>.+?)\}?\s*\\over\s*\{?(?P<b>.+?)\}?", text)
+    if over:
+        text = f"({over['a']})/({over['b']})"
+    tokens: list[str] = []
+    at = 0
+    text = text.strip()
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            return None
+        tokens.append(match[0].strip())
+        at = match.end()
+    if len(tokens) > 200 or not tokens:
+        return None
+    try:
+        reader = _Reader(tokens)
+        value = reader.sum()
+        return value if reader.at == len(tokens) else None
+    except (ValueError, ZeroDivisionError, IndexError):
+        return None
+
+
+class _Reader:
+    """Recursive descent over tokens; ValueError or IndexError where the grammar ends."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens, self.at = tokens, 0
+
+    def peek(self) -> str:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
+    def take(self) -> str:
+        self.at += 1
+        return self.tokens[self.at - 1]
+
+    def sum(self) -> Fraction:
+        value = self.product()
+        while self.peek() in ("+", "-"):
+            value = value + self.product() if self.take() == "+" else value - self.product()
+        return value
+
+    def product(self) -> Fraction:
+        sign = 1
+        while self.peek() in ("+", "-"):
+            sign = -sign if self.take() == "-" else sign
+        value = sign * self.power()
+        while self.peek():
+            if self.peek() in ("*", "/"):
+                multiply = self.take() == "*"
+                negative = self.peek() == "-" and bool(self.take())
+                factor = -self.power() if negative else self.power()
+                value = value * factor if multiply else value / factor
+            elif self.peek() == r"\frac" and value.denominator == 1:  # a mixed number: 3\frac12
+                part = self.power()
+                value += part if value >= 0 else -part
+            else:
+                break
+        return value
+
+    def power(self) -> Fraction:
+        base = self.atom()
+        if self.peek() != "^":
+            return base
+        self.take()
+        negative = self.peek() == "-" and bool(self.take())
+        exponent = self.atom()
+        if exponent.denominator != 1:
+            raise ValueError("a root is no rational")
+        count = int(exponent)
+        if max(base.numerator.bit_length(), base.denominator.bit_length()) * count > MAX_BITS:
+            raise ValueError("too large")
+        return base ** (-count if negative else count)
+
+    def atom(self) -> Fraction:
+        token = self.take()
+        if token == r"\frac":
+            return self.fraction_part() / self.fraction_part()
+        if token in "({":
+            value = self.sum()
+            if self.take() != {"(": ")", "{": "}"}[token]:
+                raise ValueError("unbalanced")
+            return value
+        if len(token) > 400 or abs(int((re.search(r"[eE]([+-]?\d+)", token) or "00")[1])) > 400:
+            raise ValueError("too long")
+        return Fraction(token.rstrip(".") if token.endswith(".") else token)
+
+    def fraction_part(self) -> Fraction:
+        r"""An argument of \frac: a group, or a single digit (\frac43)."""
+        token = self.peek()
+        if token == "{":
+            return self.atom()
+        if token.isdigit() and len(token) > 1:
+            self.tokens[self.at] = token[1:]
+            return Fraction(int(token[0]))
+        return self.atom()

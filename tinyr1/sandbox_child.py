@@ -1,0 +1,329 @@
+"""The far side of the sandbox: a small server that runs each program in a process of its own.
+
+Run by path with `python -I -S -B` and nothing but the standard library; sandbox.py talks to it.
+It holds no secrets and no expected outputs. For each job it forks
+
+    keeper    leaves this session and enters new namespaces
+    init      process 1 of the new pid namespace: builds a root that holds only the interpreter
+    program   gives up every privilege, takes its limits, runs the model's code
+
+so when init ends, the kernel ends whatever the program left behind.
+"""
+
+import ctypes
+import io
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+
+PREAMBLE = """
+from string import *
+from re import *
+from datetime import *
+from collections import *
+from heapq import *
+from bisect import *
+from copy import *
+from math import *
+from random import *
+from statistics import *
+from itertools import *
+from functools import *
+from operator import *
+from io import *
+from sys import *
+from json import *
+from builtins import *
+from typing import *
+import string, re, datetime, collections, heapq, bisect, copy, math, random, statistics, itertools
+import functools, operator, io, sys, json
+sys.setrecursionlimit(50000)
+"""
+EXIT_COMPILE, EXIT_RUNTIME, EXIT_MEMORY = 81, 82, 83
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+SYS_MOUNT_SETATTR = 442  # the same number on every architecture
+AT_RECURSIVE, MOUNT_ATTR_RDONLY = 0x8000, 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name, *args):
+    """A libc call that raises OSError."""
+    if getattr(libc, name)(*args) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def mount(source, target, kind=None, flags=0, options=None):
+    encoded = [None if v is None else v.encode() for v in (source, target, kind, options)]
+    call("mount", encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
+
+
+def die_with_parent():
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+# ---------------------------------------------------------------- the three processes of a job
+
+
+def keeper(job, out_fd, status_fd):
+    """Enter new namespaces, start init in them and wait for it."""
+    os.setsid()
+    die_with_parent()
+    if job["level"] == "rlimits":
+        init(job, out_fd, status_fd)
+    is_root = os.geteuid() == 0
+    job["user"] = 60000 + os.getpid() % 5000  # of its own, so that process limits are its own
+    try:
+        spaces = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+        user, group = os.getuid(), os.getgid()
+        call("unshare", spaces if is_root else spaces | CLONE_NEWUSER)
+        if not is_root:  # stay the same user inside; without this line we would be nobody
+            write_text("/proc/self/setgroups", "deny")
+            write_text("/proc/self/uid_map", f"{user} {user} 1")
+            write_text("/proc/self/gid_map", f"{group} {group} 1")
+        pid = os.fork()
+    except OSError as error:
+        os.write(status_fd, f"E{error}".encode())
+        os._exit(1)
+    if pid == 0:
+        die_with_parent()
+        init(job, out_fd, status_fd)
+    os.close(out_fd)
+    os.close(status_fd)
+    os.waitpid(pid, 0)
+    os._exit(0)
+
+
+def write_text(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def init(job, out_fd, status_fd):
+    """Build the root, run the program, report how it ended, and take everything down by ending."""
+    try:
+        if job["level"] == "namespaces":
+            build_root()
+        pid = os.fork()
+    except OSError as error:
+        os.write(status_fd, f"E{error}".encode())
+        os._exit(1)
+    if pid == 0:
+        os.close(status_fd)
+        program(job, out_fd)
+    os.close(out_fd)
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            break
+    os.write(status_fd, f"X{os.waitstatus_to_exitcode(status)}".encode())
+    os._exit(0)
+
+
+def build_root():
+    """A root of read-only views of the interpreter and its libraries, and an empty /tmp."""
+    wanted = [sys.base_prefix, "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    # The new root is mounted over a folder that must not hide what is bound into it.
+    free = [p for p in ("/mnt", "/srv", "/media", "/tmp") if not sys.base_prefix.startswith(p)]
+    root = next(p for p in free if os.path.isdir(p))
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=755")
+    for path in sorted({os.path.normpath(p) for p in wanted}, key=len):
+        target = root + path
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), target)
+        elif os.path.isdir(path) and not os.path.isdir(target):  # else a parent is bound already
+            os.makedirs(target)
+            mount(path, target, None, MS_BIND | MS_REC)
+            set_read_only(target)
+    os.makedirs(root + "/dev")
+    for device in ("/dev/null", "/dev/urandom", "/dev/zero"):
+        os.close(os.open(root + device, os.O_CREAT))
+        mount(device, root + device, None, MS_BIND)
+    os.makedirs(root + "/tmp")
+    os.chmod(root + "/tmp", 0o1777)
+    os.chroot(root)
+    os.chdir("/tmp")
+
+
+def set_read_only(target):
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    call("syscall", SYS_MOUNT_SETATTR, -100, target.encode(), AT_RECURSIVE, attributes, 32)
+
+
+def give_up_privileges(user):
+    """No capability, no way back to one, and as real root a user of our own."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    else:
+        for capability in range(64):
+            libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        header, data = struct.pack("Ii", 0x20080522, 0), bytes(24)
+        call("capset", header, data)
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    die_with_parent()  # again: changing the user cleared it
+
+
+def program(job, out_fd):
+    """Take the limits, wire the descriptors, run the code; never returns."""
+    stdin_fd = os.memfd_create("stdin")
+    os.write(stdin_fd, job["stdin"].encode())
+    os.lseek(stdin_fd, 0, os.SEEK_SET)
+    null = os.open("/dev/null", os.O_RDWR)
+    calls_function = job["fn_name"] is not None
+    os.dup2(stdin_fd, 0)
+    os.dup2(null if calls_function else out_fd, 1)
+    os.dup2(null, 2)
+    os.dup2(out_fd, 3)
+    os.closerange(4, 256)
+    if not calls_function:
+        os.close(3)
+    if job["level"] == "namespaces":
+        give_up_privileges(job["user"])
+    memory = job["memory_mb"] << 20
+    cpu = int(job["timeout_s"]) + 1
+    for name, limit in (
+        ("AS", memory),
+        ("CPU", cpu),
+        ("FSIZE", 16 << 20),
+        ("NOFILE", 64),
+        ("NPROC", 64),
+        ("CORE", 0),
+    ):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+    os.environ.clear()
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), encoding="utf-8")
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w")), encoding="utf-8")
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w")), encoding="utf-8")
+    os._exit(run(job))
+
+
+def run(job):
+    """Execute the program (and call its function); returns the exit code."""
+    dumps = json.dumps  # our own reference: what the program patches later is not ours
+    loads, write = json.loads, os.write
+    sys.argv = ["solution.py"]
+    sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
+    space = {"__name__": "__main__", "__builtins__": __builtins__}
+    exec(PREAMBLE, space)
+    try:
+        code = compile(job["program"], "solution.py", "exec")
+    except (SyntaxError, ValueError, RecursionError):
+        return EXIT_COMPILE
+    except MemoryError:
+        return EXIT_MEMORY
+    try:
+        try:
+            exec(code, space)
+        except SystemExit:
+            pass
+        if job["fn_name"] is not None:
+            function = space.get(job["fn_name"])
+            if function is None and "Solution" in space:
+                function = getattr(space["Solution"](), job["fn_name"], None)
+            arguments = [loads(line) for line in job["stdin"].split("\n") if line.strip()]
+            answer = dumps(function(*arguments)).encode()
+            while answer:
+                answer = answer[write(3, answer) :]
+        sys.stdout.flush()
+    except MemoryError:
+        return EXIT_MEMORY
+    except BaseException:
+        return EXIT_RUNTIME
+    return 0
+
+
+# ---------------------------------------------------------------- the server
+
+
+def serve_job(job):
+    """Run one job; returns the reply."""
+    out_read, out_write = os.pipe()
+    status_read, status_write = os.pipe()
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os.close(out_read)
+        os.close(status_read)
+        keeper(job, out_write, status_write)
+        os._exit(1)
+    os.close(out_write)
+    os.close(status_write)
+    deadline = started + job["timeout_s"]
+    output, report, timed_out, flooded = bytearray(), b"", False, False
+    waiting = {out_read, status_read}
+    while waiting:
+        left = deadline - time.monotonic()
+        ready = select.select(list(waiting), [], [], max(left, 0))[0]
+        if not ready:
+            timed_out = True
+            break
+        for fd in ready:
+            chunk = os.read(fd, 1 << 16)
+            if not chunk:
+                waiting.discard(fd)
+            elif fd == out_read:
+                output += chunk
+            else:
+                report += chunk
+        if len(output) > job["output_limit"]:
+            flooded = True
+            break
+        if job["level"] == "rlimits" and status_read not in waiting:
+            break  # a process that the program left behind may hold the pipe open for ever
+    try:  # in case of rlimits: everything in the program's session
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(out_read)
+    os.close(status_read)
+    return {
+        "timed_out": timed_out,
+        "flooded": flooded,
+        "report": report.decode(errors="replace"),
+        "stdout": output.decode("utf-8", errors="replace"),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def read_exactly(fd, count):
+    data = b""
+    while len(data) < count:
+        chunk = os.read(fd, count - len(data))
+        if not chunk:
+            os._exit(0)  # the other side is gone
+        data += chunk
+    return data
+
+
+def main():
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    jobs, replies = os.dup(0), os.dup(1)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    exec(PREAMBLE, {})  # imported once here, so that no job pays for it
+    while True:
+        (size,) = struct.unpack("<I", read_exactly(jobs, 4))
+        reply = json.dumps(serve_job(json.loads(read_exactly(jobs, size)))).encode()
+        data = struct.pack("<I", len(reply)) + reply
+        while data:
+            data = data[os.write(replies, data) :]
+
+
+if __name__ == "__main__":
+    main()

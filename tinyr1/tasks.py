@@ -1,0 +1,176 @@
+"""Tasks: rows of a task file, and the prompts that a preset makes of them (paper section 3.1.2).
+
+The paper's three scores come from three code bases with three prompts. `tinyr1` reproduces them to
+the byte; `r1` follows DeepSeek's own advice (no system message, thinking opened); `plain` sends a
+row's prompt as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tinyr1.chat import TemplateName, Tokenizer, render_prompt
+from tinyr1.errors import UserError
+from tinyr1.files import read_jsonl
+from tinyr1.record import Message, Prompt
+
+Preset = Literal["tinyr1", "r1", "plain"]
+KINDS = ("math", "choice", "code")
+TRIALS = {"tinyr1": {"math": 16, "choice": 4, "code": 4}}  # the paper's; other presets: 1
+
+BOX = "Please reason step by step, and put your final answer within \\boxed{}."
+CHOICE_SYSTEM = "You are a helpful and harmless assistant. You should think step-by-step."
+# The doubled braces are in the protocol: that string was never formatted.
+CHOICE_HEAD = (
+    "Return your final response within \\boxed{{}} and only include the letter choice "
+    "(A, B, C, or D) as your final response. "
+)
+CODE_HEAD = (
+    "You will be given a question (problem specification) and will generate a correct Python "
+    "program that matches the specification and passes all tests.\n\nQuestion: "
+)
+CODE_STARTER = (
+    "You will use the following starter code to write the solution to the problem and enclose "
+    "your code within delimiters.\n"
+)
+CODE_STDIN = (
+    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly "
+    "test on the sample inputs). Enclose your code within delimiters as follows.\n"
+)
+
+
+def load_task_file(path: Path) -> list[dict[str, Any]]:
+    """Read and check a task file; UserError names file, line and field."""
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
+    for number, row in read_jsonl(path):
+        try:
+            check_row(row)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        key = row["task"], str(row["id"])
+        if key in seen:
+            raise UserError(f"{path}:{number}: id={key[1]!r}: appears twice in task {key[0]!r}")
+        seen.add(key)
+        rows.append(row | {"id": key[1]})
+    if not rows:
+        raise UserError(f"{path}: no rows; expected one JSON object a line")
+    return rows
+
+
+def check_row(row: Any) -> None:
+    """Raise ValueError naming the field that breaks the task-file contract (docs/formats.md)."""
+    if not isinstance(row, dict):
+        raise ValueError("expected a JSON object")
+    if "id" not in row:
+        raise ValueError("id: missing")
+    for name in ("task", "prompt"):
+        if not isinstance(row.get(name), str) or not row[name]:
+            raise ValueError(f"{name}={row.get(name)!r}: expected text")
+    kind = row.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
+    if kind == "code":
+        _check_tests(row.get("tests"))
+    elif kind == "math":
+        if not isinstance(row.get("answer"), (str, int, float)) or not str(row["answer"]).strip():
+            raise ValueError(f"answer={row.get('answer')!r}: expected the reference answer")
+    else:
+        choices = row.get("choices")
+        if choices is not None and (not isinstance(choices, list) or len(choices) != 4):
+            raise ValueError("choices: expected a list of 4 strings")
+        if row.get("answer") not in ("A", "B", "C", "D"):
+            raise ValueError(f"answer={row.get('answer')!r}: expected A, B, C or D")
+
+
+def _check_tests(tests: Any) -> None:
+    if not isinstance(tests, dict):
+        raise ValueError("tests: expected an object with inputs, outputs and fn_name")
+    inputs, outputs = tests.get("inputs"), tests.get("outputs")
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs:
+        raise ValueError("tests: inputs and outputs must be non-empty lists")
+    if len(inputs) != len(outputs):
+        raise ValueError(f"tests: {len(inputs)} inputs but {len(outputs)} outputs")
+    if not all(isinstance(x, str) for x in [*inputs, *outputs]):
+        raise ValueError("tests: every input and output must be a string")
+
+
+def messages(row: dict[str, Any], preset: Preset) -> tuple[Message, ...]:
+    """The conversation that a preset makes of a row."""
+    if preset == "plain":
+        return (Message("user", row["prompt"]),)
+    if row["kind"] == "math":
+        if preset == "tinyr1":
+            return Message("system", BOX), Message("user", row["prompt"])
+        return (Message("user", f"{row['prompt']}\n{BOX}"),)
+    if row["kind"] == "code":
+        return (Message("user", _code_text(row)),)
+    choices = row.get("choices")
+    if preset == "tinyr1":
+        listed = ", ".join(f"{x}) {c}" for x, c in zip("ABCD", choices or (), strict=False))
+        text = CHOICE_HEAD + row["prompt"] + "\n" + listed if choices else row["prompt"]
+        return Message("system", CHOICE_SYSTEM), Message("user", text)
+    listed = "\n".join(f"{x}) {c}" for x, c in zip("ABCD", choices or (), strict=False))
+    text = f"{row['prompt']}\n\n{listed}\n{BOX}" if choices else f"{row['prompt']}\n{BOX}"
+    return (Message("user", text),)
+
+
+def _code_text(row: dict[str, Any]) -> str:
+    starter = row.get("starter_code")
+    tail = CODE_STARTER if starter else CODE_STDIN
+    body = starter or "# YOUR CODE HERE"
+    return f"{CODE_HEAD}{row['prompt']}\n\n{tail}```python\n{body}\n```\n\n"
+
+
+def opens_thinking(kind: str, preset: Preset, template_opens: bool) -> bool:
+    """Whether the prompt ends in `<think>\\n`.
+
+    Under `tinyr1` AIME's never did, and the others went through the model's own chat template.
+    """
+    if preset == "r1":
+        return True
+    return preset == "tinyr1" and kind != "math" and template_opens
+
+
+def make_prompts(
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    template: TemplateName,
+    preset: Preset,
+    trials: int | None,
+    template_opens: bool,
+) -> list[Prompt]:
+    """Every (row, trial) as token ids; trials of one row are neighbours, so it is read once."""
+    prompts: list[Prompt] = []
+    for row in rows:
+        open_thinking = opens_thinking(row["kind"], preset, template_opens)
+        ids = tuple(render_prompt(tokenizer, messages(row, preset), template, open_thinking))
+        count = trials or TRIALS.get(preset, {}).get(row["kind"], 1)
+        prompts += [Prompt(row["task"], row["id"], t, ids, open_thinking) for t in range(count)]
+    return prompts
+
+
+def prompt_text(row: dict[str, Any], preset: Preset, template_opens: bool) -> str:
+    """The prompt as the DeepSeek-R1 template writes it, for reading."""
+    from tinyr1 import chat
+
+    marks = {"system": "", "user": chat.USER, "assistant": chat.ASSISTANT}
+    text = chat.BOS + "".join(marks[m.role] + m.content for m in messages(row, preset))
+    opened = opens_thinking(row["kind"], preset, template_opens)
+    return text + chat.ASSISTANT + (chat.THINK_OPEN + "\n" if opened else "")
+
+
+def prompt_lines(
+    rows: Sequence[dict[str, Any]], preset: Preset, trials: int | None, template_opens: bool
+) -> list[str]:
+    """JSON lines {"task", "id", "trial", "prompt"} for --show-prompts."""
+    lines: list[str] = []
+    for row in rows:
+        text = prompt_text(row, preset, template_opens)
+        for trial in range(trials or TRIALS.get(preset, {}).get(row["kind"], 1)):
+            line = {"task": row["task"], "id": row["id"], "trial": trial, "prompt": text}
+            lines.append(json.dumps(line, ensure_ascii=False))
+    return lines

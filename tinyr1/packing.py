@@ -84,12 +84,10 @@ def make_batch(
 
     read(i) gives the tokens (int) and the target mask (bool) of document i. `weighting` says what
     has one vote in the loss: each target token, each document, or each pack. `pad_to` fills the
-    row up with a document of padding, which has no targets.
+    row up with a document of padding, which has no targets; without packs it must be at least 1.
     """
-    tokens: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    weights: list[np.ndarray] = []
+    nothing = np.zeros(0)  # so that a rank without packs gets an empty batch
+    tokens, rows, targets, weights = [nothing], [nothing], [nothing], [nothing]
     segment_lengths: list[int] = []
     start = 0
     for pack in packs:

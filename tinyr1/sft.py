@@ -170,20 +170,19 @@ class Plan:
     def batches(self, packs: Sequence[Pack], ranks: Ranks) -> list[Batch]:
         """This rank's micro-batches. All ranks get equally many: FSDP's collectives need it."""
         size = self.config.micro_batch_size
-        capacity = self.config.seq_len * size
         # On a GPU every micro-batch has one shape, so that memory does not fragment.
-        pad_to = capacity if ranks.device.type == "cuda" else 1
-        count = math.ceil(len(packs) / (ranks.world_size * size))
-        starts = [(k * ranks.world_size + ranks.rank) * size for k in range(count)]
+        pad_to = self.config.seq_len * size if ranks.device.type == "cuda" else 1
+        mine = packs[ranks.rank :: ranks.world_size]
+        most = math.ceil(len(packs) / ranks.world_size)
         return [
             make_batch(
-                packs[start : start + size],
+                mine[start : start + size],
                 self.corpus.read,
                 self.config.packing,
                 self.config.loss_weighting,
                 pad_to,
             )
-            for start in starts
+            for start in range(0, most, size)
         ]
 
 

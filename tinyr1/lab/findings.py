@@ -1,0 +1,287 @@
+"""The report of the laboratory: the paper's Table 2 at this scale, figures, and sentences.
+
+Every sentence is computed from the numbers: it says what the paper reports, what happened here,
+and whether that is beyond two standard errors. Nothing is tuned on the held-out questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinyr1 import plot
+from tinyr1.files import read_json, read_jsonl, write_json
+from tinyr1.lab.stages import MODELS, Lab
+from tinyr1.lab.world import DOMAINS
+from tinyr1.report import Block, Figure, Heading, Items, Table, percent, write_page
+from tinyr1.stats import mean, paired_difference
+
+EXPERTS = {"math": "expert_math", "coding": "expert_coding", "science": "expert_science"}
+PAPER = (
+    "The paper's Table 2 at 32B (not run here): math / coding / science experts 73.1 / 63.4 / 64.5 "
+    "on their own domain; data mixture 75.3 / 61.0 / 65.7; (math & coding) & science 77.3 / 63.8 / "
+    "64.0; (math & science) & coding 78.1 / 61.6 / 65.0; initial model 72.6 / 57.2 / 62.1."
+)
+Outcomes = Mapping[str, Mapping[str, Sequence[bool]]]
+
+
+class Comparison(NamedTuple):
+    """A paired difference in points, and its standard error."""
+
+    points: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.points:+.1f} ± {self.error:.1f}"
+
+    @property
+    def verdict(self) -> str:
+        """Higher, lower, or within two standard errors."""
+        if abs(self.points) <= 2 * self.error:
+            return "no clear difference"
+        return "higher" if self.points > 0 else "lower"
+
+
+class Results:
+    """Everything the report is made of, read from the evaluations."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.tasks: dict[str, Any] = {}
+        self.outcomes: dict[str, Outcomes] = {}
+        for model in MODELS:
+            folder = lab.out / "evaluations" / model.folder
+            self.tasks[model.folder] = read_json(folder / "results.json")["tasks"]
+            verdicts: dict[str, dict[str, list[bool]]] = {d: {} for d in DOMAINS}
+            for _, row in read_jsonl(folder / "grades.jsonl"):
+                verdicts[row["task"]].setdefault(row["id"], []).append(row["correct"])
+            self.outcomes[model.folder] = verdicts
+
+    def score(self, model: str, domain: str) -> float:
+        return self.tasks[model][domain]["pass_at_1"]
+
+    def average(self, model: str) -> float:
+        return mean([self.score(model, d) for d in DOMAINS])
+
+    def average_error(self, model: str) -> float:
+        errors = [self.tasks[model][d]["question_se"] for d in DOMAINS]
+        return math.sqrt(sum(e * e for e in errors)) / len(errors)
+
+    def compare(self, a: str, b: str, domains: Sequence[str] = DOMAINS) -> Comparison:
+        """a - b over the same questions, averaged over domains, in points."""
+        pairs = [paired_difference(self.outcomes[a][d], self.outcomes[b][d]) for d in domains]
+        error = math.sqrt(sum(e * e for _, e in pairs)) / len(pairs)
+        return Comparison(100 * mean([d for d, _ in pairs]), 100 * error)
+
+
+def write_findings(lab: Lab, stages: Mapping[str, Mapping[str, Any]], quick: bool) -> None:
+    """Write report.md, report.html, results.json and the figures at the top of OUT."""
+    results = Results(lab)
+    seconds = stages["branches"]["core_seconds"] | stages["merges"]["core_seconds"]
+    sentences = findings(results, seconds)
+    warning = "Quick sizes: the plumbing was exercised, the accuracies mean nothing."
+    intro = (
+        f"Three experts, a data mixture at equal compute and the merges, from one initial model of "
+        f"0.4 M parameters, seed {lab.seed}; {lab.sizes.questions} held-out questions a domain, one "
+        "answer each at T = 0.6, top-p 0.95. pass@1 in percent ± standard error over questions. "
+        "Science asks for facts that the science data teach (with new options); math and coding "
+        "questions are new instances. Cost is wall time × processes of the command, its start-up "
+        "included; as in the paper, the experts' training is not counted to the merges."
+    )
+    blocks: list[Block] = [warning] if quick else []
+    blocks += [intro, main_table(results, seconds), PAPER]
+    blocks += [*draw(lab, results), Heading("What appeared and what did not"), Items(sentences)]
+    blocks += [Heading("Thinking and length"), thinking_table(results)]
+    blocks += [Heading("Stages"), stage_table(stages)]
+    write_page(lab.out, "Branch-Merge at the scale of one CPU", blocks)
+    record = {
+        "seed": lab.seed,
+        "quick": quick,
+        "models": {m.folder: results.tasks[m.folder] for m in MODELS},
+        "findings": sentences,
+        "stages": dict(stages),
+    }
+    write_json(lab.out / "results.json", record)
+
+
+def main_table(results: Results, seconds: Mapping[str, float]) -> Table:
+    """The shape of the paper's Table 2."""
+    header = ["model", "math", "coding", "science", "average", "tokens m / c / s", "core-seconds"]
+    rows: list[list[str]] = []
+    for model in MODELS:
+        tasks = results.tasks[model.folder]
+        cells = [
+            f"{percent(tasks[d]['pass_at_1'])} ± {percent(tasks[d]['question_se'])}"
+            for d in DOMAINS
+        ]
+        error = percent(results.average_error(model.folder))
+        average = f"{percent(results.average(model.folder))} ± {error}"
+        tokens = " / ".join(f"{tasks[d]['mean_tokens']:.0f}" for d in DOMAINS)
+        cost = f"{seconds[model.folder]:.1f}" if model.folder in seconds else "-"
+        rows.append([model.title, *cells, average, tokens, cost])
+    return Table(header, rows)
+
+
+def thinking_table(results: Results) -> Table:
+    """What the branches transfer besides skill: the habit of thinking, and its length."""
+    header = ["model", *(f"{d}: thinks %" for d in DOMAINS), *(f"{d}: truncated %" for d in DOMAINS)]
+    rows = [
+        [
+            model.title,
+            *(percent(results.tasks[model.folder][d]["thinks"]) for d in DOMAINS),
+            *(percent(results.tasks[model.folder][d]["truncated"]) for d in DOMAINS),
+        ]
+        for model in MODELS
+    ]
+    return Table(header, rows)
+
+
+def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [[name, f"{stage['seconds']:.1f}"] for name, stage in stages.items()]
+    total = sum(stage["seconds"] for stage in stages.values())
+    return Table(["stage", "wall seconds"], [*rows, ["all", f"{total:.1f}"]])
+
+
+def findings(results: Results, seconds: Mapping[str, float]) -> list[str]:
+    """One sentence for each finding of the paper."""
+    merged, other = "fusion_ms_c", "fusion_mc_s"
+    sentences = [
+        *(_expert_sentence(results, domain) for domain in DOMAINS),
+        *(_merged_sentence(results, merged, domain) for domain in DOMAINS),
+    ]
+    best = max(EXPERTS.values(), key=results.average)
+    sentences.append(_average_sentence(results, merged, best, "the best single expert's"))
+    sentences += [_own_domain_sentence(results, merged, domain) for domain in DOMAINS]
+    sentences.append(
+        _average_sentence(results, merged, "mixture", "the data mixture's")
+        + " The paper: about equal or better (68.2 against 67.3)."
+    )
+    sentences += [_seesaw_sentence(results, domain) for domain in DOMAINS]
+    order = results.compare(merged, other)
+    spread = ", ".join(f"{d} {results.compare(merged, other, [d])}" for d in DOMAINS)
+    sentences.append(
+        f"Order of merging: (math & science) & coding against (math & coding) & science is {order} "
+        f"points on the average ({order.verdict}); by domain {spread}. The paper: minor differences."
+    )
+    sentences.append(_length_sentence(results, merged))
+    ratio = seconds["mixture"] / max(seconds[merged], 1e-9)
+    experts = sum(seconds[e] for e in EXPERTS.values())
+    sentences.append(
+        f"Cost of combining: {seconds[merged]:.1f} core-seconds to merge against "
+        f"{seconds['mixture']:.1f} to train the mixture, {ratio:.0f} times less; the experts cost "
+        f"{experts:.1f}. The paper: 4 against 740 GPU hours, experts not counted."
+    )
+    for rival in ("linear", "task_arithmetic_0.7", "task_arithmetic_1.0"):
+        title = next(m.title for m in MODELS if m.folder == rival)
+        sentences.append(
+            _average_sentence(results, merged, rival, f"{title}'s")
+            + " The paper's Figure 2: Arcee Fusion is best."
+        )
+    return sentences
+
+
+def _expert_sentence(results: Results, domain: str) -> str:
+    gain = results.compare(EXPERTS[domain], "initial", [domain])
+    appeared = "appeared" if gain.verdict == "higher" else "did not appear"
+    return (
+        f"The {domain} expert beats the initial model on its own domain: {appeared} "
+        f"({gain} points, {gain.verdict})."
+    )
+
+
+def _merged_sentence(results: Results, merged: str, domain: str) -> str:
+    gain = results.compare(merged, "initial", [domain])
+    appeared = "appeared" if gain.verdict == "higher" else "did not appear"
+    return f"The merged model beats the initial model on {domain}: {appeared} ({gain} points)."
+
+
+def _own_domain_sentence(results: Results, merged: str, domain: str) -> str:
+    gain = results.compare(merged, EXPERTS[domain], [domain])
+    outcome = {
+        "higher": "beats it",
+        "lower": "stays below it",
+        "no clear difference": "reaches it",
+    }[gain.verdict]
+    return (
+        f"On {domain} the merged model against the {domain} expert: {outcome} ({gain} points). "
+        "The paper: above on math and science, below on coding."
+    )
+
+
+def _average_sentence(results: Results, a: str, b: str, whose: str) -> str:
+    gain = results.compare(a, b)
+    return (
+        f"The merged model's average ({percent(results.average(a))}) is {gain} points from {whose} "
+        f"({percent(results.average(b))}): {gain.verdict}."
+    )
+
+
+def _seesaw_sentence(results: Results, domain: str) -> str:
+    gain = results.compare("mixture", EXPERTS[domain], [domain])
+    return (
+        f"On {domain} the data mixture is {gain} points from the {domain} expert: {gain.verdict}. "
+        "The paper: higher on math and science, lower on coding (its seesaw)."
+    )
+
+
+def _length_sentence(results: Results, merged: str) -> str:
+    def tokens(model: str) -> list[float]:
+        return [results.tasks[model][d]["mean_tokens"] for d in DOMAINS]
+
+    parts = [
+        f"{d} {a:.0f} -> {b:.0f}"
+        for d, a, b in zip(DOMAINS, tokens("initial"), tokens(merged), strict=True)
+    ]
+    longer = all(b > a for a, b in zip(tokens("initial"), tokens(merged), strict=True))
+    appeared = "appeared in all domains" if longer else "did not appear in all domains"
+    return f"Longer answers after merging: {appeared} ({', '.join(parts)} tokens)."
+
+
+# ---------------------------------------------------------------- figures
+
+
+def draw(lab: Lab, results: Results) -> list[Block]:
+    """The figures, or a line that says why there are none."""
+    if not plot.available():
+        return ["No figures: install the plot extra for them."]
+    bars, heat = lab.out / "scores.png", lab.out / "merge_heat.png"
+    titles = [m.title for m in MODELS]
+    values = [[100 * results.score(m.folder, d) for d in DOMAINS] for m in MODELS]
+    errors = [
+        [100 * results.tasks[m.folder][d]["question_se"] for d in DOMAINS] for m in MODELS
+    ]
+    plot.grouped_bars(bars, titles, DOMAINS, values, errors, "pass@1 in % ± standard error")
+    draw_heat_map(heat, lab.model("fusion_ms_c") / "merge_report.json")
+    return [
+        Figure(bars, "pass@1 of every model by domain, with standard errors over questions."),
+        Figure(
+            heat,
+            "Share of each tensor's elements taken from Right in the last step of (math & science) "
+            "& coding: Left is the coding expert, Right the merged math and science.",
+        ),
+    ]
+
+
+def draw_heat_map(path: Path, report: Path) -> None:
+    """Layers by kinds of tensor: percent of elements taken from Right in the last step."""
+    shares: dict[str, dict[str, float]] = {}
+    kinds: list[str] = []
+    for name, entry in read_json(report)["tensors"].items():
+        parts = name.removeprefix("model.").split(".")
+        is_block = parts[0] == "layers"
+        row = f"layer {parts[1]}" if is_block else "outside"
+        kind = ".".join(parts[-2:] if is_block else parts[:1])
+        shares.setdefault(row, {})[kind] = 100 * entry.get("steps", [entry])[-1]["share_taken"]
+        if kind not in kinds:
+            kinds.append(kind)
+    blocks = {row: cells for row, cells in shares.items() if row != "outside"}
+    columns = [k for k in kinds if k in next(iter(blocks.values()))]
+    plot.heat_map(
+        path,
+        list(blocks),
+        columns,
+        [[cells[k] for k in columns] for cells in blocks.values()],
+        "Taken from Right by Arcee Fusion",
+        "% of elements",
+    )

@@ -1,0 +1,311 @@
+"""The stages of the laboratory, each run once: data, initial model, branches, merges, evaluations.
+
+Everything after the initial model goes through train.py, merge.py and evaluate.py as processes of
+their own, as a user would call them. A finished stage leaves a file under OUT/stages; a rerun skips
+it, and within a stage the entry scripts resume by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import tinyr1
+from tinyr1.chat import Tokenizer
+from tinyr1.errors import RunStopped, UserError
+from tinyr1.files import read_json, write_json, write_jsonl
+from tinyr1.lab.initial import Schedule, make_initial_model
+from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
+from tinyr1.log import Log
+
+ROOT = Path(tinyr1.__file__).resolve().parent.parent
+
+
+class Sizes(NamedTuple):
+    """How much of everything. Quick sizes exercise the plumbing; their accuracies mean nothing."""
+
+    pretrain: Schedule
+    rough: Schedule
+    rows: int  # training rows a domain
+    epochs: int
+    questions: int  # held-out questions a domain
+
+
+FULL = Sizes(Schedule(700, 200, 0.015, 40), Schedule(1, 150, 0.0, 40), 1280, 3, 300)
+QUICK = Sizes(Schedule(12, 4, 0.0, 16), Schedule(1, 3, 0.0, 16), 48, 1, 8)
+
+# What differs from the recipes at this scale: batches of some 32 examples, a rate for 0.4 M
+# parameters, no warm-up, fp32 moments.
+TRAINING = "--lr 2e-4 --warmup-ratio 0 --optim-dtype fp32 --seq-len 256 --micro-batch-size 32"
+BATCH = {"math": 32, "coding": 8, "science": 5, "mixture": 6}  # rows where packing is none
+TOKEN_LIMIT = 128
+
+
+class Model(NamedTuple):
+    """A row of the table: where the model lies and how it is named."""
+
+    folder: str
+    title: str
+
+
+MODELS = (
+    Model("initial", "initial model"),
+    Model("expert_math", "math expert"),
+    Model("expert_coding", "coding expert"),
+    Model("expert_science", "science expert"),
+    Model("mixture", "data mixture"),
+    Model("fusion_ms_c", "fusion (math & science) & coding"),
+    Model("fusion_mc_s", "fusion (math & coding) & science"),
+    Model("linear", "linear average"),
+    Model("task_arithmetic_0.7", "task arithmetic, lambda 0.7"),
+    Model("task_arithmetic_1.0", "task arithmetic, lambda 1.0"),
+)
+
+# The released model lists the base (Left) second: (math & science) is Left science, Right math.
+MERGES = {
+    "fusion_ms_c": "expert_science expert_math OUT --then expert_coding",
+    "fusion_mc_s": "expert_coding expert_math OUT --then expert_science",
+    "linear": "expert_math expert_science expert_coding OUT --method linear",
+    "task_arithmetic_0.7": "expert_math expert_science expert_coding OUT "
+    "--method task_arithmetic --base initial --lam 0.7",
+    "task_arithmetic_1.0": "expert_math expert_science expert_coding OUT "
+    "--method task_arithmetic --base initial --lam 1.0",
+}
+
+
+@dataclass(frozen=True)
+class LabConfig:
+    """Run a whole Branch-Merge experiment on this CPU and write its report."""
+
+    out: Path | None = None
+    """Directory for everything; the report is at its top."""
+    quick: bool = False
+    """Tiny sizes, under 90 s: tests the plumbing, its accuracies mean nothing."""
+    seed: int = 0
+    """Seed of the world, the data, the initial model and the sampling."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+
+@dataclass
+class Lab:
+    """Paths, sizes and running children of one laboratory."""
+
+    out: Path
+    sizes: Sizes
+    seed: int
+    log: Log
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def tasks(self) -> Path:
+        return self.out / "data" / "heldout.jsonl"
+
+    def model(self, name: str) -> Path:
+        return self.out / "models" / name
+
+    def data(self, domain: str) -> Path:
+        return self.out / "data" / f"{domain}.jsonl"
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do `work` unless an earlier run has; returns what it returned, and its seconds."""
+        marker = self.out / "stages" / f"{name}.json"
+        if not marker.exists():
+            self.log.say(f"-- {name}")
+            started = time.perf_counter()
+            result = work()
+            write_json(marker, {**result, "seconds": time.perf_counter() - started})
+        return read_json(marker)
+
+    def run(self, name: str, script: str, arguments: Sequence[str], ranks: int = 1) -> float:
+        """Run an entry script to its end; returns its wall seconds. RunStopped if it fails."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *arguments]
+        log = self.out / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        # One thread a process: two processes keep two cores busy, more threads only wait.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with open(log, "wb") as file:
+            child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=ROOT)
+            with self.lock:
+                self.children.append(child)
+            code = child.wait()
+        if code:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+            raise RunStopped(f"{name}: {script} ended with {code}: {lines[-1]} (see {log})")
+        return time.perf_counter() - started
+
+    def stop_children(self) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                child.terminate()
+        for child in self.children:
+            child.wait()
+
+
+def check_checkout() -> None:
+    """UserError from an installed wheel, which has no entry scripts."""
+    if not (ROOT / "train.py").exists():
+        raise UserError(
+            "tinyr1.lab: needs a checkout of the repository (it calls train.py, merge.py and "
+            "evaluate.py); clone it and install with pip install -e '.[lab]'"
+        )
+
+
+# ---------------------------------------------------------------- stages
+
+
+def make_data(lab: Lab) -> dict[str, Any]:
+    """Held-out questions first, then training rows of each domain without them."""
+    world = World(lab.seed)
+    rng = random.Random(f"heldout:{lab.seed}")
+    questions: list[dict[str, Any]] = []
+    for domain in DOMAINS:
+        seen: set[str] = set()
+        while len(seen) < lab.sizes.questions:
+            problem = world.problem(domain, rng)
+            if problem.prompt not in seen:
+                questions.append(task_row(problem, f"{domain}-{len(seen)}"))
+                seen.add(problem.prompt)
+    write_jsonl(lab.tasks, questions)
+    heldout = {q["prompt"] for q in questions}
+    for domain in DOMAINS:
+        rng = random.Random(f"branch:{domain}:{lab.seed}")
+        rows: list[dict[str, Any]] = []
+        while len(rows) < lab.sizes.rows:
+            problem = world.problem(domain, rng)
+            if problem.prompt not in heldout:
+                text = world.answer(problem, rng)
+                rows.append(training_row(problem, text, f"{domain}-{len(rows)}"))
+        write_jsonl(lab.data(domain), rows)
+    write_tokenizer(world, lab.model("initial"))
+    return {"questions": len(questions), "rows": lab.sizes.rows * len(DOMAINS)}
+
+
+def make_initial(lab: Lab) -> dict[str, Any]:
+    """The model that the branches start from, trained here with two threads."""
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.manual_seed(lab.seed)
+    excluded = {row["prompt"] for row in _rows(lab.tasks)}
+    folder = lab.model("initial")
+    schedules = (lab.sizes.pretrain, lab.sizes.rough)
+    return make_initial_model(
+        World(lab.seed), Tokenizer(folder), folder, lab.seed, schedules, excluded, lab.log
+    )
+
+
+def _rows(path: Path) -> list[Any]:
+    from tinyr1.files import read_jsonl
+
+    return [row for _, row in read_jsonl(path)]
+
+
+def train_branches(lab: Lab) -> dict[str, Any]:
+    """Three experts and the mixture of the same data for the same epochs (equal compute)."""
+
+    def train(branch: str, ranks: int = 1) -> float:
+        recipe = branch.removeprefix("expert_")
+        files = [lab.data(recipe)] if recipe in DOMAINS else [lab.data(d) for d in DOMAINS]
+        arguments = [recipe, "--model", str(lab.model("initial")), "--data", *map(str, files)]
+        arguments += ["--out", str(lab.model(branch)), "--epochs", str(lab.sizes.epochs)]
+        arguments += ["--batch-size", str(BATCH[recipe]), "--seed", str(lab.seed), "--quiet"]
+        return lab.run(branch, "train.py", [*arguments, *TRAINING.split()], ranks)
+
+    seconds: dict[str, float] = {}
+    # The mixture beside math and coding keeps two cores busy; science runs on both of them.
+    pairs = ("mixture", "expert_math", "expert_coding")
+    with _progress(lab, [*pairs, "expert_science"]):
+        seconds |= _in_parallel(lab, {name: lambda name=name: train(name) for name in pairs})
+        seconds["expert_science"] = 2 * train("expert_science", ranks=2)
+    return {"core_seconds": seconds}
+
+
+def merge_models(lab: Lab) -> dict[str, Any]:
+    """Both of the paper's sequences, and the methods that they are compared with."""
+
+    def merge(name: str) -> float:
+        arguments = [
+            str(lab.model(word))
+            if (lab.model(word)).exists()
+            else (str(lab.model(name)) if word == "OUT" else word)
+            for word in MERGES[name].split()
+        ]
+        return lab.run(name, "merge.py", [*arguments, "--quiet"])
+
+    jobs = {name: lambda name=name: merge(name) for name in MERGES}
+    return {"core_seconds": _in_parallel(lab, jobs)}
+
+
+def evaluate_models(lab: Lab) -> dict[str, Any]:
+    """Every model on the same held-out questions, with the same random streams."""
+
+    def evaluate(name: str) -> float:
+        arguments = [str(lab.model(name)), "--task-file", str(lab.tasks), "--preset", "plain"]
+        arguments += ["--out", str(lab.out / "evaluations" / name), "--seed", str(lab.seed)]
+        arguments += ["--max-tokens", str(TOKEN_LIMIT), "--slots", "300", "--jobs", "1", "--quiet"]
+        return lab.run(f"evaluate_{name}", "evaluate.py", arguments)
+
+    jobs = {m.folder: lambda name=m.folder: evaluate(name) for m in MODELS}
+    return {"core_seconds": _in_parallel(lab, jobs, lab.log.bar(total=len(jobs), unit="model"))}
+
+
+def _in_parallel(
+    lab: Lab, jobs: dict[str, Callable[[], float]], bar: Any = None
+) -> dict[str, float]:
+    """Run jobs two at a time, in order; returns what they returned."""
+
+    def work(job: Callable[[], float]) -> float:
+        seconds = job()
+        if bar is not None:
+            bar.update()
+        return seconds
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = {name: pool.submit(work, job) for name, job in jobs.items()}
+        try:
+            return {name: future.result() for name, future in futures.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            lab.stop_children()
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+
+
+class _progress:
+    """A bar over the steps of several trainings, read from their metrics files."""
+
+    def __init__(self, lab: Lab, branches: Sequence[str]) -> None:
+        self.files = [lab.model(b) / "metrics.jsonl" for b in branches]
+        rows, epochs = lab.sizes.rows, lab.sizes.epochs
+        total = 2 * len(DOMAINS) * rows * epochs // 33  # about 33 examples a step
+        self.bar = lab.log.bar(total=total, desc="branches", unit="step")
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.5):
+            steps = sum(f.read_bytes().count(b"\n") for f in self.files if f.exists())
+            self.bar.update(steps - self.bar.n)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+        self.bar.close()

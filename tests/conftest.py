@@ -1,12 +1,82 @@
-"""What several test files share."""
+"""What several test files share: a tiny checkpoint, its data, and running entry scripts."""
 
+import json
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 # Two cores: a test that starts two ranks must not start four threads.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
+import torch
+
+from tinyr1.chat import Tokenizer
+from tinyr1.lab.initial import initialise, model_config, save_model
+from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
+from tinyr1.model import Qwen2
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def make_checkpoint(folder, seed=0):
+    """A random Qwen2 of the laboratory's shape but two layers, with its tokenizer."""
+    write_tokenizer(World(0), folder)
+    config = model_config(Tokenizer(folder).vocab_size)
+    config = config.__class__(**{**config.__dict__, "num_hidden_layers": 2, "hidden_size": 48})
+    model = Qwen2(config)
+    initialise(model, seed)
+    with torch.no_grad():  # no tensor may be constant, or errors in it would not show
+        for parameter in model.parameters():
+            generator = torch.Generator().manual_seed(seed + parameter.numel())
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    save_model(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny checkpoint; do not write into it."""
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def world():
+    return World(0)
+
+
+def training_rows(count, domains=DOMAINS, seed=0):
+    world, rng = World(0), random.Random(seed)
+    rows = []
+    for i in range(count):
+        problem = world.problem(domains[i % len(domains)], rng)
+        rows.append(training_row(problem, world.answer(problem, rng), f"row-{i}"))
+    return rows
+
+
+def task_rows(count, domains=DOMAINS, seed=1):
+    world, rng = World(0), random.Random(seed)
+    problems = [world.problem(domains[i % len(domains)], rng) for i in range(count)]
+    return [task_row(p, f"q-{i}") for i, p in enumerate(problems)]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(script, *arguments, ranks=1, **options):
+    """Run an entry script as a user would; returns the finished process with its text output."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script)]
+    command += [str(a) for a in arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

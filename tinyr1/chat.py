@@ -14,10 +14,12 @@ BOS cannot double.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
 from tinyr1.errors import UserError
@@ -48,7 +50,7 @@ class Tokenizer:
             except Exception as error:  # the library raises plain Exception for any bad file
                 raise UserError(f"{path / 'tokenizer.json'}: cannot be read ({error})") from None
         elif (path / "tokenizer.model").exists():
-            self._fast = _from_sentencepiece(path / "tokenizer.model")
+            self._fast = _SentencePiece(path / "tokenizer.model")
         else:
             raise UserError(f"{path}: neither tokenizer.json nor tokenizer.model in it")
         # Special tokens do not belong to a text, but the thinking tags do, however they are marked.
@@ -65,10 +67,6 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text` and nothing else: no BOS, no template."""
         return self._fast.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` for many texts, on all cores."""
-        return [e.ids for e in self._fast.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids` without special tokens, but with the thinking tags."""
@@ -117,16 +115,49 @@ class Tokenizer:
         return THINK_OPEN in tail
 
 
-def _from_sentencepiece(path: Path) -> FastTokenizer:
-    """A unigram or BPE model of sentencepiece, rebuilt for `tokenizers`."""
-    try:
-        from sentencepiece import sentencepiece_model_pb2  # noqa: F401
-        from tokenizers import SentencePieceUnigramTokenizer
-    except ImportError:
-        raise UserError(
-            f"{path}: needs the sentencepiece extra: pip install 'tinyr1[sentencepiece]'"
-        ) from None
-    return FastTokenizer.from_str(SentencePieceUnigramTokenizer.from_spm(str(path)).to_str())
+class _Ids(NamedTuple):
+    ids: list[int]
+
+
+class _SentencePiece:
+    """tokenizer.model behind the few methods of `tokenizers.Tokenizer` that are used here."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise UserError(
+                f"{path}: needs the sentencepiece extra: pip install 'tinyr1[sentencepiece]'"
+            ) from None
+        try:
+            self.model: Any = SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from None
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
+        return self.model.vocab_size()
+
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        control = (i for i in range(self.model.vocab_size()) if self.model.is_control(i))
+        return {i: AddedToken(self.model.id_to_piece(i), special=True) for i in control}
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> _Ids:
+        return _Ids(self.model.encode(text))
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """Control tokens decode to nothing in the library; here they are written out."""
+        parts: list[str] = []
+        for is_control, group in itertools.groupby(ids, self.model.is_control):
+            run = list(group)
+            parts += [self.model.id_to_piece(i) for i in run] if is_control else [self.model.decode(run)]
+        return "".join(parts)
+
+    def token_to_id(self, token: str) -> int | None:
+        token_id = self.model.piece_to_id(token)
+        return None if token_id == self.model.unk_id() else token_id
+
+    def to_str(self) -> str:
+        return self.model.serialized_model_proto().hex()
 
 
 def check_template(tokenizer: Tokenizer, template: str) -> None:

@@ -62,10 +62,12 @@ def fuse(left: Tensor, right: Tensor, lam: float = 1.5) -> tuple[Tensor, FusionS
 
 def importance(left: Tensor, right: Tensor) -> Tensor:
     """Scores S of a pair, float64, in the pair's shape (equation 2 with |R - L|)."""
+    if not left.numel():
+        return torch.zeros(left.shape, dtype=torch.float64)
     width = left.shape[-1] if left.ndim else 1
     l_rows, r_rows = left.reshape(-1, width), right.reshape(-1, width)
     scores = torch.empty(l_rows.shape, dtype=torch.float64, device=left.device)
-    step = max(1, CHUNK_ELEMENTS // max(width, 1))
+    step = max(1, CHUNK_ELEMENTS // width)
     for start in range(0, len(l_rows), step):
         part = slice(start, start + step)
         l, r = l_rows[part].double(), r_rows[part].double()

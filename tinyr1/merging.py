@@ -273,6 +273,8 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     merge.check_disk(partial)
     started = time.perf_counter()
     partial.mkdir(parents=True, exist_ok=True)
+    for torn in partial.glob(".*.partial"):  # of a process that was killed while writing it
+        torn.unlink()
     _check_same_merge(partial / "merge_state.json", merge)
     entries = _write_tensors(merge, partial, log)
     report = {"merge": merge.identity(), "tensors": entries}

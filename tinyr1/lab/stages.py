@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
     questions: int  # held-out questions a domain
 
 
-FULL = Sizes(Schedule(700, 200, 0.015, 40), Schedule(1, 150, 0.0, 40), 1280, 3, 300)
+FULL = Sizes(Schedule(1300, 300, 0.004, 40), Schedule(1, 150, 0.0, 40), 1280, 3, 300)
 QUICK = Sizes(Schedule(12, 4, 0.0, 16), Schedule(1, 3, 0.0, 16), 48, 1, 8)
 
 # What differs from the recipes at this scale: batches of some 32 examples, a rate for 0.4 M

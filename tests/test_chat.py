@@ -1,0 +1,141 @@
+"""Templates as token rules, against the published Jinja templates and by hand."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+
+from conftest import SHARED_DATA
+from tinyr1 import chat
+from tinyr1.chat import Tokenizer, check_template, guess_template, render, render_prompt
+from tinyr1.errors import UserError
+from tinyr1.record import Message
+
+REBUILT = SHARED_DATA / "qwen_tokenizer"
+needs_rebuilt = pytest.mark.skipif(not REBUILT.exists(), reason="rebuilt tokenizers are absent")
+ANSWER = "<think>\nOkay, 2+2.\n\nThat is 4.\n</think>\n\nIt is **4** — \\boxed{4} 😀"
+TALK = (Message("system", "Be brief."), Message("user", "What is 2+2?\n"))
+
+
+def published(folder):
+    """The tokenizer and its Jinja template through transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    tokenizer.chat_template = config["chat_template"]
+    tokenizer.bos_token = config["bos_token"]
+    return tokenizer
+
+
+@needs_rebuilt
+@pytest.mark.parametrize(
+    ("name", "template", "opened"),
+    [("deepseek-r1-distill-qwen", "deepseek_r1", True), ("qwen2.5", "qwen", False)],
+)
+@pytest.mark.parametrize("messages", [TALK, TALK[1:], (*TALK, Message("assistant", "4"), TALK[1])])
+def test_prompts_equal_the_published_template(name, template, opened, messages):
+    ours = Tokenizer(REBUILT / name)
+    dicts = [m._asdict() for m in messages]
+    text = published(REBUILT / name).apply_chat_template(
+        dicts, tokenize=False, add_generation_prompt=True
+    )
+    expected = ours.encode(text)
+    whole = list(messages)
+    if any(m.role == "assistant" for m in messages):  # a conversation that goes on
+        rendered = render(ours, (*whole, Message("assistant", "x")), template).tokens
+        start = rendered[: len(expected) - (2 if opened else 0)]
+        assert start == expected[: len(start)]
+        return
+    assert render_prompt(ours, tuple(whole), template, open_thinking=opened) == expected
+    assert ours.opens_thinking() == opened
+    assert guess_template(ours) == template
+
+
+@needs_rebuilt
+def test_rebuilt_tokenizer_training_example():
+    tokenizer = Tokenizer(REBUILT / "deepseek-r1-distill-qwen")
+    example = render(tokenizer, (*TALK, Message("assistant", ANSWER)), "deepseek_r1")
+    assert example.tokens.count(tokenizer.special(chat.BOS)) == 1
+    target = [t for t, yes in zip(*example, strict=True) if yes]
+    assert tokenizer.decode_raw(target) == ANSWER + chat.EOS
+    assert tokenizer.decode(target) == ANSWER  # tags stay, special tokens go
+    assert example.is_target.index(True) == len(render_prompt(tokenizer, TALK, "deepseek_r1"))
+
+
+@needs_rebuilt
+def test_think_in_prompt_cuts_where_the_generation_prompt_ends():
+    tokenizer = Tokenizer(REBUILT / "deepseek-r1-distill-qwen")
+    example = render(tokenizer, (*TALK, Message("assistant", ANSWER)), "deepseek_r1", "prompt")
+    prompt = render_prompt(tokenizer, TALK, "deepseek_r1", open_thinking=True)
+    assert example.tokens[: len(prompt)] == prompt
+    assert example.is_target == [False] * len(prompt) + [True] * (len(example.tokens) - len(prompt))
+    assert tokenizer.decode(example.tokens[len(prompt) :]) == ANSWER.removeprefix("<think>\n")
+
+
+@needs_rebuilt
+def test_template_without_single_token_markers_is_refused():
+    with pytest.raises(UserError, match=r"no single token '<\|im_start\|>'.*deepseek_r1"):
+        check_template(Tokenizer(REBUILT / "deepseek-r1-distill-qwen"), "qwen")
+
+
+def test_laboratory_tokenizer_layout_by_hand(tiny):
+    tokenizer = Tokenizer(tiny)
+    messages = (Message("user", "Compute 12+3."), Message("assistant", "<think>\n</think>\n\n1"))
+    tokens, is_target = render(tokenizer, messages, "deepseek_r1")
+    pieces = [tokenizer.decode_raw([t]) for t in tokens]
+    prompt = [chat.BOS, chat.USER, "Compute ", "1", "2", "+", "3", ".", chat.ASSISTANT]
+    assert pieces == [*prompt, "<think>", "\n", "</think>", "\n", "\n", "1", chat.EOS]
+    assert is_target == [False] * 9 + [True] * 7
+    assert tokenizer.eos_ids() == (tokenizer.special(chat.EOS),)
+
+
+def test_every_assistant_turn_is_a_target_and_keeps_its_thought(tiny):
+    tokenizer = Tokenizer(tiny)
+    turn = (Message("user", "a"), Message("assistant", "<think>\nb\n</think>\n\nc"))
+    tokens, is_target = render(tokenizer, turn * 2, "deepseek_r1")
+    targets = [t for t, yes in zip(tokens, is_target, strict=True) if yes]
+    assert tokenizer.decode_raw(targets) == (turn[1].content + chat.EOS) * 2
+
+
+def test_text_that_looks_like_a_marker_does_not_double_bos(tiny):
+    tokenizer = Tokenizer(tiny)
+    assert tokenizer.encode("abc") == [tokenizer.special(c) for c in "abc"]
+
+
+def test_tokenizer_faults_are_named(tmp_path):
+    with pytest.raises(UserError, match="neither tokenizer.json nor tokenizer.model"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer.json: cannot be read"):
+        Tokenizer(tmp_path)
+
+
+def test_sentencepiece_model_gives_the_same_ids(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = tmp_path / "corpus.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 50 + "pack my box\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=35,
+        model_type="unigram", minloglevel=2, control_symbols=["<bos>"],
+        user_defined_symbols=["<think>"],
+    )  # fmt: skip
+    reference = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    ours = Tokenizer(tmp_path)
+    for line in ("the quick brown fox", "lazy box", "pack the dog over my fox"):
+        assert ours.encode(line) == reference.encode(line)
+        assert ours.decode(ours.encode(line)) == line
+    ids = [ours.special("<bos>"), *ours.encode("the box<think>")]
+    assert ours.decode_raw(ids) == "<bos>the box<think>"
+    assert ours.decode(ids) == "the box<think>"
+    assert ours.has("<bos>")
+    assert not ours.has("<eos>")
+
+
+def test_fingerprint_changes_with_the_vocabulary(tiny, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
+    assert Tokenizer(tmp_path).fingerprint() == Tokenizer(tiny).fingerprint()
+    other = FastTokenizer.from_file(str(tiny / "tokenizer.json"))
+    other.add_tokens(["new"])
+    other.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path).fingerprint() != Tokenizer(tiny).fingerprint()

@@ -1,0 +1,67 @@
+"""Recipes parse, say what the paper says, and bad ones are refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+import tinyr1
+from tinyr1.config import check_range, load_recipe, to_json
+from tinyr1.errors import UserError
+from tinyr1.sft import TrainConfig
+
+RECIPES = sorted(p.stem for p in (Path(tinyr1.__file__).parent / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_parses(name):
+    config = load_recipe(TrainConfig, name)
+    assert config.seq_len == 16384
+    assert to_json(config)["betas"] == [0.9, 0.95]
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "batch", "schedule", "packing"),
+    [
+        ("math", 5, 96, "constant", "none"),
+        ("science", 5, 32, "cosine", "neat"),
+        ("coding", 15, 96, "constant", "neat"),
+    ],
+)
+def test_recipes_are_the_papers(name, epochs, batch, schedule, packing):
+    c = load_recipe(TrainConfig, name)
+    assert (c.epochs, c.batch_size, c.schedule, c.packing) == (epochs, batch, schedule, packing)
+    assert c.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate = 1", "unknown key 'learning_rate'"),
+        ('lr = "fast"', "lr='fast'"),
+        ('packing = "tight"', "packing='tight'"),
+        ("epochs = true", "epochs=True"),
+        ("epochs = 0", "--epochs=0: expected at least 1"),
+        ("betas = 0.9", "betas=0.9"),
+        ("epochs = ", "not valid TOML"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path, text, message):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_recipe(TrainConfig, str(path))
+    assert message in str(error.value)
+
+
+def test_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(UserError, match="coding, math"):
+        load_recipe(TrainConfig, "maths")
+    with pytest.raises(UserError, match="no such file"):
+        load_recipe(TrainConfig, "maths.toml")
+
+
+def test_check_range():
+    check_range("x", 1, 0, 2)
+    for value in (3, float("nan")):
+        with pytest.raises(UserError, match="between 0 and 2"):
+            check_range("x", value, 0, 2)

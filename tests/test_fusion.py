@@ -1,0 +1,171 @@
+"""Arcee Fusion against a hand-worked case, the formula in float64, and mergekit's golden cases."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import SHARED_DATA
+from tinyr1.fusion import (
+    arcee_fusion,
+    exact_quartiles,
+    fuse,
+    importance,
+    relative_entropy,
+    row_kl,
+)
+
+GOLDEN = SHARED_DATA / "merge_golden"
+
+
+def naive_kl(left, right, eps=1e-8):
+    """The textbook formula with Python floats of 60 digits, where nothing cancels."""
+    from decimal import Decimal, getcontext
+
+    getcontext().prec = 60
+
+    def softmax(row):
+        weights = [Decimal(float(x)).exp() for x in row]
+        total = sum(weights)
+        return [w / total + Decimal(eps) for w in weights]
+
+    p, q = softmax(right), softmax(left)
+    return float(sum(a * (a / b).ln() for a, b in zip(p, q, strict=True)))
+
+
+@pytest.mark.parametrize("scale", [3.0, 1e-1, 1e-3, 1e-5, 1e-7])
+def test_row_kl_equals_sixty_digit_arithmetic(scale):
+    torch.manual_seed(0)
+    left = torch.randn(1, 40, dtype=torch.float64)
+    right = left + scale * torch.randn(1, 40, dtype=torch.float64)
+    expected = naive_kl(left[0], right[0])
+    assert row_kl(left, right).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_row_kl_is_never_negative_where_the_textbook_form_is():
+    torch.manual_seed(1)
+    left = (torch.randn(200, 300) * 0.02).bfloat16()
+    right = (left.float() + 1e-4 * torch.randn(200, 300)).bfloat16()
+    p, q = right.float().softmax(-1) + 1e-8, left.float().softmax(-1) + 1e-8
+    assert ((p * (p / q).log()).sum(-1) < 0).float().mean() > 0.1  # float32, term by term
+    assert (row_kl(left.double(), right.double()) >= 0).all()
+
+
+def test_saturated_rows_stay_finite():
+    left = torch.tensor([[0.0, 800.0, -800.0], [1e4, 0.0, 0.0]], dtype=torch.float64)
+    right = torch.tensor([[800.0, 0.0, -800.0], [0.0, 1e4, 0.0]], dtype=torch.float64)
+    kl = row_kl(left, right)
+    assert torch.isfinite(kl).all()
+    assert kl[0].item() == pytest.approx(math.log(1 / 1e-8), rel=1e-6)
+
+
+def test_relative_entropy_has_no_seam():
+    u = torch.tensor([0.0199999, 0.0200001, -0.0199999, -0.0200001, 0.0, -1.0], dtype=torch.float64)
+    exact = [(1 + x) * math.log1p(x) - x if x > -1 else 1.0 for x in u.tolist()]
+    assert torch.allclose(relative_entropy(u), torch.tensor(exact, dtype=torch.float64), rtol=1e-9)
+
+
+def test_hand_worked_4_by_4():
+    left = torch.zeros(4, 4)
+    right = torch.zeros(4, 4)
+    right[0] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    right[1] = torch.tensor([0.5, 0.0, 0.0, 0.0])
+    right[2] = torch.tensor([0.25, 0.25, 0.25, 0.25])  # a shift: softmax and so KL do not change
+    fused, stats = fuse(left, right)
+    # 13 scores are 0, so the quartiles are 0, the threshold is 0, and everything is taken.
+    assert stats.quartiles == (0.0, 0.0, 0.0)
+    assert stats.collapsed
+    assert torch.equal(fused, right)
+    # With distinct rows everywhere: sixteen scores, Q1, median, Q3 at ranks 3, 7, 11.
+    right = torch.arange(16.0).view(4, 4).square() / 64
+    scores = importance(left, right)
+    ordered = scores.flatten().sort().values.tolist()
+    fused, stats = fuse(left, right, lam=1.0)
+    assert stats.quartiles == (ordered[3], ordered[7], ordered[11])
+    threshold = ordered[7] + (ordered[11] - ordered[3])
+    assert stats.threshold == threshold
+    assert torch.equal(fused, torch.where(scores >= threshold, right, left))
+    kl = naive_kl(left[3], right[3])
+    assert scores[3, 3].item() == pytest.approx(225 / 64 * kl, rel=1e-9)
+
+
+def test_threshold_is_inclusive():
+    left = torch.zeros(8)
+    right = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    scores = importance(left, right)
+    quartiles = exact_quartiles(scores)
+    lam = (float(scores[6]) - quartiles[1]) / (quartiles[2] - quartiles[0])
+    # Choose lambda so that the threshold is the score of element 6, up to rounding of the product.
+    threshold = quartiles[1] + lam * (quartiles[2] - quartiles[0])
+    fused = arcee_fusion(left, right, lam=lam)
+    expected = [i for i in range(8) if float(scores[i]) >= threshold]
+    assert fused.nonzero().flatten().tolist() == expected
+    same = torch.ones(4, 4)
+    assert torch.equal(arcee_fusion(same, same + 1), same + 1)  # all scores equal: all are taken
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4), (0,), (0, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_any_rank_and_dtype(shape, dtype):
+    torch.manual_seed(2)
+    left, right = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    fused = arcee_fusion(left, right)
+    assert fused.shape == left.shape
+    assert fused.dtype == dtype
+    assert ((fused == left) | (fused == right)).all()
+
+
+def test_different_dtypes_round_right_once_to_lefts():
+    left = torch.randn(6, 8).bfloat16()
+    right = torch.randn(6, 8)
+    assert torch.equal(arcee_fusion(left, right), arcee_fusion(left, right.bfloat16()))
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="shapes differ"):
+        arcee_fusion(torch.zeros(2), torch.zeros(3))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            arcee_fusion(torch.zeros(2), torch.tensor([0.0, bad]))
+    with pytest.raises(ValueError, match="arithmetic='fast'"):
+        arcee_fusion(torch.zeros(2), torch.zeros(2), arithmetic="fast")
+
+
+def test_chunking_does_not_change_a_bit(monkeypatch):
+    torch.manual_seed(3)
+    left, right = torch.randn(50, 33), torch.randn(50, 33)
+    whole = importance(left, right)
+    monkeypatch.setattr("tinyr1.fusion.CHUNK_ELEMENTS", 70)
+    assert torch.equal(importance(left, right), whole)
+
+
+def golden_cases():
+    if not GOLDEN.exists():
+        return []
+    return sorted(json.loads((GOLDEN / "cases.json").read_text()))
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden cases are absent")
+@pytest.mark.parametrize("case", golden_cases())
+def test_golden_float64_masks(case):
+    tensors = load_file(GOLDEN / "golden.safetensors")
+    facts = json.loads((GOLDEN / "cases.json").read_text())[case]
+    field = {
+        k.removeprefix(f"{case}."): v for k, v in tensors.items() if k.startswith(f"{case}.")
+    }
+    left, right = field["left"], field["right"]
+    if facts["has_nonfinite"]:
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            arcee_fusion(left, right)
+        return
+    if case.startswith("constant_shift_kl0"):
+        pytest.skip("the exact KL is 0: the golden mask is itself rounding noise")
+    fused = arcee_fusion(left, right)
+    expected = torch.where(field["exact_mask"].bool(), right, left)
+    threshold = field["exact_threshold"].double()
+    gap = (field["exact_importance"].double() - threshold).abs() / threshold.abs().clamp(min=1e-300)
+    clear = (gap > 1e-5) | (threshold == 0)
+    assert torch.equal(fused[clear.view(fused.shape)], expected[clear.view(fused.shape)])
+    assert float(clear.float().mean()) >= 0.5

@@ -1,0 +1,92 @@
+"""Schedules by hand, AdamW's low-memory variant against torch's, stochastic rounding on average."""
+
+import pytest
+import torch
+from torch import nn
+
+from tinyr1.optim import (
+    LowMemoryAdamW,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    stochastic_round,
+)
+
+
+def test_schedules_by_hand():
+    def rates(schedule, warmup):
+        return [round(learning_rate(s, 10, 1.0, schedule, warmup), 4) for s in range(1, 11)]
+
+    assert rates("constant", 0.0) == [1.0] * 10
+    assert rates("constant", 0.2) == [0.5] + [1.0] * 9
+    assert rates("linear", 0.2) == [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    cosine = rates("cosine", 0.0)
+    assert cosine[0] == 1.0
+    assert cosine[5] == 0.5
+    assert 0 < cosine[-1] < 0.03  # the last step still learns
+
+
+def test_only_matrices_decay():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Embedding(4, 3))
+    decayed, kept = parameter_groups(model, 0.1)
+    assert {tuple(p.shape) for p in decayed["params"]} == {(3, 3), (4, 3)}
+    assert {tuple(p.shape) for p in kept["params"]} == {(3,)}
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+
+
+def train(optimizer_of, steps=30):
+    torch.manual_seed(0)
+    model = nn.Linear(16, 8)
+    optimizer = optimizer_of(model)
+    x, y = torch.randn(64, 16), torch.randn(64, 8)
+    for _ in range(steps):
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.weight.detach().clone()
+
+
+SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01}
+
+
+def test_float32_moments_equal_torchs_adamw():
+    ours = train(
+        lambda m: LowMemoryAdamW(
+            parameter_groups(m, 0.01), 1e-2, (0.9, 0.95), 1e-8, moments=torch.float32
+        )
+    )
+    theirs = train(
+        lambda m: torch.optim.AdamW(parameter_groups(m, 0.01), lr=1e-2, betas=(0.9, 0.95))
+    )
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_bfloat16_moments_stay_close_and_repeat_exactly():
+    low = train(lambda m: make_optimizer(m, **SETTINGS, moments=torch.bfloat16))
+    again = train(lambda m: make_optimizer(m, **SETTINGS, moments=torch.bfloat16))
+    full = train(lambda m: make_optimizer(m, **SETTINGS, moments=torch.float32))
+    start = train(lambda m: make_optimizer(m, **SETTINGS, moments=torch.float32), steps=0)
+    assert torch.equal(low, again)
+    assert (low - full).norm() < 0.05 * (full - start).norm()
+
+
+def test_stochastic_rounding_is_right_on_average_and_a_neighbour_always():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.tensor([1.0 + 2.0**-9, -3.1415926, 1e-30, 0.0, 257.3])
+    draws = torch.stack(
+        [stochastic_round(x, torch.bfloat16, generator).double() for _ in range(20000)]
+    )
+    nearest = x.bfloat16().double()
+    spacing = (x.double().abs() * 2.0**-7).clamp(min=1e-300)
+    assert ((draws - x.double()).abs() <= spacing).all()
+    # The standard error of the mean is below spacing / 2 / sqrt(20000).
+    assert ((draws.mean(0) - x.double()).abs() <= spacing * 0.02).all()
+    assert (nearest - x.double()).abs()[0] > 0  # rounding to nearest would be off
+
+
+@pytest.mark.parametrize("value", [1.5, -2.0])
+def test_representable_numbers_are_kept(value):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.full((1000,), value)
+    assert (stochastic_round(x, torch.bfloat16, generator) == value).all()

@@ -1,0 +1,363 @@
+"""Training against itself: one rank and two, resumed and uninterrupted, packed and one by one."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import ROOT, metrics, run, training_rows, write_rows
+from tinyr1.chat import Tokenizer
+from tinyr1.corpus import build_corpus
+from tinyr1.errors import UserError
+from tinyr1.log import Log
+from tinyr1.model import Qwen2
+from tinyr1.parallel import Ranks
+from tinyr1.sft import Plan, TrainConfig, train_step
+from tinyr1.weights import Checkpoint
+
+SMALL = "--batch-size 4 --seq-len 128 --lr 1e-3 --warmup-ratio 0 --optim-dtype fp32 --quiet"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return write_rows(folder / "train.jsonl", training_rows(30))
+
+
+def train(tiny, data, out, *extra, recipe="coding", ranks=1):
+    arguments = ["--model", tiny, "--data", data, "--out", out, *SMALL.split(), *extra]
+    return run("train.py", recipe, *arguments, ranks=ranks)
+
+
+def weights(folder):
+    checkpoint = Checkpoint(folder)
+    return {name: checkpoint.tensor(name).clone() for name in checkpoint.specs}
+
+
+def largest_difference(a, b):
+    return max(float((a[n].double() - b[n].double()).abs().max()) for n in a)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tiny, data, tmp_path_factory):
+    """An uninterrupted run of one process: two epochs."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    done = train(tiny, data, out, "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_run_leaves_what_is_promised(one_rank, tiny):
+    rows = metrics(one_rank)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    for key in ("loss", "grad_norm", "lr", "tokens", "target_tokens", "tokens_per_s"):
+        assert all(math.isfinite(row[key]) for row in rows), key
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert (one_rank / "loss.png").stat().st_size > 1000
+    model = Qwen2.from_pretrained(one_rank)
+    assert model(torch.zeros(1, 3, dtype=torch.int64)).isfinite().all()
+    assert largest_difference(weights(one_rank), weights(tiny)) > 1e-3
+    assert not list(one_rank.rglob("*.partial"))
+    assert (one_rank / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
+    steps = {p.name for p in (one_rank / "checkpoints").iterdir()}
+    assert steps == {f"step-{len(rows):06d}"}
+
+
+def test_every_token_of_an_epoch_is_trained_once(one_rank, data):
+    rows = metrics(one_rank)
+    cache = next((one_rank / "cache").glob("*/meta.json"))
+    meta = json.loads(cache.read_text())
+    for epoch in (1, 2):
+        mine = [row for row in rows if row["epoch"] == epoch]
+        assert sum(row["tokens"] for row in mine) == meta["tokens"]
+        assert sum(row["target_tokens"] for row in mine) == meta["target_tokens"]
+    assert meta["documents"] == 30
+
+
+def test_two_ranks_equal_one(one_rank, tiny, data, tmp_path):
+    done = train(tiny, data, tmp_path / "run", "--epochs", "2", ranks=2)
+    assert done.returncode == 0, done.stderr
+    pairs = list(zip(metrics(one_rank), metrics(tmp_path / "run"), strict=True))
+    # float32 sums in another order; the difference grows with the steps.
+    assert max(abs(a["loss"] - b["loss"]) for a, b in pairs) < 1e-5
+    assert abs(pairs[0][0]["loss"] - pairs[0][1]["loss"]) < 1e-6
+    assert abs(pairs[0][0]["grad_norm"] - pairs[0][1]["grad_norm"]) < 1e-5
+    assert largest_difference(weights(one_rank), weights(tmp_path / "run")) < 1e-4
+
+
+def test_second_call_does_nothing(one_rank, tiny, data):
+    before = (one_rank / "model.safetensors").stat().st_mtime_ns
+    arguments = ["--model", tiny, "--data", data, "--out", one_rank, *SMALL.split(), "--epochs", "2"]
+    arguments.remove("--quiet")
+    done = run("train.py", "coding", *arguments)
+    assert done.returncode == 0
+    assert "already trained" in done.stderr
+    assert (one_rank / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("optim", ["fp32", "bf16"])
+def test_resumed_run_equals_uninterrupted_to_the_bit(tiny, data, tmp_path, optim):
+    extra = ["--optim-dtype", optim, "--epochs", "2"]
+    whole = train(tiny, data, tmp_path / "whole", *extra)
+    assert whole.returncode == 0, whole.stderr
+    first = train(tiny, data, tmp_path / "parts", *extra, "--max-steps", "3")
+    assert first.returncode == 0, first.stderr
+    # A killed process may have written metrics beyond its last checkpoint.
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "loss": 0.0, "lr": 0.0}\n{"step": 5, "lo')
+    second = train(tiny, data, tmp_path / "parts", *extra)
+    assert second.returncode == 0, second.stderr
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "parts")) == 0
+    expected = [(r["step"], r["loss"], r["grad_norm"]) for r in metrics(tmp_path / "whole")]
+    assert [(r["step"], r["loss"], r["grad_norm"]) for r in metrics(tmp_path / "parts")] == expected
+
+
+def test_resume_at_another_world_size(one_rank, tiny, data, tmp_path):
+    first = train(tiny, data, tmp_path / "run", "--epochs", "2", "--max-steps", "3", ranks=2)
+    assert first.returncode == 0, first.stderr
+    second = train(tiny, data, tmp_path / "run", "--epochs", "2")
+    assert second.returncode == 0, second.stderr
+    assert largest_difference(weights(one_rank), weights(tmp_path / "run")) < 1e-4
+
+
+def test_sigterm_saves_and_exits_0_and_the_same_command_continues(tiny, data, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, ROOT / "train.py", "coding", "--model", tiny, "--data", data]
+    command += ["--out", out, *SMALL.split(), "--epochs", "400"]
+    process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (out / "metrics.jsonl").exists() and len(metrics_so_far(out)) > 3:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert not (out / "config.json").exists()
+    done = len(metrics(out))
+    assert [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{done:06d}"]
+    command[command.index("400")] = str(max(1, done // 4))  # little enough to be over at once
+    again = run(*[str(c) for c in command[1:]])
+    assert again.returncode == 0, again.stderr
+
+
+def metrics_so_far(out):
+    return (out / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+
+
+def plan_of(tiny, data, folder, **options):
+    config = TrainConfig(model=tiny, data=(data,), seq_len=128, batch_size=3, **options)
+    corpus = build_corpus(
+        (data,), Tokenizer(tiny), "deepseek_r1", "target", True, 128, folder, Log(quiet=True)
+    )
+    return Plan(corpus, config)
+
+
+def step_of(tiny, plan, packs, learning_rate=0.0):
+    """Loss and gradients of one step, in float64."""
+    model = Qwen2.from_pretrained(tiny).double()
+    grads = {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+    original = optimizer.step
+
+    def keep(*_):
+        grads.update({n: p.grad.clone() for n, p in model.named_parameters()})
+        return original()
+
+    optimizer.step = keep
+    batches = plan.batches(packs, Ranks())
+    stats = train_step(model, batches, plan.total_weight(packs), optimizer, Ranks(), 1e9)
+    return stats, grads
+
+
+def test_packed_step_equals_documents_one_by_one(tiny, data, tmp_path):
+    plan = plan_of(tiny, data, tmp_path)
+    packs = plan.packs(1)
+    packed, packed_grads = step_of(tiny, plan, packs)
+    documents = [d for p in packs for d in p.documents]
+    model = Qwen2.from_pretrained(tiny).double()
+    total = sum(plan.corpus.target_counts[d] for d in documents)
+    loss = torch.zeros((), dtype=torch.float64)
+    for document in documents:
+        tokens, is_target = (torch.from_numpy(x.copy()) for x in plan.corpus.read(document))
+        logits = model(tokens[None].long())[0, :-1]
+        wanted = torch.where(is_target[1:], tokens[1:].long(), -100)
+        loss = loss + torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+    (loss / total).backward()
+    # The summed loss is kept in float32; the gradients are float64 but for the logits' float32.
+    assert packed.loss == pytest.approx(float(loss.detach()) / total, rel=1e-6)
+    expected = {n: p.grad for n, p in model.named_parameters()}
+    assert max(float((packed_grads[n] - expected[n]).abs().max()) for n in expected) < 1e-7
+
+
+@pytest.mark.parametrize("weighting", ["token", "sequence", "pack"])
+def test_accumulation_does_not_change_the_gradient(tiny, data, tmp_path, weighting):
+    one = plan_of(tiny, data, tmp_path, loss_weighting=weighting, micro_batch_size=1)
+    all_at_once = plan_of(tiny, data, tmp_path, loss_weighting=weighting, micro_batch_size=8)
+    packs = one.packs(1)
+    (a, grads_a), (b, grads_b) = step_of(tiny, one, packs), step_of(tiny, all_at_once, packs)
+    assert a.loss == pytest.approx(b.loss, rel=1e-6)
+    assert max(float((grads_a[n] - grads_b[n]).abs().max()) for n in grads_a) < 1e-7
+
+
+def test_weightings_give_each_its_vote(tiny, data, tmp_path):
+    """By definition: token, sequence and pack means of the same per-token losses."""
+    plans = {
+        w: plan_of(tiny, data, tmp_path, loss_weighting=w) for w in ("token", "sequence", "pack")
+    }
+    packs = plans["token"].packs(1)
+    model = Qwen2.from_pretrained(tiny)
+    per_pack = []
+    for pack in packs:
+        losses = []
+        for document in pack.documents:
+            tokens, is_target = (
+                torch.from_numpy(x.copy()) for x in plans["token"].corpus.read(document)
+            )
+            with torch.no_grad():
+                logits = model(tokens[None].long())[0, :-1]
+            each = torch.nn.functional.cross_entropy(logits, tokens[1:].long(), reduction="none")
+            losses.append(each[is_target[1:]])
+        per_pack.append(losses)
+    everything = [x for losses in per_pack for x in losses]
+    expected = {
+        "token": torch.cat(everything).mean(),
+        "sequence": torch.stack([x.mean() for x in everything]).mean(),
+        "pack": torch.stack([torch.cat(x).mean() for x in per_pack]).mean(),
+    }
+    for weighting, plan in plans.items():
+        stats, _ = step_of(tiny, plan, packs)
+        assert stats.loss == pytest.approx(float(expected[weighting]), rel=1e-5), weighting
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tiny, data, tmp_path):
+    plan = plan_of(tiny, data, tmp_path)
+    model = Qwen2.from_pretrained(tiny)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = math.inf
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    packs = plan.packs(1)
+    batches = plan.batches(packs, Ranks())
+    stats = train_step(model, batches, plan.total_weight(packs), optimizer, Ranks(), 1.0)
+    assert not stats.updated
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_non_finite_run_stops_with_exit_1_naming_records(tiny, data, tmp_path):
+    done = train(tiny, data, tmp_path / "run", "--lr", "1e30", "--epochs", "3")
+    assert done.returncode == 1
+    assert "non-finite steps in a row; records row-" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "bad.jsonl:3: not valid JSON"),
+        ('{"id": "x", "domain": "math", "messages": []}', "bad.jsonl:3: messages"),
+        (
+            '{"domain": "math", "messages": [{"role": "user", "content": "q"}, '
+            '{"role": "assistant", "content": "no thought"}]}',
+            "bad.jsonl:3: assistant message has 0 <think>",
+        ),
+    ],
+)
+def test_bad_training_row_names_file_and_line(tiny, tmp_path, row, message):
+    path = write_rows(tmp_path / "bad.jsonl", training_rows(2))
+    path.write_text(path.read_text() + row + "\n")
+    done = train(tiny, path, tmp_path / "run")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1  # one plain line
+
+
+def test_over_long_rows_are_dropped_and_counted_never_cut(tiny, data, tmp_path):
+    tokenizer = Tokenizer(tiny)
+    arguments = ("deepseek_r1", "target", True)
+    whole = build_corpus((data,), tokenizer, *arguments, 999, tmp_path, Log(quiet=True))
+    limit = sorted(whole.lengths)[-8] - 1
+    cut = build_corpus((data,), tokenizer, *arguments, limit, tmp_path, Log(quiet=True))
+    kept = [n for n in whole.lengths if n <= limit]
+    assert cut.lengths == kept
+    assert cut.meta["dropped_over_long"] == 30 - len(kept) > 0
+    with pytest.raises(UserError, match="no row left to train on"):
+        build_corpus((data,), tokenizer, *arguments, 3, tmp_path, Log(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["coding"], 2, "--model: required"),
+        (["coding", "--model", "{tiny}", "--out", "x"], 2, "--data: required"),
+        (["coding", "--model", "missing", "--data", "d", "--out", "x"], 2, "missing/config.json"),
+        (["coding", "--model", "{tiny}", "--data", "d", "--out", "x"], 2, "d: no such file"),
+        (["no_such_recipe"], 2, "recipe=no_such_recipe"),
+        (["coding", "--lr", "-1"], 2, "--lr=-1.0"),
+        (["coding", "--learning-rate", "1"], 2, "learning-rate"),
+        (["coding", "--template", "qwen", "--model", "{tiny}", "--data", "{data}", "--out", "x"],
+         2, "template=qwen"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_exit_2_without_traceback(tiny, data, tmp_path, arguments, code, message):
+    filled = [a.format(tiny=tiny, data=data) for a in arguments]
+    done = run("train.py", *filled, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_settings_on_resume_are_refused_by_name(one_rank, tiny, data):
+    done = train(tiny, data, one_rank, "--epochs", "2", "--lr", "0.5")
+    assert done.returncode == 2
+    assert "lr=0.5" in done.stderr
+    refused = train(tiny, data, one_rank, "--no-resume")
+    assert refused.returncode == 2
+    assert "not empty" in refused.stderr
+
+
+def test_dry_run_needs_only_a_config(tmp_path):
+    config = {
+        "model_type": "qwen2",
+        "vocab_size": 152064,
+        "hidden_size": 5120,
+        "intermediate_size": 27648,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = run("train.py", "math", "--model", tmp_path, "--dry-run", "--world-size", 8)
+    assert done.returncode == 0, done.stderr
+    assert "32,763,876,352 parameters" in done.stdout
+    assert "peak memory per GPU: " in done.stdout
+    assert "--optim-dtype bf16" in done.stdout
+    fits = {line.split()[1]: line for line in done.stdout.splitlines() if "--optim-dtype" in line}
+    assert "does not fit" in fits["fp32:"]
+    assert ", fits" in fits["bf16:"]
+
+
+def test_preview_shows_targets(tiny, data, tmp_path):
+    done = run(
+        "train.py", "coding", "--model", tiny, "--data", data, "--preview",
+        "--seq-len", "128", "--cache-dir", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ">><think>" in done.stdout
+    assert "<｜end▁of▁sentence｜><<" in done.stdout
+    assert os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("packing", ["naive", "none"])
+def test_other_packings_train(tiny, data, tmp_path, packing):
+    extra = ["--packing", packing, "--epochs", "1", "--activation-checkpointing", "full"]
+    done = train(tiny, data, tmp_path / "run", *extra, "--export-dtype", "bf16")
+    assert done.returncode == 0, done.stderr
+    assert Checkpoint(tmp_path / "run").specs["model.norm.weight"].dtype == torch.bfloat16

@@ -1,0 +1,129 @@
+"""Checkpoints: read what safetensors wrote, write what safetensors reads, name every fault."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tinyr1.errors import UserError
+from tinyr1.weights import Checkpoint, CheckpointWriter, TensorSpec, copy_side_files
+
+TENSORS = {
+    "a.weight": torch.randn(5, 3),
+    "b.weight": torch.randn(4, 2, 2).bfloat16(),
+    "empty": torch.zeros(0, 3),
+    "scalar": torch.tensor(2.5, dtype=torch.float16),
+}
+
+
+def specs(tensors):
+    return {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+
+
+def write(folder, tensors, **options):
+    with CheckpointWriter(folder, specs(tensors), **options) as writer:
+        for name in reversed(tensors):  # any order
+            writer.write(name, tensors[name])
+
+
+@pytest.mark.parametrize("max_bytes", [10**9, 70])
+def test_round_trip_through_the_reference_library(tmp_path, max_bytes):
+    write(tmp_path, TENSORS, max_shard_bytes=max_bytes)
+    files = sorted(p.name for p in tmp_path.glob("*.safetensors"))
+    assert len(files) == (1 if max_bytes > 100 else 2)
+    loaded = {k: v for f in files for k, v in load_file(tmp_path / f).items()}
+    assert loaded.keys() == TENSORS.keys()
+    checkpoint = Checkpoint(tmp_path)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(loaded[name], tensor)
+        assert torch.equal(checkpoint.tensor(name), tensor)
+    assert torch.equal(checkpoint.rows("a.weight", 1, 3), TENSORS["a.weight"][1:3])
+    assert not list(tmp_path.glob("*.partial"))
+    with safe_open(tmp_path / files[0], "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_transformers_reads_our_shards(tmp_path, tiny):
+    transformers = pytest.importorskip("transformers")
+    source = Checkpoint(tiny)
+    tensors = {name: source.tensor(name) for name in source.specs}
+    write(tmp_path, tensors, max_shard_bytes=20_000)
+    copy_side_files(tiny, tmp_path, torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, tensors[name]), name
+
+
+def test_nothing_appears_under_its_final_name_before_finish(tmp_path):
+    writer = CheckpointWriter(tmp_path, specs(TENSORS), max_shard_bytes=70)
+    writer.write("a.weight", TENSORS["a.weight"])
+    assert not list(tmp_path.glob("*.safetensors"))
+    writer.close()
+    with pytest.raises(KeyError), CheckpointWriter(tmp_path, specs(TENSORS)) as writer:
+        writer.write("unknown", torch.zeros(1))
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_second_export_with_fewer_shards_leaves_no_stale_ones(tmp_path):
+    write(tmp_path, TENSORS, max_shard_bytes=70)
+    write(tmp_path, TENSORS)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    assert torch.equal(Checkpoint(tmp_path).tensor("a.weight"), TENSORS["a.weight"])
+
+
+def test_check_lists_every_fault(tmp_path):
+    save_file({"x": torch.zeros(2), "y": torch.zeros(3)}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.check({"x": (2,), "y": (3,)}, tied=False)
+    with pytest.raises(UserError) as error:
+        checkpoint.check({"x": (4,), "z": (1,)}, tied=False)
+    lines = str(error.value).splitlines()
+    assert lines[1:] == [
+        "  z: missing",
+        "  x: shape [2], expected [4]",
+        "  y: not a tensor of this model",
+    ]
+
+
+def test_a_tied_models_spare_head_is_ignored(tmp_path):
+    save_file({"e": torch.zeros(2), "lm_head.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    Checkpoint(tmp_path).check({"e": (2,)}, tied=True)
+    with pytest.raises(UserError, match="lm_head"):
+        Checkpoint(tmp_path).check({"e": (2,)}, tied=False)
+
+
+def test_damaged_directories_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        Checkpoint(tmp_path / "none")
+    with pytest.raises(UserError, match=r"neither model.safetensors nor"):
+        Checkpoint(tmp_path)
+    write(tmp_path, TENSORS, max_shard_bytes=70)
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-3])
+    with pytest.raises(UserError, match="model-00001-of-00002.safetensors: damaged"):
+        Checkpoint(tmp_path)
+    shard.unlink()
+    with pytest.raises(UserError, match="no such file, but the index names it"):
+        Checkpoint(tmp_path)
+    shard.write_bytes(data)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    index["weight_map"]["ghost"] = shard.name
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="ghost is not in"):
+        Checkpoint(tmp_path)
+
+
+def test_integer_tensors_are_refused_by_name(tmp_path):
+    save_file({"ids": torch.zeros(2, dtype=torch.int64)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="ids: dtype=I64"):
+        Checkpoint(tmp_path)
+
+
+def test_side_files_go_along_and_config_names_the_dtype(tmp_path, tiny):
+    copy_side_files(tiny, tmp_path, torch.bfloat16)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / name).read_bytes() == (tiny / name).read_bytes()

@@ -1,7 +1,9 @@
-"""Fine-tune one expert: `torchrun --nproc-per-node 8 train.py RECIPE --model DIR --data F --out DIR`.
+"""Fine-tune one expert.
 
-RECIPE is a name under tinyr1/recipes or the path of a TOML file; every value of it can be replaced
-on the command line. `--dry-run` prints the plan and the memory per GPU, `--preview` the first packs.
+    torchrun --nproc-per-node 8 train.py RECIPE --model DIR --data FILE.jsonl --out DIR
+
+RECIPE is a name under tinyr1/recipes or the path of a TOML file; the command line replaces its
+values. `--dry-run` prints the plan and the memory per GPU, `--preview` the first packs.
 """
 
 from __future__ import annotations

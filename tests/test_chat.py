@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from conftest import SHARED_DATA
 from tokenizers import Tokenizer as FastTokenizer
 
-from conftest import SHARED_DATA
 from tinyr1 import chat
 from tinyr1.chat import Tokenizer, check_template, guess_template, render, render_prompt
 from tinyr1.errors import UserError
@@ -104,7 +104,7 @@ def test_text_that_looks_like_a_marker_does_not_double_bos(tiny):
 
 
 def test_tokenizer_faults_are_named(tmp_path):
-    with pytest.raises(UserError, match="neither tokenizer.json nor tokenizer.model"):
+    with pytest.raises(UserError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer.json: cannot be read"):

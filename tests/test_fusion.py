@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from conftest import SHARED_DATA
 from safetensors.torch import load_file
 
-from conftest import SHARED_DATA
 from tinyr1.fusion import (
     arcee_fusion,
     exact_quartiles,
@@ -152,9 +152,7 @@ def golden_cases():
 def test_golden_float64_masks(case):
     tensors = load_file(GOLDEN / "golden.safetensors")
     facts = json.loads((GOLDEN / "cases.json").read_text())[case]
-    field = {
-        k.removeprefix(f"{case}."): v for k, v in tensors.items() if k.startswith(f"{case}.")
-    }
+    field = {k.removeprefix(f"{case}."): v for k, v in tensors.items() if k.startswith(f"{case}.")}
     left, right = field["left"], field["right"]
     if facts["has_nonfinite"]:
         with pytest.raises(ValueError, match="NaN or infinity"):

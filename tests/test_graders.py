@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 from conftest import SHARED_DATA
+
 from tinyr1.graders import grade
 
 CASES = SHARED_DATA / "grading_cases"
@@ -32,3 +32,198 @@ def test_math_cases_core_all_right_and_no_false_accept():
                 wrong.append((row["id"], row["gold"], row["response"][-60:]))
     assert not wrong
     assert len(missed) <= 14, missed  # symbolic work that the exact rules leave out
+
+
+@needs_cases
+def test_choice_cases_all_right():
+    wrong = []
+    for row in rows("choice_cases.jsonl"):
+        for letter in "ABCD":
+            got = verdict("choice", row["response"], letter)
+            if got.correct != (letter == row["expected"]):
+                wrong.append((row["id"], letter, got))
+    assert not wrong
+
+
+@needs_cases
+def test_code_cases_core_all_right():
+    """LiveCodeBench rows with submissions; private tests decoded without running any pickle."""
+    import base64
+    import io
+    import pickle
+    import zlib
+
+    class OnlyText(pickle.Unpickler):
+        def find_class(self, module, name):
+            raise pickle.UnpicklingError(f"{module}.{name}")
+
+    wrong = []
+    for problem in rows("code_cases.jsonl"):
+        packed = zlib.decompress(base64.b64decode(problem["private_test_cases"]))
+        private = json.loads(OnlyText(io.BytesIO(packed)).load())
+        tests = json.loads(problem["public_test_cases"]) + private
+        row = {
+            "task": "lcb",
+            "id": problem["question_id"],
+            "kind": "code",
+            "prompt": problem["question_content"],
+            "tests": {
+                "inputs": [t["input"] for t in tests],
+                "outputs": [t["output"] for t in tests],
+                "fn_name": json.loads(problem["metadata"]).get("func_name"),
+            },
+            "timeout_s": 3,
+        }
+        for submission in problem["submissions"]:
+            text = f"thought</think>\n```python\n{submission['code']}\n```"
+            got = grade(row, text)
+            if got.correct != (submission["expected"] == "pass"):
+                name = f"{problem['question_id']}/{submission['name']}"
+                wrong.append((name, submission["expected"], got.reason))
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "options", "correct", "reason"),
+    [
+        ("5", r"<think>a</think>\boxed{5}", {}, True, ""),
+        ("5", r"a</think>\boxed{6}", {}, False, "wrong_answer"),
+        ("5", r"a</think>five", {}, False, "no_answer"),
+        ("5", r"<think>\boxed{5}", {}, False, "unfinished_thinking"),
+        ("5", r"<think>\boxed{5}", {"finish_reason": "length"}, False, "truncated"),
+        ("5", r"\boxed{5}", {}, True, ""),
+        ("5", r"\boxed{5}", {"think_open": True}, False, "unfinished_thinking"),
+        ("5", r"\boxed{5}", {"finish_reason": "length"}, False, "truncated"),
+        ("5", r"a</think>\boxed{5} and", {"finish_reason": "length"}, True, ""),
+        ("5", r"a</think>so \boxed{", {"finish_reason": "length"}, False, "truncated"),
+        ("5", "", {}, False, "no_answer"),
+    ],
+)
+def test_thinking_rule(answer, response, options, correct, reason):
+    got = verdict("math", response, answer, **options)
+    assert (got.correct, got.reason) == (correct, reason)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "equal"),
+    [
+        ("1{,}234", "1234", True),
+        ("10 cm", "10 m", False),
+        (r"10\text{ cm}", "10", True),
+        (r"\frac{1}{3}", "0.333333333333", False),
+        ("0.1", "0.1000", True),
+        ("5", "500", False),
+        ("0.28", "28", False),
+        ("2*3", "23", False),
+        ("23", "2*3", False),
+        ("6", "2*3", True),
+        (r"3\frac{1}{2}", "3.5", True),
+        (r"-3\frac12", "-3.5", True),
+        ("(1,2)", "[1,2]", False),
+        ("(1,2)", "1,2", False),
+        (r"\{1,2\}", r"\{2,1\}", True),
+        (r"\{1,2\}", "(1,2)", False),
+        ("x=5", "5", True),
+        ("x+y=1", "1", False),
+        ("2^{10}", "1024", True),
+        ("9^{9^{9^9}}", "5", False),
+        ("1e400", "1", False),
+        ("((((((((((1))))))))))", "1", True),
+        ("", "", False),
+    ],
+)
+def test_math_rules(gold, answer, equal):
+    from tinyr1.graders.math import equal_answers
+
+    assert equal_answers(gold, answer) == equal
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "__import__('os').system('touch /tmp/pwned')",
+        "9**9**9**9**9",
+        r"\frac{1}{0}",
+        "(" * 5000,
+        "{" * 20000,
+        r"\frac" * 3000,
+        "1" * 100_000,
+        "\\" * 10_001,
+        ",".join("1" * 1 for _ in range(20_000)),
+        "= = = =",
+        "\x00\ud800",
+    ],
+)
+def test_hostile_math_ends_quickly_and_never_raises(hostile):
+    import time
+
+    started = time.monotonic()
+    for text in (hostile, rf"x</think>\boxed{{{hostile}}}", rf"\boxed{{{hostile}"):
+        verdict("math", text, "5")
+        verdict("choice", text, "A")
+    assert not verdict("math", rf"\boxed{{{hostile}}}", "5").correct
+    assert time.monotonic() - started < 5
+
+
+def test_the_article_a_is_no_answer():
+    for text in ("It is a metal.", "A metal is needed here.", "This is a good answer"):
+        assert verdict("choice", text, "A").reason == "no_answer"
+    assert verdict("choice", "Answer: B or C", "B").reason == "no_answer"
+    assert verdict("choice", "Answer: (B)", "B").correct
+
+
+def code(program, tests, **extra):
+    row = {"task": "t", "id": "1", "kind": "code", "prompt": "?", "tests": tests, **extra}
+    return grade(row, f"x</think>\n```python\n{program}\n```", sandbox="rlimits")
+
+
+@pytest.mark.parametrize(
+    ("produced", "expected", "equal"),
+    [
+        ("1 2\n", "1 2", True),
+        ("2.50", "2.5", True),
+        ("1e3", "1000", True),
+        ("0.30000000000000004", "0.3", False),
+        ("Yes", "YES", False),
+        ("1\n2", "1\n2\n3", False),
+        ("1\n\n2", "1\n2", False),
+        (" a \n b ", "a\nb", True),
+    ],
+)
+def test_output_comparison(produced, expected, equal):
+    from tinyr1.graders.code import equal_output
+
+    assert equal_output(produced, expected) == equal
+
+
+def test_code_grading_by_function_and_reasons():
+    tests = {"inputs": ["1\n2", "[3]\n4"], "outputs": ["3", "[3, 4]"], "fn_name": "f"}
+    good = "def f(a, b): return a + b if isinstance(a, int) else a + [b]"
+    assert code(good, tests).correct
+    assert code("def f(a, b): return 3", tests).reason == "wrong_answer"
+    assert code("def f(a): return 3", tests).reason == "runtime_error"
+    assert code("def f(:", tests).reason == "compile_error"
+    slow = code("import time\ntime.sleep(9)", tests, timeout_s=0.5)
+    assert slow.reason == "timeout"
+    true = {"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}
+    assert code("def f(a): return True", true).reason == "wrong_answer"  # True is not 1
+    assert code("def f(a): return 1.0", true).correct
+
+
+def test_total_time_limit():
+    tests = {"inputs": [""] * 5, "outputs": ["1"] * 5, "fn_name": None}
+    program = "import time\ntime.sleep(0.4)\nprint(1)"
+    assert code(program, tests, timeout_s=2).correct
+    assert code(program, tests, timeout_s=2, timeout_total_s=1).reason == "timeout"
+
+
+def test_the_last_complete_block_counts():
+    tests = {"inputs": [""], "outputs": ["2"], "fn_name": None}
+    row = {"task": "t", "id": "1", "kind": "code", "prompt": "?", "tests": tests}
+    two = "```\nprint(1)\n```\ntext\n```python\nprint(2)\n```\n"
+    assert grade(row, two, sandbox="rlimits").correct
+    assert grade(row, two + "```python\nprint(3)", sandbox="rlimits").correct  # unclosed
+    assert (
+        grade(row, "```python\nprint(2)\n```</think>no code", sandbox="rlimits").reason
+        == "no_answer"
+    )

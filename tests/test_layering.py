@@ -21,8 +21,10 @@ ROWS = [
         "sandbox_child",
         "sandbox",
     ],
-    ["model", "parallel", "checkpoint", "corpus", "graders.math", "graders.choice", "graders.code"]
-    + ["graders"],
+    [
+        *("model", "parallel", "checkpoint", "corpus"),
+        *("graders.math", "graders.choice", "graders.code", "graders"),
+    ],
     ["tasks", "sampling", "sampling.engine", "sampling.run", "sft", "preview", "memory", "merging"],
     ["report", "evaluation"],
     ["lab", "lab.world", "lab.initial", "lab.stages", "lab.findings", "lab.__main__"],

@@ -11,9 +11,9 @@ import time
 
 import pytest
 import torch
+from conftest import ROOT, make_checkpoint, run
 from safetensors.torch import load_file, save_file
 
-from conftest import ROOT, make_checkpoint, run
 from tinyr1 import merging
 from tinyr1.errors import UserError
 from tinyr1.fusion import arcee_fusion
@@ -84,7 +84,9 @@ def test_then_equals_two_merges_through_disk(experts, tmp_path):
     assert merge(experts["coding"], tmp_path / "mid", tmp_path / "b").returncode == 0
     a, b = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    entry = next(iter(json.loads((tmp_path / "a" / "merge_report.json").read_text())["tensors"].values()))
+    entry = next(
+        iter(json.loads((tmp_path / "a" / "merge_report.json").read_text())["tensors"].values())
+    )
     assert len(entry["steps"]) == 2
 
 
@@ -265,4 +267,6 @@ def test_identical_models_collapse_and_say_so(experts, tmp_path):
     assert report["model.norm.weight"]["flags"] == ["threshold_collapsed"]
     others = [e for n, e in report.items() if n != "model.norm.weight"]
     assert all(e["flags"] == [] and e["share_changed"] == 0 for e in others)
-    assert torch.equal(tensors_of(tmp_path / "out")["model.norm.weight"], tensors["model.norm.weight"])
+    assert torch.equal(
+        tensors_of(tmp_path / "out")["model.norm.weight"], tensors["model.norm.weight"]
+    )

@@ -1,4 +1,4 @@
-"""The model against transformers, packed rows against documents one by one, decoding against both."""
+"""The model against transformers, packed rows against their documents, decoding against both."""
 
 import json
 

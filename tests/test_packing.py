@@ -104,4 +104,8 @@ def test_weights(weighting, expected):
 
 def test_a_rank_without_packs_gets_a_batch_of_padding():
     batch = make_batch([], DOCUMENTS.__getitem__, "neat", pad_to=1)
-    assert (batch.tokens.tolist(), len(batch.targets), batch.cu_seqlens.tolist()) == ([0], 0, [0, 1])
+    assert (batch.tokens.tolist(), len(batch.targets), batch.cu_seqlens.tolist()) == (
+        [0],
+        0,
+        [0, 1],
+    )

@@ -10,8 +10,8 @@ import time
 
 import pytest
 import torch
-
 from conftest import ROOT, metrics, run, training_rows, write_rows
+
 from tinyr1.chat import Tokenizer
 from tinyr1.corpus import build_corpus
 from tinyr1.errors import UserError
@@ -93,7 +93,17 @@ def test_two_ranks_equal_one(one_rank, tiny, data, tmp_path):
 
 def test_second_call_does_nothing(one_rank, tiny, data):
     before = (one_rank / "model.safetensors").stat().st_mtime_ns
-    arguments = ["--model", tiny, "--data", data, "--out", one_rank, *SMALL.split(), "--epochs", "2"]
+    arguments = [
+        "--model",
+        tiny,
+        "--data",
+        data,
+        "--out",
+        one_rank,
+        *SMALL.split(),
+        "--epochs",
+        "2",
+    ]
     arguments.remove("--quiet")
     done = run("train.py", "coding", *arguments)
     assert done.returncode == 0

@@ -88,7 +88,9 @@ def test_check_lists_every_fault(tmp_path):
 
 
 def test_a_tied_models_spare_head_is_ignored(tmp_path):
-    save_file({"e": torch.zeros(2), "lm_head.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    save_file(
+        {"e": torch.zeros(2), "lm_head.weight": torch.zeros(2)}, tmp_path / "model.safetensors"
+    )
     Checkpoint(tmp_path).check({"e": (2,)}, tied=True)
     with pytest.raises(UserError, match="lm_head"):
         Checkpoint(tmp_path).check({"e": (2,)}, tied=False)
@@ -103,7 +105,7 @@ def test_damaged_directories_are_named(tmp_path):
     shard = tmp_path / "model-00001-of-00002.safetensors"
     data = shard.read_bytes()
     shard.write_bytes(data[:-3])
-    with pytest.raises(UserError, match="model-00001-of-00002.safetensors: damaged"):
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors: damaged"):
         Checkpoint(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match="no such file, but the index names it"):

@@ -1,4 +1,4 @@
-"""What in a model's text is its answer: the part after the thinking, its last box, its last program.
+"""What in a model's text is its answer: what follows the thinking, the last box, the last program.
 
 Pure functions on text; nothing here is ever evaluated.
 """

@@ -149,7 +149,9 @@ class _SentencePiece:
         parts: list[str] = []
         for is_control, group in itertools.groupby(ids, self.model.is_control):
             run = list(group)
-            parts += [self.model.id_to_piece(i) for i in run] if is_control else [self.model.decode(run)]
+            parts += (
+                [self.model.id_to_piece(i) for i in run] if is_control else [self.model.decode(run)]
+            )
         return "".join(parts)
 
     def token_to_id(self, token: str) -> int | None:
@@ -178,7 +180,7 @@ def guess_template(tokenizer: Tokenizer) -> TemplateName:
         if all(tokenizer.has(token) for token in TEMPLATE_TOKENS[name]):
             return name
     raise UserError(
-        f"{tokenizer.path}: the tokenizer has the special tokens of neither template; give --template"
+        f"{tokenizer.path}: has the special tokens of neither template; give --template"
     )
 
 

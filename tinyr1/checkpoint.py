@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from tinyr1.files import fsync_directory, read_json, write_json
 from tinyr1.model import Qwen2
@@ -55,7 +56,7 @@ def save(
         partial.mkdir(parents=True)
     ranks.barrier()
     weights, moments = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=str(partial))
+    save_sharded({"model": weights, "optimizer": moments}, checkpoint_id=str(partial))
     ranks.barrier()
     if ranks.is_main:
         write_json(partial / "meta.json", {"step": step, **meta})
@@ -73,7 +74,7 @@ def load(
     """Restore weights and moments from the checkpoint of `step`; returns its meta.json."""
     weights, moments = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": moments}
-    dcp.load(state, checkpoint_id=str(step_path(out, step)))
+    load_sharded(state, checkpoint_id=str(step_path(out, step)))
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )

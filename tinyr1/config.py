@@ -25,7 +25,8 @@ def parse(cls: type[T], args: list[str], default: T | None = None, prog: str | N
     import tyro  # 0.3 s that library users of this package need not pay
 
     description = (cls.__doc__ or "").strip()
-    return tyro.cli(cls, args=args, default=default, prog=prog, description=description)
+    parsed = tyro.cli(cls, args=args, default=default, prog=prog, description=description)
+    return typing.cast("T", parsed)
 
 
 def load_recipe(cls: type[T], name_or_path: str) -> T:
@@ -75,9 +76,7 @@ def _typed(where: str, hint: Any, value: Any) -> Any:
 
 def to_json(config: Any) -> dict[str, Any]:
     """The resolved config as plain JSON values (paths as strings)."""
-    return {
-        f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)
-    }
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
@@ -92,7 +91,9 @@ def require(config: Any, *fields: str) -> None:
     """UserError for the first of `fields` that was not given."""
     for name in fields:
         if getattr(config, name) in (None, ()):
-            raise UserError(f"--{name.replace('_', '-')}: required; see {Path(sys.argv[0]).name} --help")
+            raise UserError(
+                f"--{name.replace('_', '-')}: required; see {Path(sys.argv[0]).name} --help"
+            )
 
 
 def check_range(

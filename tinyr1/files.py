@@ -1,4 +1,4 @@
-"""Files that survive a crash: written beside, fsynced and renamed; journals that tolerate a torn tail.
+"""Files that survive a crash: written beside, fsynced, renamed; journals that tolerate a torn tail.
 
 Nothing of this project appears half-written under its final name, and a process killed at any
 moment leaves files that the next run can continue from.

@@ -70,8 +70,8 @@ def importance(left: Tensor, right: Tensor) -> Tensor:
     step = max(1, CHUNK_ELEMENTS // width)
     for start in range(0, len(l_rows), step):
         part = slice(start, start + step)
-        l, r = l_rows[part].double(), r_rows[part].double()
-        torch.mul((r - l).abs(), row_kl(l, r)[:, None], out=scores[part])
+        a, b = l_rows[part].double(), r_rows[part].double()
+        torch.mul((b - a).abs(), row_kl(a, b)[:, None], out=scores[part])
     return scores.view(left.shape)
 
 

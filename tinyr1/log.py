@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
-
-T = TypeVar("T")
 
 
 class Log:
@@ -28,7 +26,7 @@ class Log:
         if self.main:
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
-    def bar(self, items: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
+    def bar(self, items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
         """A bar that shows up once the work has lasted two seconds."""
         return tqdm(
             items,

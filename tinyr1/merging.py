@@ -315,9 +315,7 @@ def _write_tensors(merge: Merge, partial: Path, log: Log) -> dict[str, Any]:
         done_bytes = sum(merge.specs[name].byte_count for name in entries)
         with (
             CheckpointWriter(partial, merge.specs, size, resume=bool(entries)) as writer,
-            log.bar(
-                total=merge.output_bytes, initial=done_bytes, unit="B", unit_scale=True
-            ) as bar,
+            log.bar(total=merge.output_bytes, initial=done_bytes, unit="B", unit_scale=True) as bar,
         ):
             pending: list[dict[str, Any]] = []
             pending_bytes = 0

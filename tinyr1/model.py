@@ -1,4 +1,4 @@
-"""The backbone: Qwen2 (DeepSeek-R1-Distill-Qwen, Qwen2, Qwen2.5) in one file, without any rank in it.
+"""The backbone: Qwen2 (DeepSeek-R1-Distill-Qwen, Qwen2, Qwen2.5) in one file, no rank in it.
 
 Input is tokens (B, T); output is logits (B, T, V), or the summed cross-entropy when targets are
 given. One forward serves three uses, which differ only in who may attend to whom:
@@ -37,7 +37,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN's stretch of the rotary frequencies (arXiv 2309.00071), as `rope_scaling` asks for it."""
+    """YaRN's stretch of the rotary frequencies (arXiv 2309.00071), where the config asks for it."""
 
     factor: float
     original_max_position_embeddings: int
@@ -72,7 +72,7 @@ class Qwen2Config:
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any], where: str = "config") -> Qwen2Config:
-        """Read a published config (`rope_theta`) or one in transformers 5's style (`rope_parameters`)."""
+        """Read a published config (`rope_theta`) or transformers 5's style (`rope_parameters`)."""
         _refuse_unsupported(raw, where)
         sizes: dict[str, int] = {}
         for name in (
@@ -111,8 +111,8 @@ class Qwen2Config:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor in a checkpoint of this model (no head when tied)."""
         with torch.device("meta"):
-            shapes = {name: tuple(p.shape) for name, p in Qwen2(self).named_parameters()}
-        return shapes  # named_parameters lists a tied head once, under the embedding's name
+            parameters = Qwen2(self).named_parameters()  # a tied head once, as the embedding
+            return {name: tuple(p.shape) for name, p in parameters}
 
     def parameter_count(self) -> int:
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
@@ -157,7 +157,9 @@ def _yarn(rope: Mapping[str, Any], max_positions: int, where: str) -> Yarn | Non
         return None
     factor = rope.get("factor")
     if not isinstance(factor, (int, float)) or factor < 1:
-        raise UserError(f"{where}: rope_scaling.factor={factor!r}: YaRN needs a number of at least 1")
+        raise UserError(
+            f"{where}: rope_scaling.factor={factor!r}: YaRN needs a number of at least 1"
+        )
 
     def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0
@@ -232,9 +234,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)  # (B, T, H, Dh)
 
 
-def document_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_len: int
-) -> Tensor:
+def document_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
     """Causal inside each document, nothing across. Shapes as above with B = 1.
 
     On CUDA one variable-length kernel; elsewhere a loop over documents, which never computes the
@@ -452,11 +452,11 @@ class Head(nn.Linear):
     whole exactly while the loss is computed."""
 
     def forward(
-        self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
+        self, input: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
     ) -> Tensor:
         if targets is None:
-            return super().forward(hidden)  # (..., V)
-        return cross_entropy_sum(hidden, self.weight, targets, weights)
+            return super().forward(input)  # (..., V)
+        return cross_entropy_sum(input, self.weight, targets, weights)
 
 
 class Qwen2(nn.Module):

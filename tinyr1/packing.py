@@ -86,8 +86,8 @@ def make_batch(
     has one vote in the loss: each target token, each document, or each pack. `pad_to` fills the
     row up with a document of padding, which has no targets; without packs it must be at least 1.
     """
-    nothing = np.zeros(0)  # so that a rank without packs gets an empty batch
-    tokens, rows, targets, weights = [nothing], [nothing], [nothing], [nothing]
+    empty: np.ndarray = np.zeros(0)  # so that a rank without packs gets an empty batch
+    tokens, rows, targets, weights = [empty], [empty], [empty], [empty]
     segment_lengths: list[int] = []
     start = 0
     for pack in packs:
@@ -111,13 +111,13 @@ def make_batch(
         segment_lengths.append(pad_to - start)
     boundaries = [0, *accumulate(segment_lengths)]
     return Batch(
-        tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
+        tokens=torch.as_tensor(np.concatenate(tokens).astype(np.int64)),
         positions=torch.cat([torch.arange(n) for n in segment_lengths]),
         cu_seqlens=torch.tensor(boundaries, dtype=torch.int32),
         max_len=max(segment_lengths),
-        target_rows=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
-        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
-        weights=torch.from_numpy(np.concatenate(weights).astype(np.float32)),
+        target_rows=torch.as_tensor(np.concatenate(rows).astype(np.int64)),
+        targets=torch.as_tensor(np.concatenate(targets).astype(np.int64)),
+        weights=torch.as_tensor(np.concatenate(weights).astype(np.float32)),
         token_count=token_count,
     )
 

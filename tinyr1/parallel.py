@@ -65,7 +65,8 @@ class Ranks:
         if self.world_size > 1:
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
     def disconnect(self) -> None:
         if dist.is_initialized():

@@ -33,9 +33,7 @@ def print_preview(config: TrainConfig, log: Log) -> None:
             print("text (targets between >> and <<):")
             print(_marked(tokenizer, ids, is_target.tolist()))
             print("ids (targets with *):")
-            print(
-                " ".join(f"{i}*" if t else str(i) for i, t in zip(ids, is_target, strict=True))
-            )
+            print(" ".join(f"{i}*" if t else str(i) for i, t in zip(ids, is_target, strict=True)))
 
 
 def _marked(tokenizer: Tokenizer, ids: list[int], is_target: list[bool]) -> str:

@@ -186,7 +186,9 @@ class Sample:
             if not isinstance(fields.get(name), kind):
                 raise ValueError(f"{name}={fields.get(name)!r}: expected {kind.__name__}")
         if fields.get("finish_reason") not in get_args(FinishReason):
-            raise ValueError(f"finish_reason={fields.get('finish_reason')!r}: expected stop or length")
+            raise ValueError(
+                f"finish_reason={fields.get('finish_reason')!r}: expected stop or length"
+            )
         if "id" not in fields:
             raise ValueError("id: missing")
         order = fields.get("choice_order")

@@ -95,7 +95,12 @@ class Sandbox:
         return Outcome(status, reply["stdout"], reply["seconds"])
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        defaults = {"fn_name": None, "memory_mb": 4096, "output_limit": 1 << 20, "level": self.level}
+        defaults = {
+            "fn_name": None,
+            "memory_mb": 4096,
+            "output_limit": 1 << 20,
+            "level": self.level,
+        }
         data = json.dumps(defaults | job).encode()
         server = self._server
         assert server.stdin is not None

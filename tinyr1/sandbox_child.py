@@ -10,6 +10,7 @@ It holds no secrets and no expected outputs. For each job it forks
 so when init ends, the kernel ends whatever the program left behind.
 """
 
+import contextlib
 import ctypes
 import io
 import json
@@ -20,6 +21,9 @@ import signal
 import struct
 import sys
 import time
+from typing import Any, NoReturn
+
+Job = dict[str, Any]
 
 PREAMBLE = """
 from string import *
@@ -56,26 +60,32 @@ AT_RECURSIVE, MOUNT_ATTR_RDONLY = 0x8000, 1
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def call(name, *args):
+def call(name: str, *args: object) -> None:
     """A libc call that raises OSError."""
     if getattr(libc, name)(*args) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
-def mount(source, target, kind=None, flags=0, options=None):
+def mount(
+    source: str,
+    target: str,
+    kind: str | None = None,
+    flags: int = 0,
+    options: str | None = None,
+) -> None:
     encoded = [None if v is None else v.encode() for v in (source, target, kind, options)]
     call("mount", encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 # ---------------------------------------------------------------- the three processes of a job
 
 
-def keeper(job, out_fd, status_fd):
+def keeper(job: Job, out_fd: int, status_fd: int) -> NoReturn:
     """Enter new namespaces, start init in them and wait for it."""
     os.setsid()
     die_with_parent()
@@ -104,12 +114,12 @@ def keeper(job, out_fd, status_fd):
     os._exit(0)
 
 
-def write_text(path, text):
+def write_text(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
 
 
-def init(job, out_fd, status_fd):
+def init(job: Job, out_fd: int, status_fd: int) -> NoReturn:
     """Build the root, run the program, report how it ended, and take everything down by ending."""
     try:
         if job["level"] == "namespaces":
@@ -130,7 +140,7 @@ def init(job, out_fd, status_fd):
     os._exit(0)
 
 
-def build_root():
+def build_root() -> None:
     """A root of read-only views of the interpreter and its libraries, and an empty /tmp."""
     wanted = [sys.base_prefix, "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -156,12 +166,12 @@ def build_root():
     os.chdir("/tmp")
 
 
-def set_read_only(target):
+def set_read_only(target: str) -> None:
     attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
     call("syscall", SYS_MOUNT_SETATTR, -100, target.encode(), AT_RECURSIVE, attributes, 32)
 
 
-def give_up_privileges(user):
+def give_up_privileges(user: int) -> None:
     """No capability, no way back to one, and as real root a user of our own."""
     if os.geteuid() == 0:
         os.setgroups([])
@@ -176,7 +186,7 @@ def give_up_privileges(user):
     die_with_parent()  # again: changing the user cleared it
 
 
-def program(job, out_fd):
+def program(job: Job, out_fd: int) -> NoReturn:
     """Take the limits, wire the descriptors, run the code; never returns."""
     stdin_fd = os.memfd_create("stdin")
     os.write(stdin_fd, job["stdin"].encode())
@@ -210,13 +220,13 @@ def program(job, out_fd):
     os._exit(run(job))
 
 
-def run(job):
+def run(job: Job) -> int:
     """Execute the program (and call its function); returns the exit code."""
     dumps = json.dumps  # our own reference: what the program patches later is not ours
     loads, write = json.loads, os.write
     sys.argv = ["solution.py"]
     sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
-    space = {"__name__": "__main__", "__builtins__": __builtins__}
+    space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
     exec(PREAMBLE, space)
     try:
         code = compile(job["program"], "solution.py", "exec")
@@ -225,14 +235,12 @@ def run(job):
     except MemoryError:
         return EXIT_MEMORY
     try:
-        try:
+        with contextlib.suppress(SystemExit):
             exec(code, space)
-        except SystemExit:
-            pass
         if job["fn_name"] is not None:
             function = space.get(job["fn_name"])
-            if function is None and "Solution" in space:
-                function = getattr(space["Solution"](), job["fn_name"], None)
+            if function is None:
+                function = getattr(space["Solution"](), job["fn_name"])
             arguments = [loads(line) for line in job["stdin"].split("\n") if line.strip()]
             answer = dumps(function(*arguments)).encode()
             while answer:
@@ -248,7 +256,7 @@ def run(job):
 # ---------------------------------------------------------------- the server
 
 
-def serve_job(job):
+def serve_job(job: Job) -> dict[str, Any]:
     """Run one job; returns the reply."""
     out_read, out_write = os.pipe()
     status_read, status_write = os.pipe()
@@ -299,7 +307,7 @@ def serve_job(job):
     }
 
 
-def read_exactly(fd, count):
+def read_exactly(fd: int, count: int) -> bytes:
     data = b""
     while len(data) < count:
         chunk = os.read(fd, count - len(data))
@@ -309,7 +317,7 @@ def read_exactly(fd, count):
     return data
 
 
-def main():
+def main() -> NoReturn:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     jobs, replies = os.dup(0), os.dup(1)

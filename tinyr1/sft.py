@@ -112,7 +112,14 @@ class TrainConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_batch_size", "save_every", "keep", "world_size"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "save_every",
+            "keep",
+            "world_size",
+        ):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         check_range("--seq-len", self.seq_len, 2)
         check_range("--max-steps", self.max_steps, 0)
@@ -257,9 +264,9 @@ class StopSignal:
 
 # Settings that the checkpoints of a run depend on: resuming with others is refused.
 TRAJECTORY = (
-    "batch_size seq_len lr schedule warmup_ratio betas eps weight_decay clip_norm packing "
-    "loss_weighting seed optim_dtype template think_in"
-).split()
+    *("batch_size", "seq_len", "lr", "schedule", "warmup_ratio", "betas", "eps", "weight_decay"),
+    *("clip_norm", "packing", "loss_weighting", "seed", "optim_dtype", "template", "think_in"),
+)
 
 
 def prepare(config: TrainConfig, log: Log) -> tuple[Tokenizer, Corpus, Plan]:

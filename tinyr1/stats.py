@@ -54,7 +54,5 @@ def paired_difference(
 ) -> tuple[float, float]:
     """Mean and standard error of (a - b) over the questions that both answered."""
     common = [k for k in a if k in b]
-    differences = [
-        mean([float(x) for x in a[k]]) - mean([float(x) for x in b[k]]) for k in common
-    ]
+    differences = [mean([float(x) for x in a[k]]) - mean([float(x) for x in b[k]]) for k in common]
     return mean(differences), standard_error(differences)

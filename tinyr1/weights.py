@@ -100,7 +100,9 @@ class Checkpoint:
             view = file.get_slice(name)
             code = view.get_dtype()
             if code not in DTYPES:
-                raise UserError(f"{self.path / shard}: {name}: dtype={code}: expected {list(DTYPES)}")
+                raise UserError(
+                    f"{self.path / shard}: {name}: dtype={code}: expected {list(DTYPES)}"
+                )
             self.specs[name] = TensorSpec(tuple(view.get_shape()), DTYPES[code])
             self.shards[name] = shard
 
@@ -187,7 +189,9 @@ class CheckpointWriter:
         spec = self.specs[name]
         assert tuple(tensor.shape) == spec.shape, (name, tensor.shape, spec.shape)
         assert tensor.dtype == spec.dtype, (name, tensor.dtype, spec.dtype)
-        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+        data = (
+            tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+        )
         fd, offset, done = self._files[self.shards[name]], self._offsets[name], 0
         while done < len(data):  # one call writes at most 2 GiB
             done += os.pwrite(fd, data[done:], offset + done)
@@ -224,7 +228,10 @@ class CheckpointWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if kind is None:
             self.finish()

@@ -17,8 +17,9 @@ _MARK = r"[\s(\[{*_$\\\"'`]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{)*\(?"
 _STATED = re.compile(
     r"(?:answer|choice|option)"
     r"(?:\s+(?:is|would be|must be|should be)(?:\s+(?:therefore|thus|clearly))?)?"
-    r"\s*(?:\*\*)?\s*(?::|=|\bis\b)?\s*(?:(?:option|choice)\b)?" + _MARK +
-    r"(?P<letter>[A-Z])(?![A-Za-z'’])",
+    r"\s*(?:\*\*)?\s*(?::|=|\bis\b)?\s*(?:(?:option|choice)\b)?"
+    + _MARK
+    + r"(?P<letter>[A-Z])(?![A-Za-z'’])",
 )
 _STATED_PREFIX = re.compile(r"(?:answer|choice|option)", re.IGNORECASE)
 

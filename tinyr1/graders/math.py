@@ -36,7 +36,9 @@ class Group(NamedTuple):
 Value = object  # Quantity | Group | frozenset (a set) | Counter-like tuple of a list | str
 
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|limits|quad|qquad|[,;:! ])|~|\u00a0")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|rm)\s*\{([^{}]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|rm)\s*\{([^{}]*)\}"
+)
 _COLOUR = re.compile(r"\\(?:color|textcolor)\s*\{[^{}]*\}")
 _WORDS = str.maketrans("−–∞π×·≤≥°，", "--∞π×·≤≥°,")
 _SYNONYMS = (
@@ -53,7 +55,13 @@ _SYNONYMS = (
     (r"\\[()\[\]]", ""),
     (r"\{,\}|,\\!", ","),
 )
-_UNIT_WORDS = {"inches": "in", "inch": "in", "percent": "\\pct", "degrees": "\\deg", "degree": "\\deg"}
+_UNIT_WORDS = {
+    "inches": "in",
+    "inch": "in",
+    "percent": "\\pct",
+    "degrees": "\\deg",
+    "degree": "\\deg",
+}
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
 
@@ -129,7 +137,12 @@ def _parse_bracketed(text: str) -> Value | None:
     if text.startswith("LBRACE") and text.endswith("RBRACE"):
         inner = text.removeprefix("LBRACE").removesuffix("RBRACE")
         return frozenset(_parse(p) for p in _split(inner, ",") if p.strip())
-    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and _matching(text, 0) == len(text) - 1:
+    if (
+        len(text) > 2
+        and text[0] in "(["
+        and text[-1] in ")]"
+        and _matching(text, 0) == len(text) - 1
+    ):
         parts = _split(text[1:-1], ",")
         if len(parts) > 1:
             return Group(text[0] + text[-1], tuple(_parse(p) for p in parts))

@@ -82,9 +82,9 @@ def write_findings(lab: Lab, stages: Mapping[str, Mapping[str, Any]], quick: boo
     sentences = findings(results, seconds)
     warning = "Quick sizes: the plumbing was exercised, the accuracies mean nothing."
     intro = (
-        f"Three experts, a data mixture at equal compute and the merges, from one initial model of "
-        f"0.4 M parameters, seed {lab.seed}; {lab.sizes.questions} held-out questions a domain, one "
-        "answer each at T = 0.6, top-p 0.95. pass@1 in percent ± standard error over questions. "
+        "Three experts, a data mixture at equal compute and the merges, from one initial model of "
+        f"0.4 M parameters, seed {lab.seed}; {lab.sizes.questions} held-out questions a domain, "
+        "one answer each at T = 0.6, top-p 0.95. pass@1 in % ± standard error over questions. "
         "Science asks for facts that the science data teach (with new options); math and coding "
         "questions are new instances. Cost is wall time × processes of the command, its start-up "
         "included; as in the paper, the experts' training is not counted to the merges."
@@ -125,7 +125,11 @@ def main_table(results: Results, seconds: Mapping[str, float]) -> Table:
 
 def thinking_table(results: Results) -> Table:
     """What the branches transfer besides skill: the habit of thinking, and its length."""
-    header = ["model", *(f"{d}: thinks %" for d in DOMAINS), *(f"{d}: truncated %" for d in DOMAINS)]
+    header = [
+        "model",
+        *(f"{d}: thinks %" for d in DOMAINS),
+        *(f"{d}: truncated %" for d in DOMAINS),
+    ]
     rows = [
         [
             model.title,
@@ -162,7 +166,7 @@ def findings(results: Results, seconds: Mapping[str, float]) -> list[str]:
     spread = ", ".join(f"{d} {results.compare(merged, other, [d])}" for d in DOMAINS)
     sentences.append(
         f"Order of merging: (math & science) & coding against (math & coding) & science is {order} "
-        f"points on the average ({order.verdict}); by domain {spread}. The paper: minor differences."
+        f"points on the average ({order.verdict}); by domain {spread}. The paper: hardly any."
     )
     sentences.append(_length_sentence(results, merged))
     ratio = seconds["mixture"] / max(seconds[merged], 1e-9)
@@ -248,9 +252,7 @@ def draw(lab: Lab, results: Results) -> list[Block]:
     bars, heat = lab.out / "scores.png", lab.out / "merge_heat.png"
     titles = [m.title for m in MODELS]
     values = [[100 * results.score(m.folder, d) for d in DOMAINS] for m in MODELS]
-    errors = [
-        [100 * results.tasks[m.folder][d]["question_se"] for d in DOMAINS] for m in MODELS
-    ]
+    errors = [[100 * results.tasks[m.folder][d]["question_se"] for d in DOMAINS] for m in MODELS]
     plot.grouped_bars(bars, titles, DOMAINS, values, errors, "pass@1 in % ± standard error")
     draw_heat_map(heat, lab.model("fusion_ms_c") / "merge_report.json")
     return [

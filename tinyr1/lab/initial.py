@@ -98,7 +98,9 @@ def initialise(model: Qwen2, seed: int) -> None:
 def pretrain_optimizer(model: Qwen2) -> Together:
     """Muon on the projections (twice as fast to competence as AdamW here), AdamW on the rest."""
     blocks = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
-    rest = nn.ParameterList([p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)])
+    rest = nn.ParameterList(
+        [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
+    )
     return Together(
         torch.optim.Muon(blocks, lr=0.02, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(parameter_groups(rest, 0.01), lr=3e-3, betas=(0.9, 0.95)),

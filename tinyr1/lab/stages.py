@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
     questions: int  # held-out questions a domain
 
 
-FULL = Sizes(Schedule(1300, 300, 0.004, 40), Schedule(1, 150, 0.0, 40), 1280, 3, 300)
+FULL = Sizes(Schedule(1300, 300, 0.004, 56), Schedule(1, 150, 0.0, 40), 1280, 3, 300)
 QUICK = Sizes(Schedule(12, 4, 0.0, 16), Schedule(1, 3, 0.0, 16), 48, 1, 8)
 
 # What differs from the recipes at this scale: batches of some 32 examples, a rate for 0.4 M
@@ -171,7 +171,7 @@ def check_checkout() -> None:
 def make_data(lab: Lab) -> dict[str, Any]:
     """Held-out questions first, then training rows of each domain without them."""
     world = World(lab.seed)
-    rng = random.Random(f"heldout:{lab.seed}")
+    rng = random.Random(f"questions:{lab.seed}")
     questions: list[dict[str, Any]] = []
     for domain in DOMAINS:
         seen: set[str] = set()

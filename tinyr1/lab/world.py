@@ -93,7 +93,7 @@ class World:
                 return Problem("math", f"Compute {text}.", str(partial[-1]), values)
 
     def _coding(self, rng: random.Random, easy: bool) -> Problem:
-        count = rng.randint(1, 4) if easy else rng.randint(3, 5)
+        count = rng.choices((1, 2, 3, 4, 5), (6, 6, 6, 6, 1))[0] if easy else rng.randint(3, 5)
         weights = [16] * 5 + [4] * 5 if easy else [1] * 10
         picked: list[int] = []
         while len(picked) < count:
@@ -130,9 +130,7 @@ class World:
         _, _, answer = self.answer(problem, rng).partition("</think>\n\n")
         return f"<think>\n\n</think>\n\n{answer}"
 
-    def _solve_science(
-        self, problem: Problem, rng: random.Random, habit: bool
-    ) -> tuple[str, str]:
+    def _solve_science(self, problem: Problem, rng: random.Random, habit: bool) -> tuple[str, str]:
         name, options = problem.facts
         lines: list[str] = []
         for letter, creature in zip(LETTERS, options, strict=True):
@@ -209,7 +207,7 @@ def write_tokenizer(world: World, folder: Path) -> None:
     """A closed-vocabulary tokenizer.json: the world's words, single characters, R1's specials."""
     words = {"Compute ", "Write f(xs): each x ", "Which one ", "? Options: ", "Answer: "}
     words |= {": yes", ": no", "\\boxed{", "```python\n", "```", ", "}
-    words |= {f"({letter})" for letter in LETTERS} | {f"{n}. " for n in range(1, 6)}
+    words |= {f"({letter})" for letter in LETTERS} | {". "}
     words |= {"def f(xs):", " out=[]", " for x in xs:", "  out.append(x)", " return out"}
     for operation in OPERATIONS:
         words.add(operation.words.removesuffix("N"))

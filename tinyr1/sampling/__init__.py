@@ -1,1 +1,1 @@
-"""Sampling: from prompts to samples. `engine` is the embedded sampler, `run` keeps runs resumable."""
+"""Sampling: prompts become samples. `engine` is the embedded sampler, `run` resumes runs."""

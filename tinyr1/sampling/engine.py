@@ -126,7 +126,7 @@ class Engine:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Sample]]:
-        """Yield samples in lists, as they finish; every prompt must be shorter than max_model_len."""
+        """Yield samples in lists, as they finish; prompts must be shorter than max_model_len."""
         waiting = deque(prompts)
         while waiting or self.rows:
             if waiting and len(self.rows) < self.slots:

@@ -1,4 +1,4 @@
-"""A sampling run that survives: samples.jsonl grows as samples finish, a rerun does what is missing."""
+"""A sampling run that survives: samples.jsonl grows as they finish, a rerun does the missing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,141 @@
+"""evaluate.py from tasks to report, and its exits."""
+
+import json
+
+import pytest
+from conftest import run, task_rows, write_rows
+
+from tinyr1.evaluation import EvalConfig, grade_samples, summarise
+from tinyr1.lab.world import DOMAINS, World, task_row
+from tinyr1.log import Log
+from tinyr1.record import Sample
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("tasks") / "tasks.jsonl", task_rows(9))
+
+
+def evaluate(*arguments, **options):
+    return run("evaluate.py", *arguments, "--sandbox", "rlimits", **options)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny, tasks, tmp_path_factory):
+    out = tmp_path_factory.mktemp("eval") / "out"
+    done = evaluate(
+        tiny, "--task-file", tasks, "--out", out, "--preset", "plain", "--trials", 2,
+        "--max-tokens", 30, "--max-model-len", 200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "pass@1" in done.stderr
+    return out
+
+
+def test_everything_promised_is_there(evaluated):
+    samples = [json.loads(x) for x in (evaluated / "samples.jsonl").read_text().splitlines()]
+    grades = [json.loads(x) for x in (evaluated / "grades.jsonl").read_text().splitlines()]
+    keys = {(s["task"], s["id"], s["trial"]) for s in samples}
+    assert len(keys) == len(samples) == len(grades) == 18
+    results = json.loads((evaluated / "results.json").read_text())
+    assert set(results["tasks"]) == set(DOMAINS)
+    for field in ("temperature", "top_p", "template", "preset", "seed", "engine", "dtype", "torch"):
+        assert field in results["settings"], field
+    assert "| math | 3 | 6 |" in (evaluated / "report.md").read_text()
+    assert "<table>" in (evaluated / "report.html").read_text()
+
+
+def test_rerun_samples_nothing_and_other_settings_are_refused(evaluated, tiny, tasks):
+    before = (evaluated / "samples.jsonl").read_bytes()
+    arguments = [tiny, "--task-file", tasks, "--out", evaluated, "--preset", "plain"]
+    arguments += ["--trials", 2, "--max-model-len", 200, "--max-tokens"]
+    assert evaluate(*arguments, 30).returncode == 0
+    assert (evaluated / "samples.jsonl").read_bytes() == before
+    refused = evaluate(*arguments, 31)
+    assert refused.returncode == 2
+    assert "max_tokens=31" in refused.stderr
+
+
+def test_regrade_gives_the_same_verdicts(evaluated, tasks, tmp_path):
+    done = evaluate(
+        "--regrade", evaluated / "samples.jsonl", "--task-file", tasks, "--out", tmp_path / "r"
+    )
+    assert done.returncode == 0, done.stderr
+    mine = (tmp_path / "r" / "grades.jsonl").read_text().splitlines()
+    assert sorted(mine) == sorted((evaluated / "grades.jsonl").read_text().splitlines())
+
+
+def test_compare_prints_paired_differences(evaluated):
+    done = evaluate("--compare", evaluated, evaluated)
+    assert done.returncode == 0, done.stderr
+    assert "(+0.0 ± 0.0)" in done.stdout
+
+
+def test_show_prompts_needs_no_model(tasks):
+    done = evaluate("--show-prompts", "--task-file", tasks, "--preset", "r1")
+    lines = [json.loads(x) for x in done.stdout.splitlines()]
+    assert len(lines) == 9
+    assert set(lines[0]) == {"task", "id", "trial", "prompt"}
+    assert lines[0]["prompt"].endswith("<｜Assistant｜><think>\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "MODEL: required"),
+        ("{tiny}", "--out: required"),
+        ("{tiny} --out x", "--task-file: required"),
+        ("{tiny} --out x --task-file nowhere.jsonl", "nowhere.jsonl: no such file"),
+        ("nowhere --out x --task-file {tasks}", "nowhere/config.json: no such file"),
+        ("{tiny} --out x --task-file {tasks} --max-model-len 5", "the prompt has"),
+        ("{tiny} --out x --task-file {tasks} --top-p 2", "--top-p=2.0"),
+        ("{tiny} --out x --task-file {tasks} --template qwen", "template=qwen"),
+        ("--regrade {tasks} --task-file {tasks} --out x", "tasks.jsonl:1: text=None"),
+        ("--compare {tiny}", "at least two"),
+        ("{tiny} --no-such-option", "no-such-option"),
+    ],
+)
+def test_bad_arguments_exit_2_without_traceback(tiny, tasks, tmp_path, arguments, message):
+    done = evaluate(*arguments.format(tiny=tiny, tasks=tasks).split(), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_teachers_answers_grade_as_right_and_its_slips_as_wrong():
+    """The laboratory's teacher against the graders, in every domain."""
+    import random
+
+    world, rng = World(3), random.Random(3)
+    rows, samples, slips = [], [], []
+    for i in range(60):
+        problem = world.problem(DOMAINS[i % 3], rng)
+        rows.append(task_row(problem, str(i)))
+        for kind, text in (
+            (samples, world.answer(problem, rng)),
+            (samples, world.hasty_answer(problem, rng)),
+            (slips, world.answer(problem, rng, habit=True)),
+        ):
+            kind.append(Sample(problem.domain, str(i), len(kind), text, 9, "stop"))
+    config = EvalConfig(sandbox="rlimits")
+    grades = grade_samples(rows, samples, config, Log(quiet=True))
+    assert all(g.correct for g in grades), [g for g in grades if not g.correct]
+    tasks = summarise(samples, grades)
+    assert tasks["math"]["pass_at_1"] == 1
+    assert tasks["math"]["thinks"] == 0.5
+    wrong = [g for g in grade_samples(rows, slips, config, Log(quiet=True)) if not g.correct]
+    assert {g.task for g in wrong} == set(DOMAINS)
+    assert 0.2 < len(wrong) / len(slips) < 0.9
+
+
+def test_identical_answers_are_graded_once(monkeypatch):
+    from tinyr1 import evaluation
+
+    calls = []
+    original = evaluation.grade
+    monkeypatch.setattr(evaluation, "grade", lambda *a, **k: calls.append(a) or original(*a, **k))
+    rows = task_rows(1, ("math",))
+    samples = [Sample("math", "q-0", t, "x</think>\\boxed{1}", 3, "stop") for t in range(16)]
+    grades = grade_samples(rows, samples, EvalConfig(), Log(quiet=True))
+    assert len(calls) == 1
+    assert [g.trial for g in grades] == list(range(16))

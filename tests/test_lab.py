@@ -1,0 +1,65 @@
+"""The laboratory: its world, its tokenizer, and the whole experiment at quick sizes."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from tinyr1.chat import Tokenizer, render
+from tinyr1.lab.world import DOMAINS, World
+from tinyr1.record import Message, check_think
+
+
+def test_world_is_a_function_of_the_seed():
+    def draw(seed):
+        rng = random.Random(1)
+        return [World(seed).problem(d, rng) for d in DOMAINS]
+
+    assert draw(0) == draw(0) != draw(1)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_tokenizer_covers_the_world(tiny, world, domain):
+    tokenizer, rng = Tokenizer(tiny), random.Random(2)
+    unknown = tokenizer.special("<unk>")
+    for i in range(300):
+        problem = world.problem(domain, rng, easy=i % 2 == 0)
+        for text in (
+            world.answer(problem, rng, habit=i % 3 == 0),
+            world.hasty_answer(problem, rng),
+        ):
+            check_think(text)
+            messages = (Message("user", problem.prompt), Message("assistant", text))
+            tokens, is_target = render(tokenizer, messages, "deepseek_r1")
+            assert unknown not in tokens
+            assert len(tokens) < 128
+            target = [t for t, yes in zip(tokens, is_target, strict=True) if yes]
+            assert tokenizer.decode(target) == text
+
+
+def test_quick_laboratory_end_to_end_and_second_run_does_nothing(tmp_path):
+    command = [sys.executable, "-m", "tinyr1.lab", "--out", str(tmp_path / "lab"), "--quick"]
+    first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert first.returncode == 0, first.stderr[-2000:]
+    out = tmp_path / "lab"
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["models"]) >= 9
+    assert len(results["findings"]) >= 15
+    report = (out / "report.md").read_text()
+    assert "accuracies mean nothing" in report
+    for model in ("math expert", "data mixture", "fusion (math & science) & coding", "linear"):
+        assert f"| {model}" in report
+    for name in ("report.html", "scores.png", "merge_heat.png"):
+        assert (out / name).stat().st_size > 1000
+    assert str(tmp_path) not in report
+    stamp = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert second.returncode == 0
+    assert "report:" in second.stdout
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == stamp
+    other = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, cwd=ROOT)
+    assert other.returncode == 2
+    assert "seed=1" in other.stderr

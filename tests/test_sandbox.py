@@ -1,0 +1,208 @@
+"""The sandbox: sound verdicts, nothing reachable, nothing left behind."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from tinyr1.sandbox import Sandbox, SandboxUnavailable
+
+try:
+    with Sandbox("namespaces"):
+        MISSING = ""
+except SandboxUnavailable as error:
+    MISSING = str(error)
+needs_namespaces = pytest.mark.skipif(bool(MISSING), reason=MISSING or "-")
+
+
+@pytest.fixture(scope="module", params=["namespaces", "rlimits"])
+def box(request):
+    if request.param == "namespaces" and MISSING:
+        pytest.skip(MISSING)
+    with Sandbox(request.param) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def jail():
+    with Sandbox("namespaces") as sandbox:
+        yield sandbox
+
+
+@pytest.mark.parametrize(
+    ("program", "stdin", "fn_name", "stdout"),
+    [
+        ("print(int(input()) + 1)", "41\n", None, "42\n"),
+        ("import sys\nfor x in sys.stdin: print(x.strip())", "a\nb\n", None, "a\nb\n"),
+        ("print(open(0).read())", "x", None, "x\n"),
+        ("import sys\nsys.stdout.buffer.write(sys.stdin.buffer.read())", "é", None, "é"),
+        ("def m(): print(gcd(12, 18))\nif __name__ == '__main__': m()", "", None, "6\n"),
+        ("print(1)\nexit()\nprint(2)", "", None, "1\n"),
+        ("import sqlite3, decimal, heapq; print('ok')", "", None, "ok\n"),
+        ("def f(a, b): return a + b", "3\n4", "f", "7"),
+        ("class Solution:\n def f(self, a: List[int]): return a[::-1]", "[1, 2]", "f", "[2, 1]"),
+        (
+            "print('noise')\ndef f(a): print(a); return (a, {'b': 1.5})",
+            '"x"',
+            "f",
+            '["x", {"b": 1.5}]',
+        ),
+        ("def d(n): return 0 if n == 0 else 1 + d(n - 1)\nprint(d(20000))", "", None, "20000\n"),
+    ],
+)
+def test_programs_run(box, program, stdin, fn_name, stdout):
+    outcome = box.run(program, stdin, fn_name)
+    assert (outcome.status, outcome.stdout) == ("ok", stdout)
+
+
+@pytest.mark.parametrize(
+    ("program", "status"),
+    [
+        ("while True: pass", "timeout"),
+        ("import time\ntime.sleep(60)", "timeout"),
+        ("import signal\nsignal.pthread_sigmask(0, range(1, 65))\nwhile True: pass", "timeout"),
+        ("x = bytearray(10**11)", "memory"),
+        ("x = []\nwhile True: x.append(bytearray(10**7))", "memory"),
+        ("def (", "compile_error"),
+        ("1 / 0", "runtime_error"),
+        ("import os\nos.abort()", "runtime_error"),
+        ("import os\nos.kill(os.getpid(), 9)", "runtime_error"),
+        ("import os\nwhile True: os.write(1, b'x' * 65536)", "output_limit"),
+        ("import threading\nwhile True: threading.Thread(target=lambda: 1).start", "timeout"),
+    ],
+)
+def test_failures_have_their_status(box, program, status):
+    started = time.monotonic()
+    assert box.run(program, timeout_s=1.0, memory_mb=512).status == status
+    assert time.monotonic() - started < 3
+    assert box.run("print(1)").stdout == "1\n"  # the server lives on
+
+
+def test_missing_function_and_unserialisable_result(box):
+    assert box.run("x = 1", "1", "f").status == "runtime_error"
+    assert box.run("def f(a): return object()", "1", "f").status == "runtime_error"
+    assert box.run("def f(a): return f", "1", "f").status == "runtime_error"
+
+
+def test_patching_json_or_equality_gains_nothing(box):
+    program = (
+        "import json\njson.dumps = lambda *a, **k: 'patched'\n"
+        "class Yes(int):\n    def __eq__(self, other): return True\n"
+        "def f(a): return Yes(3)"
+    )
+    assert box.run(program, "1", "f").stdout == "3"
+
+
+def test_environment_is_empty(box, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "s3cret")
+    outcome = box.run("import os; print(dict(os.environ))")
+    assert outcome.stdout == "{}\n"
+
+
+@needs_namespaces
+def test_nothing_of_the_host_is_visible(jail, tmp_path):
+    canary = tmp_path / "canary"
+    canary.write_text("x")
+    program = f"""
+import os, socket
+for action in (
+    lambda: open({str(canary)!r}).read(),
+    lambda: open({str(canary)!r}, "w"),
+    lambda: os.remove({str(canary)!r}),
+    lambda: os.listdir({str(ROOT)!r}),
+    lambda: open("/etc/passwd").read(),
+    lambda: os.mkdir("/usr/lib/x"),
+    lambda: socket.create_connection(("127.0.0.1", 9), 1),
+    lambda: os.kill({os.getpid()}, 9),
+    lambda: os.setuid(0),
+):
+    try:
+        action()
+        print("REACHED")
+    except OSError as error:
+        print("no")
+print(len([p for p in os.listdir("/proc")]) if os.path.exists("/proc") else 0)
+"""
+    outcome = jail.run(program)
+    assert outcome.stdout == "no\n" * 9 + "0\n"
+    assert canary.read_text() == "x"
+
+
+@needs_namespaces
+def test_interpreter_is_read_only_and_tmp_is_fresh(jail):
+    program = (
+        "import os, sys\n"
+        "try:\n    open(os.path.join(sys.base_prefix, 'x'), 'w')\nexcept OSError: print('no')\n"
+        "print(os.listdir('/tmp')); open('/tmp/left', 'w').write('x'); print(os.listdir('/tmp'))"
+    )
+    assert jail.run(program).stdout == "no\n[]\n['left']\n"
+    assert jail.run(program).stdout == "no\n[]\n['left']\n"
+
+
+@needs_namespaces
+def test_daemons_die_with_the_test(jail):
+    program = (
+        "import os, time\n"
+        "if os.fork() == 0:\n    os.setsid()\n"
+        "    if os.fork() == 0: time.sleep(987)\n    os._exit(0)\n"
+        "print('done')"
+    )
+    started = time.monotonic()
+    assert jail.run(program, timeout_s=10).stdout == "done\n"
+    assert time.monotonic() - started < 5
+    time.sleep(0.2)
+    everything = subprocess.run(["ps", "axo", "args"], capture_output=True, text=True).stdout
+    ours = [x for x in everything.splitlines() if "sandbox_child.py" in x]
+    assert len(ours) <= 4  # this module's servers, and nothing below them
+
+
+@needs_namespaces
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        "import os\nfor p in range(1, 400):\n"
+        "    try: os.kill(p, 9)\n    except OSError: pass\n"
+        "os.kill(-1, 9)",
+        "import ctypes\nlibc = ctypes.CDLL(None)\n"
+        "libc.ptrace(16, 1, 0, 0)\nlibc.kill(-1, 9)\nlibc.kill(1, 9)",
+        "import os\nfor fd in range(3, 200):\n"
+        "    try: os.write(fd, b'X0')\n    except OSError: pass\n"
+        "1/0",
+        "open('/tmp/big', 'wb').write(b'x' * (1 << 28))",
+    ],
+)
+def test_attacks_fail_and_end_in_time(jail, program):
+    started = time.monotonic()
+    outcome = jail.run(program, timeout_s=1.5, memory_mb=512)
+    assert outcome.status != "ok" or outcome.stdout == ""
+    assert time.monotonic() - started < 4
+    assert jail.run("print(1)").stdout == "1\n"
+
+
+@needs_namespaces
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_works_for_an_ordinary_user(tmp_path):
+    """Where the interpreter can be read by others; a user namespace is made instead."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import os; os.setgroups([]); os.setgid(4242); os.setuid(4242)\n"
+        "from tinyr1.sandbox import Sandbox\n"
+        "box = Sandbox('namespaces')\n"
+        "print(box.run('import os; print(os.getuid(), os.path.exists(\"/etc\"))'))\n"
+        "box.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if "Permission denied" in done.stderr:
+        pytest.skip("the interpreter lies where others cannot read it")
+    assert "4242 False" in done.stdout, done.stderr
+
+
+def test_unknown_level_is_refused():
+    from tinyr1.sandbox import open_sandbox
+
+    with pytest.raises(ValueError, match="expected namespaces or rlimits"):
+        open_sandbox("none")

@@ -1,5 +1,6 @@
 """What several test files share: a tiny checkpoint, its data, and running entry scripts."""
 
+import dataclasses
 import json
 import os
 import random
@@ -24,11 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
-def make_checkpoint(folder, seed=0):
+def make_checkpoint(folder, seed=0, tied=True):
     """A random Qwen2 of the laboratory's shape but two layers, with its tokenizer."""
     write_tokenizer(World(0), folder)
     config = model_config(Tokenizer(folder).vocab_size)
-    config = config.__class__(**{**config.__dict__, "num_hidden_layers": 2, "hidden_size": 48})
+    small = {"num_hidden_layers": 2, "hidden_size": 48, "tie_word_embeddings": tied}
+    config = dataclasses.replace(config, **small)
     model = Qwen2(config)
     initialise(model, seed)
     with torch.no_grad():  # no tensor may be constant, or errors in it would not show

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, metrics, run, training_rows, write_rows
+from conftest import ROOT, make_checkpoint, metrics, run, training_rows, write_rows
 
 from tinyr1.chat import Tokenizer
 from tinyr1.corpus import build_corpus
@@ -143,7 +143,7 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_continues(tiny, data, tm
     process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if (out / "metrics.jsonl").exists() and len(metrics_so_far(out)) > 3:
+        if epochs_so_far(out)[-1:] > [1]:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -152,13 +152,22 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_continues(tiny, data, tm
     assert not (out / "config.json").exists()
     done = len(metrics(out))
     assert [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{done:06d}"]
-    command[command.index("400")] = str(max(1, done // 4))  # little enough to be over at once
+    command[command.index("400")] = str(epochs_so_far(out)[-1] + 1)
     again = run(*[str(c) for c in command[1:]])
     assert again.returncode == 0, again.stderr
+    rows = metrics(out)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) > done
+    command[command.index("--epochs") + 1] = "1"
+    less = run(*[str(c) for c in command[1:]])
+    assert less.returncode == 2
+    assert f"its checkpoints go to step {len(rows)}" in less.stderr
 
 
-def metrics_so_far(out):
-    return (out / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+def epochs_so_far(out):
+    path = out / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line)["epoch"] for line in lines]
 
 
 def plan_of(tiny, data, folder, **options):
@@ -366,8 +375,39 @@ def test_preview_shows_targets(tiny, data, tmp_path):
 
 
 @pytest.mark.parametrize("packing", ["naive", "none"])
-def test_other_packings_train(tiny, data, tmp_path, packing):
-    extra = ["--packing", packing, "--epochs", "1", "--activation-checkpointing", "full"]
-    done = train(tiny, data, tmp_path / "run", *extra, "--export-dtype", "bf16")
+@pytest.mark.parametrize("checkpointing", ["full", "selective"])
+def test_other_packings_and_checkpointing(tiny, data, tmp_path, packing, checkpointing):
+    plain = ["--packing", packing, "--epochs", "1", "--max-steps", "2"]
+    assert train(tiny, data, tmp_path / "plain", *plain).returncode == 0
+    extra = ["--activation-checkpointing", checkpointing, "--export-dtype", "bf16"]
+    done = train(tiny, data, tmp_path / "run", *plain, *extra)
     assert done.returncode == 0, done.stderr
     assert Checkpoint(tmp_path / "run").specs["model.norm.weight"].dtype == torch.bfloat16
+    pairs = zip(metrics(tmp_path / "plain"), metrics(tmp_path / "run"), strict=True)
+    assert all(abs(a["loss"] - b["loss"]) < 1e-6 for a, b in pairs)  # recomputed, not changed
+
+
+def test_untied_model_on_one_and_two_ranks(data, tmp_path):
+    """Embedding and head are FSDP units of their own; odd sizes are cut unevenly."""
+    model = make_checkpoint(tmp_path / "untied", tied=False)
+    assert "lm_head.weight" in Checkpoint(model).specs
+    for ranks in (1, 2):
+        done = train(model, data, tmp_path / str(ranks), "--max-steps", "3", ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    pairs = zip(metrics(tmp_path / "1"), metrics(tmp_path / "2"), strict=True)
+    assert all(abs(a["loss"] - b["loss"]) < 1e-5 for a, b in pairs)
+    assert largest_difference(weights(tmp_path / "1"), weights(tmp_path / "2")) < 1e-4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bf16_compute_stays_near_fp32_with_fp32_master_weights(data, tmp_path, tied):
+    model = make_checkpoint(tmp_path / "model", tied=tied)
+    extra = ["--max-steps", "2", "--loss-weighting", "sequence", "--export-dtype", "fp32"]
+    for dtype in ("fp32", "bf16"):
+        done = train(model, data, tmp_path / dtype, *extra, "--dtype", dtype)
+        assert done.returncode == 0, done.stderr
+    low, full = metrics(tmp_path / "bf16")[0], metrics(tmp_path / "fp32")[0]
+    assert low["loss"] == pytest.approx(full["loss"], rel=0.005)  # 8 bits of mantissa, averaged
+    assert low["loss"] != full["loss"]
+    trained = weights(tmp_path / "bf16")["model.layers.0.mlp.up_proj.weight"]
+    assert not torch.equal(trained, trained.bfloat16().float())  # the master has more bits

@@ -133,7 +133,6 @@ def evaluate(model_path: Path, config: EvalConfig, log: Log) -> None:
         "engine": "torch",
         "dtype": dtype,
         "max_model_len": max_len,
-        "prompts": hash_json([[*p.key, list(p.tokens)] for p in prompts]),
     }
     weights_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
     model = Qwen2.from_pretrained(model_path, weights_dtype, device)
@@ -141,7 +140,12 @@ def evaluate(model_path: Path, config: EvalConfig, log: Log) -> None:
     engine = Engine(model, tokenizer, settings, slots, max_len)
     samples = sample_missing(engine, prompts, config.out, record, log)
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    versions = {"tinyr1": __version__, "torch": torch.__version__, "hardware": hardware}
+    versions = {
+        "tinyr1": __version__,
+        "torch": torch.__version__,
+        "hardware": hardware,
+        "prompts_sha256": hash_json([[*p.key, list(p.tokens)] for p in prompts]),
+    }
     finish(rows, samples, config, record | versions, log)
 
 

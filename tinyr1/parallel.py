@@ -98,7 +98,8 @@ def shard(
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     policy = MixedPrecisionPolicy()
     if compute_dtype != torch.float32:
-        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+        # Inputs stay as they are: the loss weights among them must not be rounded.
+        policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
     wrap = functools.partial(fully_shard, mesh=mesh, mp_policy=policy)
     for block in model.model.layers:
         checkpoint_activations(block, checkpointing)

@@ -358,9 +358,14 @@ class Run:
 
     def _resume(self) -> int:
         """Restore the newest checkpoint that this run may continue; returns its step or 0."""
-        done = [s for s in checkpoint.completed_steps(self.out) if s <= self.plan.total_steps]
+        done = checkpoint.completed_steps(self.out)
         if not done:
             return 0
+        if done[-1] > self.plan.total_steps:
+            raise UserError(
+                f"--out={self.out}: its checkpoints go to step {done[-1]}, this run has only "
+                f"{self.plan.total_steps}; use more --epochs or --max-steps, or another --out"
+            )
         meta = checkpoint.load(self.out, done[-1], self.model, self.optimizer)
         for name, value in self._settings().items():
             if meta["settings"].get(name) != value:

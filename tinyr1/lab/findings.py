@@ -89,8 +89,10 @@ def write_findings(lab: Lab, stages: Mapping[str, Mapping[str, Any]], quick: boo
         "questions are new instances. Cost is wall time × processes of the command, its start-up "
         "included; as in the paper, the experts' training is not counted to the merges."
     )
+    table = main_table(results, seconds)
+    lab.log.say(table.markdown())
     blocks: list[Block] = [warning] if quick else []
-    blocks += [intro, main_table(results, seconds), PAPER]
+    blocks += [intro, table, PAPER]
     blocks += [*draw(lab, results), Heading("What appeared and what did not"), Items(sentences)]
     blocks += [Heading("Thinking and length"), thinking_table(results)]
     blocks += [Heading("Stages"), stage_table(stages)]

@@ -72,15 +72,32 @@ MODELS = (
     Model("task_arithmetic_1.0", "task arithmetic, lambda 1.0"),
 )
 
+EXPERTS = ("expert_math", "expert_science", "expert_coding")
+
+
+class Combination(NamedTuple):
+    """Arguments of merge.py: the models before OUT, the options after it, and models in options."""
+
+    models: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    model_option: tuple[str, str] | None = None
+
+
 # The released model lists the base (Left) second: (math & science) is Left science, Right math.
 MERGES = {
-    "fusion_ms_c": "expert_science expert_math OUT --then expert_coding",
-    "fusion_mc_s": "expert_coding expert_math OUT --then expert_science",
-    "linear": "expert_math expert_science expert_coding OUT --method linear",
-    "task_arithmetic_0.7": "expert_math expert_science expert_coding OUT "
-    "--method task_arithmetic --base initial --lam 0.7",
-    "task_arithmetic_1.0": "expert_math expert_science expert_coding OUT "
-    "--method task_arithmetic --base initial --lam 1.0",
+    "fusion_ms_c": Combination(
+        ("expert_science", "expert_math"), model_option=("--then", "expert_coding")
+    ),
+    "fusion_mc_s": Combination(
+        ("expert_coding", "expert_math"), model_option=("--then", "expert_science")
+    ),
+    "linear": Combination(EXPERTS, ("--method", "linear")),
+    "task_arithmetic_0.7": Combination(
+        EXPERTS, ("--method", "task_arithmetic", "--lam", "0.7"), ("--base", "initial")
+    ),
+    "task_arithmetic_1.0": Combination(
+        EXPERTS, ("--method", "task_arithmetic", "--lam", "1.0"), ("--base", "initial")
+    ),
 }
 
 
@@ -222,7 +239,10 @@ def train_branches(lab: Lab) -> dict[str, Any]:
         arguments = [recipe, "--model", str(lab.model("initial")), "--data", *map(str, files)]
         arguments += ["--out", str(lab.model(branch)), "--epochs", str(lab.sizes.epochs)]
         arguments += ["--batch-size", str(BATCH[recipe]), "--seed", str(lab.seed), "--quiet"]
-        return lab.run(branch, "train.py", [*arguments, *TRAINING.split()], ranks)
+        seconds = lab.run(branch, "train.py", [*arguments, *TRAINING.split()], ranks)
+        if not (lab.model(branch) / "config.json").exists():  # it was told to stop
+            raise RunStopped(f"{branch}: training was stopped; the same command continues")
+        return seconds
 
     seconds: dict[str, float] = {}
     # The mixture beside math and coding keeps two cores busy; science runs on both of them.
@@ -237,13 +257,11 @@ def merge_models(lab: Lab) -> dict[str, Any]:
     """Both of the paper's sequences, and the methods that they are compared with."""
 
     def merge(name: str) -> float:
-        arguments = [
-            str(lab.model(word))
-            if (lab.model(word)).exists()
-            else (str(lab.model(name)) if word == "OUT" else word)
-            for word in MERGES[name].split()
-        ]
-        return lab.run(name, "merge.py", [*arguments, "--quiet"])
+        models, options, model_option = MERGES[name]
+        arguments = [*(str(lab.model(m)) for m in (*models, name)), *options, "--quiet"]
+        if model_option:
+            arguments += [model_option[0], str(lab.model(model_option[1]))]
+        return lab.run(name, "merge.py", arguments)
 
     jobs = {name: lambda name=name: merge(name) for name in MERGES}
     return {"core_seconds": _in_parallel(lab, jobs)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.errors import UserError
-from tinyr1.files import Journal, read_json, write_json
+from tinyr1.files import Journal, hash_json, read_json, write_json
 from tinyr1.log import Log
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.engine import Engine
@@ -18,10 +18,11 @@ def sample_missing(
 ) -> list[Sample]:
     """Sample every prompt that OUT/samples.jsonl does not hold yet; returns all, in prompt order.
 
-    `settings` is what the samples depend on. It is kept in OUT/sampling.json; a rerun with other
-    settings is refused by field name, because one file must not mix two experiments.
+    `settings` is what the samples depend on besides their prompts. It is kept in OUT/sampling.json;
+    a rerun with others is refused by field name: one file must not mix two experiments.
     """
     check_settings(out / "sampling.json", settings)
+    _check_prompts(out / "prompts.json", prompts)
     with Journal(out / "samples.jsonl") as journal:
         done = {sample.key: sample for sample in map(Sample.from_json, journal.rows)}
         missing = [p for p in prompts if p.key not in done]
@@ -34,6 +35,23 @@ def sample_missing(
                 bar.update(len(samples))
                 bar.set_postfix(tokens=engine.tokens_out, running=len(engine.rows), refresh=False)
     return [done[p.key] for p in prompts]
+
+
+def _check_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Keep a hash of every prompt; UserError where a sample's prompt has changed since.
+
+    Rows and trials may be added to a run: only what is there already must have stayed the same.
+    """
+    known: dict[str, str] = read_json(path) if path.exists() else {}
+    mine = {f"{p.task}/{p.id}/{p.trial}": hash_json(p.tokens)[:16] for p in prompts}
+    for name, value in mine.items():
+        if known.get(name, value) != value:
+            raise UserError(
+                f"{name}: its prompt is not the one that was sampled in {path.parent}; "
+                "use another --out"
+            )
+    if not mine.keys() <= known.keys():
+        write_json(path, known | mine)
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:

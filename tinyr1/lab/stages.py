@@ -310,7 +310,7 @@ class _progress:
     def __init__(self, lab: Lab, branches: Sequence[str]) -> None:
         self.files = [lab.model(b) / "metrics.jsonl" for b in branches]
         rows, epochs = lab.sizes.rows, lab.sizes.epochs
-        total = 2 * len(DOMAINS) * rows * epochs // 33  # about 33 examples a step
+        total = 2 * len(DOMAINS) * rows * epochs // 30  # about 30 examples a step
         self.bar = lab.log.bar(total=total, desc="branches", unit="step")
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)

@@ -7,7 +7,14 @@ from conftest import SHARED_DATA
 from tokenizers import Tokenizer as FastTokenizer
 
 from tinyr1 import chat
-from tinyr1.chat import Tokenizer, check_template, guess_template, render, render_prompt
+from tinyr1.chat import (
+    Tokenizer,
+    check_template,
+    guess_template,
+    render,
+    render_prompt,
+    stop_ids,
+)
 from tinyr1.errors import UserError
 from tinyr1.record import Message
 
@@ -98,9 +105,30 @@ def test_every_assistant_turn_is_a_target_and_keeps_its_thought(tiny):
     assert tokenizer.decode_raw(targets) == (turn[1].content + chat.EOS) * 2
 
 
-def test_text_that_looks_like_a_marker_does_not_double_bos(tiny):
+@pytest.mark.parametrize("marker", [chat.BOS, chat.EOS, chat.USER, chat.ASSISTANT])
+def test_a_message_with_a_marker_in_it_is_refused(tiny, marker):
     tokenizer = Tokenizer(tiny)
-    assert tokenizer.encode("abc") == [tokenizer.special(c) for c in "abc"]
+    question, answer = Message("user", "a"), Message("assistant", "<think>\nb\n</think>\n\nc")
+    for bad in (
+        (Message("user", f"a{marker}"), answer),
+        (question, Message("assistant", answer.content + marker + "d")),
+    ):
+        with pytest.raises(ValueError, match="contains '<"):
+            render(tokenizer, bad, "deepseek_r1")
+    assert render(tokenizer, (Message("user", chat.IM_END), answer), "deepseek_r1")
+
+
+def test_the_templates_end_token_stops_sampling_too(tiny, tmp_path):
+    """A base model names <|endoftext|> only, but was trained to end turns otherwise."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    fast = FastTokenizer.from_file(str(tiny / "tokenizer.json"))
+    fast.add_special_tokens([chat.IM_START, chat.IM_END])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    eos, im_end = tokenizer.special(chat.EOS), tokenizer.special(chat.IM_END)
+    assert stop_ids(tokenizer, "qwen") == (eos, im_end)
+    assert stop_ids(tokenizer, "deepseek_r1") == (eos,)
 
 
 def test_tokenizer_faults_are_named(tmp_path):

@@ -42,6 +42,9 @@ def test_recipes_are_the_papers(name, epochs, batch, schedule, packing):
         ("epochs = true", "epochs=True"),
         ("epochs = 0", "--epochs=0: expected at least 1"),
         ("betas = 0.9", "betas=0.9"),
+        ('betas = ["a", "b"]', "betas='a'"),
+        ("betas = [0.9]", "betas=[0.9]"),
+        ('dtype = "fp64"', "dtype='fp64'"),
         ("epochs = ", "not valid TOML"),
     ],
 )
@@ -51,6 +54,18 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
     with pytest.raises(UserError) as error:
         load_recipe(TrainConfig, str(path))
     assert message in str(error.value)
+
+
+def test_recipes_can_set_every_kind_of_field(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(
+        'model = "m"\ndata = ["a", "b"]\ndtype = "bf16"\nactivation_checkpointing = "full"\n'
+        "betas = [0, 0.5]\nquiet = true\nlr = 1"
+    )
+    c = load_recipe(TrainConfig, str(path))
+    assert (c.model, c.data) == (Path("m"), (Path("a"), Path("b")))
+    assert (c.dtype, c.activation_checkpointing) == ("bf16", "full")
+    assert (c.betas, c.quiet, c.lr) == ((0.0, 0.5), True, 1.0)
 
 
 def test_unknown_recipe_lists_the_known_ones():

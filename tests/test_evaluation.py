@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run, task_rows, write_rows
+from conftest import make_checkpoint, run, task_rows, write_rows
 
 from tinyr1.evaluation import EvalConfig, grade_samples, summarise
 from tinyr1.lab.world import DOMAINS, World, task_row
@@ -77,6 +77,33 @@ def test_show_prompts_needs_no_model(tasks):
     assert len(lines) == 9
     assert set(lines[0]) == {"task", "id", "trial", "prompt"}
     assert lines[0]["prompt"].endswith("<｜Assistant｜><think>\n")
+
+
+def test_show_prompts_with_a_model_uses_its_template(tiny, tasks):
+    done = evaluate(tiny, "--show-prompts", "--task-file", tasks, "--preset", "plain")
+    line = json.loads(done.stdout.splitlines()[0])
+    assert line["prompt"].startswith("<｜begin▁of▁sentence｜><｜User｜>")
+    assert line["prompt"].endswith("<｜Assistant｜>")
+
+
+def test_another_model_is_not_taken_for_the_first(evaluated, tasks, tmp_path):
+    other = make_checkpoint(tmp_path / "tiny0", seed=9)
+    done = evaluate(
+        other, "--task-file", tasks, "--out", evaluated, "--preset", "plain", "--trials", 2,
+        "--max-tokens", 30, "--max-model-len", 200,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "were made with" in done.stderr
+
+
+def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
+    text = (evaluated / "samples.jsonl").read_text()
+    (tmp_path / "twice.jsonl").write_text(text + text.splitlines()[0] + "\n")
+    done = evaluate(
+        "--regrade", tmp_path / "twice.jsonl", "--task-file", tasks, "--out", tmp_path / "r"
+    )
+    assert done.returncode == 2
+    assert "this trial came before" in done.stderr
 
 
 @pytest.mark.parametrize(

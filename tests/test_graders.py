@@ -127,6 +127,9 @@ def test_thinking_rule(answer, response, options, correct, reason):
         ("x+y=1", "1", False),
         ("2^{10}", "1024", True),
         ("9^{9^{9^9}}", "5", False),
+        ("3^{-999999999}", "1", False),
+        ("3^{9999}, 1", "1, 3^{9999}", True),
+        ("2^{900}, 1", "1, 2^{900}", True),
         ("1e400", "1", False),
         ("((((((((((1))))))))))", "1", True),
         ("", "", False),
@@ -151,6 +154,11 @@ def test_math_rules(gold, answer, equal):
         "\\" * 10_001,
         ",".join("1" * 1 for _ in range(20_000)),
         "= = = =",
+        "(" * 600 + ")" * 600,
+        r"\pm" * 1200,
+        "answer" + " " * 5000 + "?",
+        "answer is " * 3000,
+        "2^{9000}*" * 40 + "2",
         "\x00\ud800",
     ],
 )
@@ -168,7 +176,14 @@ def test_hostile_math_ends_quickly_and_never_raises(hostile):
 def test_the_article_a_is_no_answer():
     for text in ("It is a metal.", "A metal is needed here.", "This is a good answer"):
         assert verdict("choice", text, "A").reason == "no_answer"
-    assert verdict("choice", "Answer: B or C", "B").reason == "no_answer"
+    for two in ("Answer: B or C", r"\boxed{(A) and (C)}", r"\boxed{A. B}", r"\boxed{A, B}"):
+        assert verdict("choice", two, "A").reason == "no_answer"
+        assert verdict("choice", two, "B").reason == "no_answer"
+    for text in (
+        "The correct answer is C. Option A fails because of it.",
+        "The answer is C, because option A is incorrect.",
+    ):
+        assert verdict("choice", text, "C").correct, text
     assert verdict("choice", "Answer: (B)", "B").correct
 
 
@@ -208,6 +223,13 @@ def test_code_grading_by_function_and_reasons():
     true = {"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}
     assert code("def f(a): return True", true).reason == "wrong_answer"  # True is not 1
     assert code("def f(a): return 1.0", true).correct
+
+
+def test_a_result_too_long_to_read_is_wrong_not_an_error():
+    tests = {"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}
+    program = "import sys\nsys.set_int_max_str_digits(0)\ndef f(a): return 10**5000"
+    assert code(program, tests).reason == "wrong_answer"
+    assert code("def f(a): return [[[[a]]]]", tests).reason == "wrong_answer"
 
 
 def test_total_time_limit():

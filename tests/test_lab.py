@@ -63,3 +63,8 @@ def test_quick_laboratory_end_to_end_and_second_run_does_nothing(tmp_path):
     other = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, cwd=ROOT)
     assert other.returncode == 2
     assert "seed=1" in other.stderr
+    # A run that was interrupted counts what it had spent, and does not repeat what was done.
+    jobs = (out / "stages" / "jobs.jsonl").read_text()
+    (out / "stages" / "merges.json").unlink()
+    assert subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60).returncode == 0
+    assert (out / "stages" / "jobs.jsonl").read_text() == jobs

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tinyr1 import merging
 from tinyr1.errors import UserError
+from tinyr1.files import owned
 from tinyr1.fusion import arcee_fusion
 from tinyr1.log import Log
 from tinyr1.merging import MergeConfig, run_merge
@@ -104,16 +105,13 @@ def test_then_rounds_the_intermediate_as_disk_would(experts, tmp_path):
     assert tensors_of(tmp_path / "mid")["model.norm.weight"].dtype == torch.bfloat16
 
 
-def test_rerun_is_bit_identical_and_a_second_call_does_nothing(experts, tmp_path):
+def test_rerun_is_bit_identical_and_a_finished_merge_is_not_overwritten(experts, tmp_path):
     for name in ("a", "b"):
         assert merge(experts["science"], experts["math"], tmp_path / name).returncode == 0
     assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
     again = merge(experts["science"], experts["math"], tmp_path / "a")
-    assert again.returncode == 0
-    assert "already merged" in again.stderr
-    other = merge(experts["coding"], experts["math"], tmp_path / "a")
-    assert other.returncode == 2
-    assert "not empty" in other.stderr
+    assert again.returncode == 2
+    assert "not empty" in again.stderr
 
 
 @pytest.mark.parametrize("count", [1, 7])
@@ -144,6 +142,58 @@ def test_killed_merge_continues_to_the_same_bits(experts, tmp_path, monkeypatch,
     assert not set(seen) & set(calls[:count])  # what was done is not done again
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("moment", ["copy_side_files", "write_json", "fsync_directory"])
+def test_a_merge_that_died_while_finishing_continues_to_the_same_bits(
+    experts, tmp_path, monkeypatch, moment
+):
+    """The shards have their names by then, the directory has not."""
+
+    def config(out):
+        return MergeConfig((experts["science"], experts["math"], tmp_path / out), quiet=True)
+
+    run_merge(config("whole"), Log(quiet=True))
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    original = getattr(merging, moment)
+
+    def dies(*arguments):
+        if moment != "write_json" or arguments[0].name == "merge_report.json":
+            raise OSError(28, "No space left on device")
+        original(*arguments)
+
+    monkeypatch.setattr(merging, moment, dies)
+    with pytest.raises(OSError, match="No space"):
+        run_merge(config("out"), Log(quiet=True))
+    monkeypatch.setattr(merging, moment, original)
+    if moment != "fsync_directory":
+        run_merge(config("out"), Log(quiet=True))
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+
+
+def test_a_shard_that_vanished_is_merged_again(experts, tmp_path, monkeypatch):
+    def config(out):
+        return MergeConfig(
+            (experts["science"], experts["math"], tmp_path / out), shard_size=6e-5, quiet=True
+        )
+
+    run_merge(config("whole"), Log(quiet=True))
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    original = merging.copy_side_files
+    monkeypatch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_merge(config("out"), Log(quiet=True))
+    sorted((tmp_path / "out.partial").glob("*.safetensors"))[0].unlink()
+    monkeypatch.setattr(merging, "copy_side_files", original)
+    run_merge(config("out"), Log(quiet=True))
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+
+
+def test_two_merges_into_one_place(experts, tmp_path):
+    with owned(tmp_path / "out.partial"):
+        done = merge(experts["science"], experts["math"], tmp_path / "out")
+    assert done.returncode == 2
+    assert "another process is writing" in done.stderr
 
 
 def test_kill_9_at_a_random_moment(experts, tmp_path):
@@ -218,6 +268,7 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
         ("{math} {out} --method task_arithmetic", "--base: is required"),
         ("{math} {science} {out} --method linear --weights 1", "--weights: 1 given for 2"),
         ("{math} {science} {out} --method linear --weights 1 -1", "sum to 0"),
+        ("{math} {science} {out} --weights 1 1", "--weights: has no meaning"),
         ("{math} {science} {out} --method linear --then {coding}", "--then"),
         ("{math} {science} {math}/out", "lies in the input"),
         ("{math} {science} {math}", "lies in the input"),

@@ -125,6 +125,7 @@ def test_published_config_style_equals_new_style(pair):
         ({"num_attention_heads": 5}, "hidden_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"num_key_value_heads": "2"}, "num_key_value_heads"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )

@@ -76,6 +76,11 @@ def test_require_think_can_be_waived():
 def test_sample_round_trip_and_refusals():
     sample = Sample("t", "1", 2, "text", 5, "stop", seed=7, choice_order=(1, 0, 2, 3))
     assert Sample.from_json(sample.to_json()) == sample
-    for field, value in (("trial", "0"), ("finish_reason", "abort"), ("text", None)):
+    for field, value in (
+        ("trial", "0"),
+        ("finish_reason", "abort"),
+        ("text", None),
+        ("choice_order", 5),
+    ):
         with pytest.raises(ValueError, match=field):
             Sample.from_json(sample.to_json() | {field: value})

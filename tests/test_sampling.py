@@ -1,5 +1,6 @@
 """The embedded sampler: the right distribution, the same samples on every way, nothing lost."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from conftest import task_rows
 
 from tinyr1 import sampling
-from tinyr1.chat import Tokenizer
+from tinyr1.chat import Tokenizer, stop_ids
 from tinyr1.errors import UserError
 from tinyr1.log import Log
 from tinyr1.model import Qwen2
@@ -107,7 +108,8 @@ def prompts(tiny):
 def engine_of(tiny, slots, **settings):
     options = {"max_tokens": 40, "seed": 5} | settings
     model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
-    return Engine(model, tokenizer, SamplingSettings(**options), slots, 200)
+    stops = stop_ids(tokenizer, "deepseek_r1")
+    return Engine(model, tokenizer, SamplingSettings(**options), slots, 200, stops)
 
 
 def collect(engine, prompts):
@@ -155,7 +157,8 @@ def test_greedy_equals_transformers(tiny, prompts):
 def test_limits_are_kept_and_recorded(tiny, prompts):
     model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
     longest = max(len(p.tokens) for p in prompts)
-    engine = Engine(model, tokenizer, SamplingSettings(max_tokens=500), 8, longest + 2)
+    stops = stop_ids(tokenizer, "deepseek_r1")
+    engine = Engine(model, tokenizer, SamplingSettings(max_tokens=500), 8, longest + 2, stops)
     samples = collect(engine, prompts)
     for prompt in prompts:
         limit = longest + 2 - len(prompt.tokens)
@@ -186,3 +189,8 @@ def test_run_resumes_by_sample_and_tolerates_a_torn_line(tiny, prompts, tmp_path
     assert len(asked) == 17
     with pytest.raises(UserError, match="seed=6"):
         sample_missing(engine, prompts, tmp_path / "b", {"seed": 6}, log)
+    changed = [dataclasses.replace(prompts[0], tokens=(1, 2, 3)), *prompts[1:]]
+    with pytest.raises(UserError, match="its prompt is not the one"):
+        sample_missing(engine, changed, tmp_path / "a", settings, log)
+    fewer = sample_missing(engine, prompts[:5], tmp_path / "a", settings, log)
+    assert fewer == whole[:5]  # rows and trials may be added or left out

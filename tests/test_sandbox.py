@@ -50,6 +50,15 @@ def jail():
             "f",
             '["x", {"b": 1.5}]',
         ),
+        ("print(1)\nquit()\nprint(2)", "", None, "1\n"),
+        (
+            "import threading, time\nf = lambda: (time.sleep(0.2), print(5))\n"
+            "threading.Thread(target=f).start()",
+            "",
+            None,
+            "5\n",
+        ),
+        ("import atexit\natexit.register(print, 6)", "", None, "6\n"),
         ("def d(n): return 0 if n == 0 else 1 + d(n - 1)\nprint(d(20000))", "", None, "20000\n"),
     ],
 )
@@ -71,7 +80,10 @@ def test_programs_run(box, program, stdin, fn_name, stdout):
         ("import os\nos.abort()", "runtime_error"),
         ("import os\nos.kill(os.getpid(), 9)", "runtime_error"),
         ("import os\nwhile True: os.write(1, b'x' * 65536)", "output_limit"),
-        ("import threading\nwhile True: threading.Thread(target=lambda: 1).start", "timeout"),
+        (
+            "import threading\nthreading.Thread(target=lambda: all(iter(lambda: 1, 0))).start()",
+            "timeout",
+        ),
     ],
 )
 def test_failures_have_their_status(box, program, status):
@@ -178,7 +190,7 @@ def test_daemons_die_with_the_test(jail):
 def test_attacks_fail_and_end_in_time(jail, program):
     started = time.monotonic()
     outcome = jail.run(program, timeout_s=1.5, memory_mb=512)
-    assert outcome.status != "ok" or outcome.stdout == ""
+    assert outcome.stdout == ""
     assert time.monotonic() - started < 4
     assert jail.run("print(1)").stdout == "1\n"
 
@@ -208,6 +220,32 @@ def test_works_for_an_ordinary_user(tmp_path):
     )
     done = subprocess.run([usable[0], "-c", code], capture_output=True, text=True)
     assert "4242 False" in done.stdout, done.stderr
+
+
+@needs_namespaces
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make the link where it is looked up")
+def test_interpreter_behind_a_symbolic_link(tmp_path):
+    link = tmp_path / "python-link"
+    link.symlink_to(sys.base_prefix)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tinyr1.sandbox import Sandbox\n"
+        "print(sys.base_prefix)\n"
+        "with Sandbox('namespaces') as box: print(box.run('import colorsys; print(7)').stdout)"
+    )
+    python = link / "bin" / "python3"
+    if not python.exists():
+        pytest.skip("no bin/python3 under the interpreter's prefix")
+    done = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True)
+    assert done.stdout.split("\n")[1] == "7", done.stderr
+
+
+def test_a_dead_server_is_replaced():
+    from tinyr1.sandbox import open_sandbox
+
+    first = open_sandbox("rlimits")
+    first.close()
+    assert open_sandbox("rlimits").run("print(3)").stdout == "3\n"
 
 
 def test_unknown_level_is_refused():

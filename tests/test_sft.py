@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from conftest import ROOT, make_checkpoint, metrics, run, training_rows, write_r
 from tinyr1.chat import Tokenizer
 from tinyr1.corpus import build_corpus
 from tinyr1.errors import UserError
+from tinyr1.files import owned
 from tinyr1.log import Log
 from tinyr1.model import Qwen2
 from tinyr1.parallel import Ranks
@@ -320,6 +320,8 @@ def test_over_long_rows_are_dropped_and_counted_never_cut(tiny, data, tmp_path):
         (["coding", "--model", "{tiny}", "--data", "d", "--out", "x"], 2, "d: no such file"),
         (["no_such_recipe"], 2, "recipe=no_such_recipe"),
         (["coding", "--lr", "-1"], 2, "--lr=-1.0"),
+        (["coding", "--clip-norm", "0"], 2, "--clip-norm=0.0"),
+        (["coding", "--model", "{tiny}", "--data", "{data}", "--out", "{tiny}"], 2, "is --model"),
         (["coding", "--learning-rate", "1"], 2, "learning-rate"),
         (["coding", "--template", "qwen", "--model", "{tiny}", "--data", "{data}", "--out", "x"],
          2, "template=qwen"),
@@ -340,6 +342,45 @@ def test_other_settings_on_resume_are_refused_by_name(one_rank, tiny, data):
     refused = train(tiny, data, one_rank, "--no-resume")
     assert refused.returncode == 2
     assert "not empty" in refused.stderr
+
+
+def test_resume_with_another_model_or_other_data_is_refused(one_rank, data, tmp_path):
+    other = make_checkpoint(tmp_path / "other", seed=5)
+    refused = train(other, data, one_rank, "--epochs", "2")
+    assert refused.returncode == 2
+    assert "model=" in refused.stderr
+    rows = write_rows(tmp_path / "other.jsonl", training_rows(30, seed=8))
+    refused = train(one_rank.parent / "none", rows, one_rank)
+    assert refused.returncode == 2
+
+
+def test_an_export_that_was_cut_off_is_done_again(tiny, data, tmp_path):
+    out = tmp_path / "run"
+    assert train(tiny, data, out, "--max-steps", "2").returncode == 0
+    exported = weights(out)
+    (out / "config.json").unlink()  # what is written last
+    (out / "model.safetensors").write_bytes(b"half")
+    assert train(tiny, data, out, "--max-steps", "2").returncode == 0
+    assert largest_difference(weights(out), exported) == 0
+    assert train(tiny, data, out, "--max-steps", "3").returncode == 0
+    assert largest_difference(weights(out), exported) > 0
+
+
+def test_full_disk_is_one_line_and_exit_1(tiny, data, tmp_path):
+    arguments = f"--model {tiny} --data {data} --out {tmp_path / 'run'} {SMALL} --max-steps 1"
+    command = f"ulimit -f 100; exec {sys.executable} {ROOT / 'train.py'} coding {arguments}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("stopped: saving")
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-000001"))
+
+
+def test_two_runs_into_one_place(tiny, data, tmp_path):
+    with owned(tmp_path / "run"):
+        done = train(tiny, data, tmp_path / "run", "--max-steps", "1")
+    assert done.returncode == 2
+    assert "another process is writing" in done.stderr
 
 
 def test_dry_run_needs_only_a_config(tmp_path):
@@ -366,12 +407,12 @@ def test_dry_run_needs_only_a_config(tmp_path):
 def test_preview_shows_targets(tiny, data, tmp_path):
     done = run(
         "train.py", "coding", "--model", tiny, "--data", data, "--preview",
-        "--seq-len", "128", "--cache-dir", tmp_path,
+        "--seq-len", "128", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert ">><think>" in done.stdout
     assert "<｜end▁of▁sentence｜><<" in done.stdout
-    assert os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("packing", ["naive", "none"])

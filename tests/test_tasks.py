@@ -77,6 +77,7 @@ def test_trials_by_preset():
         ({"kind": "choice", "answer": "E"}, "answer='E'"),
         ({"kind": "choice", "answer": "A", "choices": ["a"]}, "choices"),
         ({"kind": "code"}, "tests"),
+        ({"timeout_s": "6s"}, "timeout_s='6s'"),
         ({"kind": "code", "tests": TESTS | {"outputs": []}}, "1 inputs but 0 outputs"),
         ({"kind": "code", "tests": TESTS | {"inputs": [], "outputs": []}}, "non-empty"),
         ({"kind": "code", "tests": TESTS | {"inputs": [1]}}, "must be a string"),

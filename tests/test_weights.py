@@ -120,8 +120,20 @@ def test_damaged_directories_are_named(tmp_path):
 
 def test_integer_tensors_are_refused_by_name(tmp_path):
     save_file({"ids": torch.zeros(2, dtype=torch.int64)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="ids: dtype=I64"):
-        Checkpoint(tmp_path)
+    with pytest.raises(UserError, match="ids: dtype I64, expected one of BF16"):
+        Checkpoint(tmp_path).check({"ids": (2,)}, tied=False)
+
+
+def test_fingerprint_tells_trainings_apart_but_not_copies(tmp_path, tiny):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny, copy)
+    assert Checkpoint(copy).fingerprint() == Checkpoint(tiny).fingerprint()
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-100:] = bytes(100)
+    (copy / "model.safetensors").write_bytes(data)
+    assert Checkpoint(copy).fingerprint() != Checkpoint(tiny).fingerprint()
 
 
 def test_side_files_go_along_and_config_names_the_dtype(tmp_path, tiny):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*```")
 
 
@@ -31,30 +32,25 @@ def last_box(text: str) -> str | None:
     An unclosed box after it does not count, an empty one does (as an empty answer). Boxes inside
     a box belong to the outer one.
     """
+    closes = _closing_braces(text)
     content, end = None, 0
     for match in _BOX.finditer(text):
-        if match.start() < end:
-            continue
-        close = _closing_brace(text, match.end())
-        if close is not None:
+        close = closes.get(match.end() - 1)
+        if close is not None and match.start() >= end:
             content, end = text[match.end() : close], close
     return content
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the one before `start`."""
-    depth, i = 1, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 1  # an escaped brace is text
-        elif text[i] == "{":
-            depth += 1
-        elif text[i] == "}":
-            depth -= 1
-            if depth == 0:
-                return i
-        i += 1
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """For each `{` that is closed, the index of its `}`; one pass, escaped braces are text."""
+    closes: dict[int, int] = {}
+    opened: list[int] = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closes[opened.pop()] = match.start()
+    return closes
 
 
 def last_fenced_block(text: str) -> str | None:

@@ -8,7 +8,7 @@ never stripped (the published Jinja template removes it, which would train a mod
   qwen          <|im_start|>role\\n text <|im_end|>\\n ...                    ChatML
 
 Ids are built piece by piece between the special tokens and never from one rendered string, so a
-BOS cannot double.
+BOS cannot double; a message that contains a marker of its template is refused.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 TEMPLATE_TOKENS = {"deepseek_r1": (BOS, EOS, USER, ASSISTANT), "qwen": (IM_START, IM_END)}
 
 
@@ -89,7 +90,7 @@ class Tokenizer:
         return self._fast.token_to_id(token) is not None
 
     def eos_ids(self) -> tuple[int, ...]:
-        """Every id that ends an answer: tokenizer's EOS and generation_config.json's, united."""
+        """Ids that end an answer: the tokenizer's EOS and generation_config.json's, united."""
         ids: set[int] = set()
         eos = self.config.get("eos_token")
         eos = eos.get("content") if isinstance(eos, dict) else eos
@@ -184,6 +185,20 @@ def guess_template(tokenizer: Tokenizer) -> TemplateName:
     )
 
 
+def stop_ids(tokenizer: Tokenizer, template: TemplateName) -> tuple[int, ...]:
+    """Every id that ends an answer: the tokenizer's and the one that `template` trains."""
+    end = tokenizer.special(EOS if template == "deepseek_r1" else IM_END)
+    return tuple(sorted({*tokenizer.eos_ids(), end}))
+
+
+def check_markers(messages: tuple[Message, ...], template: TemplateName) -> None:
+    """ValueError where a message contains a marker: it would become a turn of its own."""
+    for message in messages:
+        for token in TEMPLATE_TOKENS[template]:
+            if token in message.content:
+                raise ValueError(f"content: the {message.role} message contains {token!r}")
+
+
 def render(
     tokenizer: Tokenizer,
     messages: tuple[Message, ...],
@@ -193,8 +208,10 @@ def render(
     """A conversation as tokens, with every assistant turn (and its EOS) a target.
 
     `think_in="prompt"` makes the opening `<think>\\n` part of the prompt, as the published
-    generation prompt does; by default the model learns to write it itself.
+    generation prompt does; by default the model learns to write it itself. ValueError for a
+    message that contains a marker of the template.
     """
+    check_markers(messages, template)
     tokens: list[int] = []
     is_target: list[bool] = []
 
@@ -225,7 +242,11 @@ def render_prompt(
     template: TemplateName,
     open_thinking: bool = False,
 ) -> list[int]:
-    """The ids after which the model answers: the conversation and the assistant's marker."""
+    """The ids after which the model answers: the conversation and the assistant's marker.
+
+    ValueError for a message that contains a marker of the template.
+    """
+    check_markers(messages, template)
     ids: list[int] = []
     for i, message in enumerate(messages):
         ids += _turn_ids(tokenizer, message, template, first=i == 0)

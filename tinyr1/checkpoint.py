@@ -9,19 +9,33 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
+from tinyr1.errors import RunStopped
 from tinyr1.files import fsync_directory, read_json, write_json
 from tinyr1.model import Qwen2
 from tinyr1.parallel import Ranks
 from tinyr1.weights import CheckpointWriter, TensorSpec, copy_side_files
+
+
+@contextmanager
+def failing_plainly(action: str) -> Iterator[None]:
+    """DCP's own exception is no Exception; make it one line and exit code 1."""
+    try:
+        yield
+    except CheckpointException as error:
+        reasons = {str(failure[0]) for failure in error.failures.values()}
+        raise RunStopped(f"{action}: {'; '.join(sorted(reasons))}") from None
 
 
 def step_path(out: Path, step: int) -> Path:
@@ -56,7 +70,8 @@ def save(
         partial.mkdir(parents=True)
     ranks.barrier()
     weights, moments = get_state_dict(model, optimizer)
-    save_sharded({"model": weights, "optimizer": moments}, checkpoint_id=str(partial))
+    with failing_plainly(f"saving {partial}"):
+        save_sharded({"model": weights, "optimizer": moments}, checkpoint_id=str(partial))
     ranks.barrier()
     if ranks.is_main:
         write_json(partial / "meta.json", {"step": step, **meta})
@@ -68,24 +83,27 @@ def save(
     ranks.barrier()
 
 
-def load(
-    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Restore weights and moments from the checkpoint of `step`; returns its meta.json."""
+def read_meta(out: Path, step: int) -> dict[str, Any]:
+    """What `save` was given as `meta`, and the step."""
+    return read_json(step_path(out, step) / "meta.json")
+
+
+def load(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore weights and moments from the checkpoint of `step`."""
     weights, moments = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": moments}
-    load_sharded(state, checkpoint_id=str(step_path(out, step)))
+    with failing_plainly(f"loading {step_path(out, step)}"):
+        load_sharded(state, checkpoint_id=str(step_path(out, step)))
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )
-    return read_json(step_path(out, step) / "meta.json")
 
 
 def export(model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ranks) -> None:
     """Write the sharded model as a Hugging Face checkpoint at the top of `out`.
 
     One tensor at a time is gathered, and only rank 0 keeps it. Tokenizer, generation config and
-    chat template come from `source`.
+    chat template come from `source`. config.json is written last: with it the export is whole.
     """
     parameters = dict(model.named_parameters())
     writer = None
@@ -97,6 +115,6 @@ def export(model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ran
         if writer:
             writer.write(name, whole.to(dtype).cpu())
     if writer:
-        copy_side_files(source, out, dtype)
         writer.finish()
+        copy_side_files(source, out, dtype)
     ranks.barrier()

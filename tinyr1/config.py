@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tomllib
+import types
 import typing
 from importlib import resources
 from pathlib import Path
@@ -57,21 +58,25 @@ def load_recipe(cls: type[T], name_or_path: str) -> T:
 
 
 def _typed(where: str, hint: Any, value: Any) -> Any:
-    """Check a TOML value against a field's type; lists become tuples."""
+    """Check a TOML value against a field's type: lists become tuples, text becomes paths."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        ok = value in options
-    elif origin is tuple:
-        ok = isinstance(value, list)
-        value = tuple(typing.cast("list[Any]", value)) if ok else value
-    else:
-        kinds = tuple(t for t in (options or (hint,)) if isinstance(t, type))
-        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        ok = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
-    if not ok:
-        raise UserError(f"{where}={value!r}: expected {getattr(hint, '__name__', hint)}")
-    return value
+    if origin in (typing.Union, types.UnionType):  # X | None: TOML has no null
+        (hint,) = (option for option in options if option is not type(None))
+        return _typed(where, hint, value)
+    if origin is typing.Literal and value in options:
+        return value
+    if origin is tuple and isinstance(value, list):
+        items = typing.cast("list[Any]", value)
+        kinds = options[:1] * len(items) if options[-1] is Ellipsis else options
+        if len(kinds) == len(items):
+            return tuple(_typed(where, k, v) for k, v in zip(kinds, items, strict=True))
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise UserError(f"{where}={value!r}: expected {getattr(hint, '__name__', hint)}")
 
 
 def to_json(config: Any) -> dict[str, Any]:

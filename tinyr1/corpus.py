@@ -16,7 +16,16 @@ import numpy as np
 
 from tinyr1.chat import TemplateName, ThinkIn, Tokenizer, render
 from tinyr1.errors import UserError
-from tinyr1.files import hash_files, hash_json, locked, read_json, read_jsonl, write_json
+from tinyr1.files import (
+    fsync_directory,
+    fsync_file,
+    hash_files,
+    hash_json,
+    locked,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 from tinyr1.log import Log
 from tinyr1.record import Record
 
@@ -25,6 +34,7 @@ class Corpus:
     """Tokenised training documents: `read(i)` gives tokens and target mask of document i."""
 
     def __init__(self, folder: Path) -> None:
+        self.key = folder.name
         self.meta: dict[str, Any] = read_json(folder / "meta.json")
         self.ids: list[str] = read_json(folder / "ids.json")
         self._offsets: np.ndarray = np.load(folder / "offsets.npy")
@@ -73,7 +83,11 @@ def build_corpus(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             _tokenise(partial, data, tokenizer, template, think_in, require_think, max_len, log)
+            for file in partial.iterdir():
+                fsync_file(file)
+            fsync_directory(partial)
             os.replace(partial, folder)
+            fsync_directory(cache_dir)
     return Corpus(folder)
 
 
@@ -96,9 +110,9 @@ def _tokenise(
         for path, number, row in log.bar(rows, desc="tokenising", unit="row"):
             try:
                 record = Record.from_json(row, require_think)
+                example = render(tokenizer, record.messages, template, think_in)
             except ValueError as error:
                 raise UserError(f"{path}:{number}: {error}") from None
-            example = render(tokenizer, record.messages, template, think_in)
             longest = max(longest, len(example.tokens))
             if len(example.tokens) > max_len:
                 dropped += 1

@@ -6,6 +6,7 @@ samples made elsewhere are graded by --regrade, and grading again gives the same
 
 from __future__ import annotations
 
+import json
 import platform
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,10 +18,10 @@ from typing import Any, Literal
 import torch
 
 from tinyr1 import __version__, report
-from tinyr1.chat import TemplateName, Tokenizer, check_template, guess_template
+from tinyr1.chat import TemplateName, Tokenizer, check_template, guess_template, stop_ids
 from tinyr1.config import check_range, require
-from tinyr1.errors import UserError
-from tinyr1.files import hash_json, read_json, read_jsonl, write_json, write_jsonl
+from tinyr1.errors import RunStopped, UserError
+from tinyr1.files import hash_json, owned, read_json, read_jsonl, write_json, write_jsonl
 from tinyr1.graders import SandboxUnavailable, grade
 from tinyr1.log import Log
 from tinyr1.model import Qwen2, Qwen2Config
@@ -30,6 +31,7 @@ from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import mean, pass_at_1
 from tinyr1.tasks import Preset, load_task_file, make_prompts, prompt_lines
+from tinyr1.weights import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,17 @@ def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
 
 def show_prompts(model: Path | None, config: EvalConfig) -> None:
     """Print every prompt; without a model, in the DeepSeek-R1 template of today."""
-    opens = Tokenizer(model).opens_thinking() if model else True
-    for line in prompt_lines(load_rows(config), config.preset, config.trials, opens):
-        print(line)
+    rows = load_rows(config)
+    if model is None:
+        for line in prompt_lines(rows, config.preset, config.trials, template_opens=True):
+            print(line)
+        return
+    tokenizer = Tokenizer(model)
+    template, opens = choose_template(tokenizer, config), tokenizer.opens_thinking()
+    for p in make_prompts(rows, tokenizer, template, config.preset, config.trials, opens):
+        text = tokenizer.decode_raw(list(p.tokens))
+        line = {"task": p.task, "id": p.id, "trial": p.trial, "prompt": text}
+        print(json.dumps(line, ensure_ascii=False))
 
 
 def evaluate(model_path: Path, config: EvalConfig, log: Log) -> None:
@@ -128,6 +138,7 @@ def evaluate(model_path: Path, config: EvalConfig, log: Log) -> None:
     )
     record = asdict(settings) | {
         "model": model_path.resolve().name,
+        "model_fingerprint": Checkpoint(model_path).fingerprint(),
         "preset": config.preset,
         "template": template,
         "engine": "torch",
@@ -137,8 +148,9 @@ def evaluate(model_path: Path, config: EvalConfig, log: Log) -> None:
     weights_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
     model = Qwen2.from_pretrained(model_path, weights_dtype, device)
     slots = min(config.slots, len(prompts))
-    engine = Engine(model, tokenizer, settings, slots, max_len)
-    samples = sample_missing(engine, prompts, config.out, record, log)
+    engine = Engine(model, tokenizer, settings, slots, max_len, stop_ids(tokenizer, template))
+    with owned(config.out):
+        samples = sample_missing(engine, prompts, config.out, record, log)
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     versions = {
         "tinyr1": __version__,
@@ -156,11 +168,15 @@ def regrade(config: EvalConfig, log: Log) -> None:
     rows = load_rows(config)
     known = {(row["task"], row["id"]) for row in rows}
     samples: list[Sample] = []
+    seen: set[tuple[str, str, int]] = set()
     for number, line in read_jsonl(config.regrade):
         try:
             sample = Sample.from_json(line)
         except ValueError as error:
             raise UserError(f"{config.regrade}:{number}: {error}") from None
+        if sample.key in seen:
+            raise UserError(f"{config.regrade}:{number}: id={sample.id!r}: this trial came before")
+        seen.add(sample.key)
         if (sample.task, sample.id) in known:
             samples.append(sample)
         elif config.limit is None:
@@ -242,7 +258,10 @@ def grade_samples(
     with ThreadPoolExecutor(config.jobs) as pool:
         graded = pool.map(work, distinct.values())
         bar = log.bar(graded, total=len(distinct), desc="grading", unit="answer")
-        verdicts = dict(zip(distinct, bar, strict=True))
+        try:
+            verdicts = dict(zip(distinct, bar, strict=True))
+        except SandboxUnavailable as error:  # it was there when the run began
+            raise RunStopped(f"{error}; the samples are kept, the same command continues") from None
     return [replace(verdicts[key(s)], trial=s.trial) for s in samples]
 
 
@@ -292,7 +311,10 @@ def compare(config: EvalConfig, log: Log) -> None:
     """Print a table of evaluations with paired differences to the first."""
     if len(config.compare) < 2:
         raise UserError("--compare: expected at least two evaluation directories")
-    results = [read_json(folder / "results.json")["tasks"] for folder in config.compare]
+    results = [read_json(folder / "results.json").get("tasks") for folder in config.compare]
+    for folder, tasks in zip(config.compare, results, strict=True):
+        if not isinstance(tasks, dict):
+            raise UserError(f"{folder}: results.json is not an evaluation's (no tasks in it)")
     outcomes = [load_outcomes(folder) for folder in config.compare]
     names = [folder.name for folder in config.compare]
     print(report.comparison_table(names, results, outcomes))

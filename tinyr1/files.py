@@ -27,6 +27,12 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def fsync_file(path: Path) -> None:
+    """Make the content of `path` durable, whoever wrote it."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Replace `path` by `data`: a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +106,8 @@ class Journal:
                     ) from None
                 kept += len(line)
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the journal
-        self._file.truncate(kept)
+        if path.stat().st_size > kept:
+            self._file.truncate(kept)
 
     def append(self, *rows: dict[str, Any]) -> None:
         for row in rows:
@@ -125,6 +132,21 @@ def locked(path: Path) -> Iterator[None]:
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; UserError when another one writes into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is writing into it; wait for it") from None
+        yield
+    finally:
+        os.close(fd)
 
 
 def hash_files(paths: list[Path]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from tinyr1.chat import TOKENIZER_FILES
 from tinyr1.config import require, to_json
 from tinyr1.log import Log
 from tinyr1.model import Qwen2Config
@@ -58,7 +59,7 @@ def print_plan(config: TrainConfig, log: Log) -> None:
     for name, value in to_json(config).items():
         print(f"{name} = {value}")
     print(f"\nmodel: {model.parameter_count():,} parameters")
-    if config.data:
+    if config.data and any((config.model / n).exists() for n in TOKENIZER_FILES):
         _, corpus, plan = prepare(config, log)
         for line in describe(config, corpus, plan):
             print(line)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tinyr1.config import check_range
 from tinyr1.errors import UserError
-from tinyr1.files import Journal, fsync_directory, hash_json, read_json, write_json
+from tinyr1.files import Journal, fsync_directory, hash_json, owned, read_json, write_json
 from tinyr1.fusion import fuse
 from tinyr1.log import Log
 from tinyr1.methods import METHODS, MergeParams
@@ -81,6 +81,8 @@ class Merge:
                 f"--method {config.method}: {len(inputs)} models given, expected {expected} "
                 "and then OUT"
             )
+        if config.weights and config.method not in ("linear", "task_arithmetic"):
+            raise UserError(f"--weights: has no meaning with --method {config.method}")
         if config.then and config.method != "arcee_fusion":
             raise UserError("--then: goes with --method arcee_fusion only")
         if config.weights and len(config.weights) != len(inputs):
@@ -103,6 +105,12 @@ class Merge:
         }
 
     @property
+    def lam(self) -> float:
+        """Lambda as it is used."""
+        default = 1.5 if self.config.method == "arcee_fusion" else 1.0
+        return default if self.config.lam is None else self.config.lam
+
+    @property
     def inputs(self) -> list[Checkpoint]:
         return [*self.models, *self.then, *([self.base] if self.base else [])]
 
@@ -115,6 +123,7 @@ class Merge:
         faults: list[str] = []
         tied = read_json(self.left.path / "config.json").get("tie_word_embeddings", False)
         for other in self.inputs:
+            faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
             if other is self.left:
                 continue
             faults += differences(self.left, other)
@@ -128,7 +137,11 @@ class Merge:
 
     def check_disk(self, partial: Path) -> None:
         needed = sum(spec.byte_count for spec in self.specs.values())
-        there = sum(f.stat().st_size for f in partial.glob("*.partial")) if partial.exists() else 0
+        there = (
+            sum(f.stat().st_blocks * 512 for f in partial.glob("*.partial"))
+            if partial.exists()
+            else 0
+        )
         free = shutil.disk_usage(_existing_parent(self.out)).free
         if free < needed - there:
             raise UserError(
@@ -144,7 +157,7 @@ class Merge:
         return {
             "method": c.method,
             "arithmetic": "exact" if c.method == "arcee_fusion" else None,
-            "lam": c.lam,
+            "lam": self.lam,
             "weights": list(c.weights),
             "normalize": c.normalize,
             "dtype": c.dtype,
@@ -162,6 +175,7 @@ def _identity(role: str, model: Checkpoint) -> dict[str, Any]:
         "tensors": len(model.specs),
         "bytes": sum(spec.byte_count for spec in model.specs.values()),
         "headers_sha256": hash_json(headers),
+        "fingerprint": model.fingerprint(),
     }
 
 
@@ -211,20 +225,20 @@ def merge_tensor(merge: Merge, name: str) -> tuple[Tensor, dict[str, Any]]:
         left, result = tensors
         steps: list[dict[str, Any]] = []
         for following in [left, *lefts]:
-            result, step = _fuse_step(following, result, config)
+            result, step = _fuse_step(following, result, merge.lam)
             steps.append(step)
         entry = steps[-1] if len(steps) == 1 else {"steps": steps}
     else:
         method = METHODS[config.method]
         generator = torch.Generator().manual_seed(_tensor_seed(config.seed, name))
-        params = MergeParams(config.weights, config.lam, config.normalize)
+        params = MergeParams(config.weights, merge.lam, config.normalize)
         result = method.fn(tensors, base, params, generator)
         entry = _change(tensors[0], result)
     return result.to(spec.dtype), entry
 
 
-def _fuse_step(left: Tensor, right: Tensor, config: MergeConfig) -> tuple[Tensor, dict[str, Any]]:
-    result, stats = fuse(left, right, 1.5 if config.lam is None else config.lam)
+def _fuse_step(left: Tensor, right: Tensor, lam: float) -> tuple[Tensor, dict[str, Any]]:
+    result, stats = fuse(left, right, lam)
     n = max(left.numel(), 1)
     right = right.to(left.dtype)
     return result, {
@@ -265,14 +279,16 @@ def run_merge(config: MergeConfig, log: Log) -> None:
         merge.check_disk(partial)
         return
     if out.exists() and any(out.iterdir()):
-        report = out / "merge_report.json"
-        if report.exists() and read_json(report).get("merge") == merge.identity():
-            log.say(f"already merged: {out}")
-            return
         raise UserError(f"OUT={out}: not empty; choose another place or remove it")
     merge.check_disk(partial)
     started = time.perf_counter()
-    partial.mkdir(parents=True, exist_ok=True)
+    with owned(partial):
+        _merge_into(partial, merge, log)
+    log.say(f"merged {len(merge.specs)} tensors in {time.perf_counter() - started:.1f} s: {out}")
+
+
+def _merge_into(partial: Path, merge: Merge, log: Log) -> None:
+    """Fill OUT.partial and give it its name."""
     for torn in partial.glob(".*.partial"):  # of a process that was killed while writing it
         torn.unlink()
     _check_same_merge(partial / "merge_state.json", merge)
@@ -280,13 +296,12 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     report = {"merge": merge.identity(), "tensors": entries}
     copy_side_files(merge.left.path, partial, _main_dtype(merge))
     write_json(partial / "merge_report.json", report)
-    (partial / "merge_state.json").unlink()
     (partial / "merge_journal.jsonl").unlink()
-    if out.exists():
-        out.rmdir()  # empty, or we would not be here
-    os.replace(partial, out)
-    fsync_directory(out.parent)
-    log.say(f"merged {len(entries)} tensors in {time.perf_counter() - started:.1f} s: {out}")
+    (partial / "merge_state.json").unlink()
+    if merge.out.exists():
+        merge.out.rmdir()  # empty, or we would not be here
+    os.replace(partial, merge.out)
+    fsync_directory(merge.out.parent)
 
 
 def _check_same_merge(state: Path, merge: Merge) -> None:
@@ -309,14 +324,16 @@ def _write_tensors(merge: Merge, partial: Path, log: Log) -> dict[str, Any]:
     """Merge and write every tensor that the journal does not have; returns all entries."""
     with Journal(partial / "merge_journal.jsonl") as journal:
         entries = {row.pop("name"): row for row in journal.rows}
-        if entries:
-            log.say(f"continuing: {len(entries)} of {len(merge.specs)} tensors are done")
         size = int(merge.config.shard_size * 1e9)
-        done_bytes = sum(merge.specs[name].byte_count for name in entries)
         with (
             CheckpointWriter(partial, merge.specs, size, resume=bool(entries)) as writer,
-            log.bar(total=merge.output_bytes, initial=done_bytes, unit="B", unit_scale=True) as bar,
+            log.bar(total=merge.output_bytes, unit="B", unit_scale=True) as bar,
         ):
+            # The journal vouches for bytes in shards that are still there, and for no others.
+            entries = {n: e for n, e in entries.items() if writer.shards[n] in writer.kept}
+            if entries:
+                log.say(f"continuing: {len(entries)} of {len(merge.specs)} tensors are done")
+                bar.update(sum(merge.specs[name].byte_count for name in entries))
             pending: list[dict[str, Any]] = []
             pending_bytes = 0
             for name, spec in merge.specs.items():

@@ -22,7 +22,7 @@ class MergeParams:
     """Options of the methods; each reads its own."""
 
     weights: tuple[float, ...] = ()
-    lam: float | None = None
+    lam: float = 1.0
     normalize: bool = True
 
     def weights_for(self, count: int) -> tuple[float, ...]:
@@ -52,7 +52,7 @@ def _arcee(
 ) -> Tensor:
     """Arcee Fusion: the first model is Left, the second Right."""
     left, right = tensors
-    return arcee_fusion(left, right, lam=1.5 if params.lam is None else params.lam)
+    return arcee_fusion(left, right, lam=params.lam)
 
 
 def _linear(
@@ -76,7 +76,7 @@ def _task_arithmetic(
     change = torch.zeros_like(origin)
     for weight, tensor in zip(params.weights_for(len(tensors)), tensors, strict=True):
         change += (_wide(tensor) - origin) * weight
-    return (origin + (1.0 if params.lam is None else params.lam) * change).to(tensors[0].dtype)
+    return (origin + params.lam * change).to(tensors[0].dtype)
 
 
 def _passthrough(

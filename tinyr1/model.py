@@ -84,7 +84,8 @@ class Qwen2Config:
         ):
             sizes[name] = _positive_int(raw.get(name), f"{where}: {name}")
         heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
-        kv_heads = raw.get("num_key_value_heads") or heads
+        kv_heads = raw.get("num_key_value_heads", heads)
+        kv_heads = _positive_int(kv_heads, f"{where}: num_key_value_heads")
         head_dim = raw.get("head_dim")
         if head_dim is None and hidden % heads:
             raise UserError(
@@ -92,10 +93,11 @@ class Qwen2Config:
             )
         if heads % kv_heads:
             raise UserError(f"{where}: num_key_value_heads={kv_heads}: does not divide {heads}")
-        head_dim = head_dim or hidden // heads
+        head_dim = _positive_int(head_dim or hidden // heads, f"{where}: head_dim")
         if head_dim % 2:
             raise UserError(f"{where}: head_dim={head_dim}: rotary embedding needs an even number")
         max_positions = raw.get("max_position_embeddings", 32768)
+        max_positions = _positive_int(max_positions, f"{where}: max_position_embeddings")
         rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
         return Qwen2Config(
             **sizes,
@@ -126,6 +128,8 @@ def _positive_int(value: Any, where: str) -> int:
 
 def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
     """UserError for the first field whose meaning this model does not have."""
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{where}: expected a JSON object")
     layer_types = raw.get("layer_types") or []
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))

@@ -192,6 +192,8 @@ class Sample:
         if "id" not in fields:
             raise ValueError("id: missing")
         order = fields.get("choice_order")
+        if order is not None and not isinstance(order, (list, tuple)):
+            raise ValueError(f"choice_order={order!r}: expected a list")
         return Sample(
             task=fields["task"],
             id=str(fields["id"]),
@@ -201,7 +203,7 @@ class Sample:
             finish_reason=fields["finish_reason"],
             seed=fields.get("seed"),
             think_open=bool(fields.get("think_open", False)),
-            choice_order=None if order is None else tuple(order),
+            choice_order=None if order is None else tuple(cast("list[int]", order)),
         )
 
 

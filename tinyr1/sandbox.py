@@ -4,8 +4,8 @@
 
 `namespaces` gives each program its own pid, network, mount, ipc and host-name space, a root with
 nothing but the interpreter, an empty environment, limits, and no privileges. `rlimits` is a process
-with limits in a session of its own: verdicts are as sound, the host is not protected; it must be
-asked for. The expected output never enters the child; it is compared here, on bytes.
+with limits in a session of its own, which protects neither the host's files nor a task file that
+lies among them; it must be asked for. The expected output never enters the child.
 What it is not: a defence against bugs of the kernel, or against timing side channels.
 """
 
@@ -114,6 +114,10 @@ class Sandbox:
             except (OSError, struct.error):
                 raise SandboxUnavailable(f"sandbox={self.level}: its server has ended") from None
 
+    @property
+    def ended(self) -> bool:
+        return self._server.poll() is not None
+
     def close(self) -> None:
         """End the server and with it whatever still runs."""
         self._server.kill()
@@ -140,6 +144,8 @@ def open_sandbox(level: str) -> Sandbox:
     """This thread's sandbox of that level, started on first use; ends with the process."""
     servers: dict[tuple[str, int], Sandbox] = _open.__dict__.setdefault("servers", {})
     key = (level, os.getpid())
+    if key in servers and servers[key].ended:  # killed for want of memory, perhaps
+        del servers[key]
     if key not in servers:
         if level not in ("namespaces", "rlimits"):
             raise ValueError(f"sandbox={level!r}: expected namespaces or rlimits")

@@ -10,6 +10,8 @@ It holds no secrets and no expected outputs. For each job it forks
 so when init ends, the kernel ends whatever the program left behind.
 """
 
+import atexit
+import builtins
 import contextlib
 import ctypes
 import io
@@ -20,6 +22,7 @@ import select
 import signal
 import struct
 import sys
+import threading
 import time
 from typing import Any, NoReturn
 
@@ -142,17 +145,16 @@ def init(job: Job, out_fd: int, status_fd: int) -> NoReturn:
 
 def build_root() -> None:
     """A root of read-only views of the interpreter and its libraries, and an empty /tmp."""
-    wanted = [sys.base_prefix, "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
+    interpreter = (sys.base_prefix, os.path.realpath(sys.base_prefix))
+    wanted = {*interpreter, "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     # The new root is mounted over a folder that must not hide what is bound into it.
-    free = [p for p in ("/mnt", "/srv", "/media", "/tmp") if not sys.base_prefix.startswith(p)]
-    root = next(p for p in free if os.path.isdir(p))
+    free = [p for p in ("/mnt", "/srv", "/media", "/tmp") if not interpreter[1].startswith(p)]
+    root = next(p for p in free if os.path.isdir(p) and not interpreter[0].startswith(p))
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=755")
-    for path in sorted({os.path.normpath(p) for p in wanted}, key=len):
+    for path in sorted(wanted, key=len):  # a parent before what lies in it
         target = root + path
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), target)
-        elif os.path.isdir(path) and not os.path.isdir(target):  # else a parent is bound already
+        if os.path.isdir(path) and not os.path.isdir(target):
             os.makedirs(target)
             mount(path, target, None, MS_BIND | MS_REC)
             set_read_only(target)
@@ -160,7 +162,7 @@ def build_root() -> None:
     for device in ("/dev/null", "/dev/urandom", "/dev/zero"):
         os.close(os.open(root + device, os.O_CREAT))
         mount(device, root + device, None, MS_BIND)
-    os.makedirs(root + "/tmp")
+    os.makedirs(root + "/tmp", exist_ok=True)
     os.chmod(root + "/tmp", 0o1777)
     os.chroot(root)
     os.chdir("/tmp")
@@ -204,12 +206,15 @@ def program(job: Job, out_fd: int) -> NoReturn:
         give_up_privileges(job["user"])
     memory = job["memory_mb"] << 20
     cpu = int(job["timeout_s"]) + 1
+    processes = (
+        [("NPROC", 64)] if job["level"] == "namespaces" else []
+    )  # else the user's others count
     for name, limit in (
+        *processes,
         ("AS", memory),
         ("CPU", cpu),
         ("FSIZE", 16 << 20),
         ("NOFILE", 64),
-        ("NPROC", 64),
         ("CORE", 0),
     ):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
@@ -226,7 +231,8 @@ def run(job: Job) -> int:
     loads, write = json.loads, os.write
     sys.argv = ["solution.py"]
     sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
-    space: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+    builtins.exit = builtins.quit = sys.exit  # the site module would define them
+    space: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
     exec(PREAMBLE, space)
     try:
         code = compile(job["program"], "solution.py", "exec")
@@ -245,6 +251,8 @@ def run(job: Job) -> int:
             answer = dumps(function(*arguments)).encode()
             while answer:
                 answer = answer[write(3, answer) :]
+        threading._shutdown()  # pyright: ignore - what an interpreter does at its end: wait for
+        atexit._run_exitfuncs()  # threads, run the exit functions, flush
         sys.stdout.flush()
     except MemoryError:
         return EXIT_MEMORY

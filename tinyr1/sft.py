@@ -10,8 +10,10 @@ resumed takes the same steps as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from tinyr1.chat import TemplateName, ThinkIn, Tokenizer, check_template
 from tinyr1.config import check_range, require, to_json
 from tinyr1.corpus import Corpus, build_corpus
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import Journal, write_json, write_jsonl
+from tinyr1.files import Journal, owned, write_json, write_jsonl
 from tinyr1.log import Log
 from tinyr1.model import Qwen2, Qwen2Config
 from tinyr1.optim import Schedule, learning_rate, make_optimizer
@@ -71,7 +73,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     """Decoupled decay of matrices; biases and norms do not decay."""
     clip_norm: float = 1.0
-    """Largest global gradient norm."""
+    """Largest global gradient norm (inf: no clipping)."""
     packing: Packing = "neat"
     """neat: documents isolated; naive: one causal sequence a pack; none: one example a row."""
     loss_weighting: Weighting = "token"
@@ -127,7 +129,7 @@ class TrainConfig:
         check_range("--eps", self.eps, 0)
         check_range("--warmup-ratio", self.warmup_ratio, 0, 1)
         check_range("--weight-decay", self.weight_decay, 0)
-        check_range("--clip-norm", self.clip_norm, 0)
+        check_range("--clip-norm", self.clip_norm, 1e-12)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"--betas={self.betas}: expected two numbers in [0, 1)")
 
@@ -244,7 +246,10 @@ def train_step(
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask for a checkpoint and a clean end; a second one is not waited for."""
+    """SIGTERM and SIGINT ask for a checkpoint and a clean end.
+
+    Repetitions are ignored, since launchers and terminals send several; SIGKILL ends at once.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -255,7 +260,6 @@ class StopSignal:
 
     def _request(self, number: int, frame: Any) -> None:
         self.requested = True
-        self.restore()
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
@@ -265,7 +269,7 @@ class StopSignal:
 # Settings that the checkpoints of a run depend on: resuming with others is refused.
 TRAJECTORY = (
     *("batch_size", "seq_len", "lr", "schedule", "warmup_ratio", "betas", "eps", "weight_decay"),
-    *("clip_norm", "packing", "loss_weighting", "seed", "optim_dtype", "template", "think_in"),
+    *("clip_norm", "packing", "loss_weighting", "seed", "optim_dtype", "dtype"),
 )
 
 
@@ -276,9 +280,12 @@ def prepare(config: TrainConfig, log: Log) -> tuple[Tokenizer, Corpus, Plan]:
     model_config = Qwen2Config.from_pretrained(config.model)
     tokenizer = Tokenizer(config.model)
     check_template(tokenizer, config.template)
-    cache_dir = config.cache_dir or (config.out and config.out / "cache")
+    planning = config.dry_run or config.preview  # these leave nothing behind
+    temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
+    cache_dir = config.cache_dir or (Path(temporary.name) if temporary else None)
     if cache_dir is None:
-        raise UserError("--out: required (or --cache-dir, for --preview and --dry-run)")
+        require(config, "out")
+        cache_dir = config.out / "cache"  # pyright: ignore[reportOptionalOperand]
     corpus = build_corpus(
         config.data,
         tokenizer,
@@ -289,6 +296,8 @@ def prepare(config: TrainConfig, log: Log) -> tuple[Tokenizer, Corpus, Plan]:
         cache_dir,
         log,
     )
+    if temporary:
+        temporary.cleanup()  # the files stay mapped until the corpus is dropped
     if tokenizer.vocab_size > model_config.vocab_size:
         raise UserError(
             f"{config.model}: the tokenizer has {tokenizer.vocab_size} tokens, "
@@ -326,6 +335,7 @@ class Run:
         self.compute_dtype = config.compute_dtype(ranks.device)
         model_config = Qwen2Config.from_pretrained(self.source)
         weights = Checkpoint(self.source)
+        self.fingerprint = weights.fingerprint()
         weights.check(model_config.tensor_shapes(), model_config.tie_word_embeddings)
         with torch.device("meta"):
             self.model = Qwen2(model_config)
@@ -350,8 +360,8 @@ class Run:
     def _settings(self) -> dict[str, Any]:
         values = to_json(self.config)
         settings = {name: values[name] for name in TRAJECTORY}
-        settings["documents"] = self.corpus.meta["documents"]
-        settings["tokens"] = self.corpus.meta["tokens"]
+        settings["model"] = self.fingerprint
+        settings["data and template"] = self.corpus.key
         if self.config.schedule != "constant" or self.config.warmup_ratio:
             settings["total_steps"] = self.plan.total_steps  # the rate depends on it
         return settings
@@ -366,13 +376,14 @@ class Run:
                 f"--out={self.out}: its checkpoints go to step {done[-1]}, this run has only "
                 f"{self.plan.total_steps}; use more --epochs or --max-steps, or another --out"
             )
-        meta = checkpoint.load(self.out, done[-1], self.model, self.optimizer)
+        meta = checkpoint.read_meta(self.out, done[-1])
         for name, value in self._settings().items():
             if meta["settings"].get(name) != value:
                 raise UserError(
                     f"{name}={value}: the checkpoints in {self.out} were made with "
                     f"{meta['settings'].get(name)}; use that value or another --out"
                 )
+        checkpoint.load(self.out, done[-1], self.model, self.optimizer)
         self.log.say(f"resuming after step {done[-1]} of {self.plan.total_steps}")
         return done[-1]
 
@@ -431,25 +442,42 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     """Run a recipe to its end, or to the next SIGTERM; the same call again continues."""
     require(config, "model", "data", "out")
     assert config.out is not None
-    if ranks.is_main and not config.resume and config.out.exists() and any(config.out.iterdir()):
+    there = {p.name for p in config.out.iterdir()} if config.out.exists() else set[str]()
+    if ranks.is_main and not config.resume and there - {"cache"}:  # tokens alone are no run
         raise UserError(f"--out={config.out}: not empty, and --no-resume was given")
+    if config.model is not None and config.out.resolve() == config.model.resolve():
+        raise UserError(f"--out={config.out}: is --model; choose another place")
     _, corpus, plan = prepare(config, log)
     for line in describe(config, corpus, plan):
         log.say(line)
     ranks.connect()
     stop = StopSignal()
+    owner = owned(config.out) if ranks.is_main else contextlib.nullcontext()
     try:
-        run = Run(config, corpus, plan, ranks, log)
-        if run.step == plan.total_steps and (config.out / "config.json").exists():
-            log.say(f"already trained: {config.out}")
-            return
-        if _loop(run, stop):
-            export_dtype = DTYPES[config.export_dtype] if config.export_dtype else run.compute_dtype
-            checkpoint.export(run.model, run.source, run.out, export_dtype, ranks)
-            log.say(f"finished: {config.out}")
+        with owner:
+            _train(config, corpus, plan, ranks, log, stop)
     finally:
         stop.restore()
         ranks.disconnect()
+
+
+def _train(
+    config: TrainConfig, corpus: Corpus, plan: Plan, ranks: Ranks, log: Log, stop: StopSignal
+) -> None:
+    """The run itself, with the process group up and --out to itself."""
+    assert config.out is not None
+    run = Run(config, corpus, plan, ranks, log)
+    finished = config.out / "config.json"  # what an export writes last
+    if run.step == plan.total_steps and finished.exists():
+        log.say(f"already trained: {config.out}")
+        return
+    ranks.barrier()
+    if ranks.is_main:
+        finished.unlink(missing_ok=True)  # of a shorter run that this one continues
+    if _loop(run, stop):
+        export_dtype = DTYPES[config.export_dtype] if config.export_dtype else run.compute_dtype
+        checkpoint.export(run.model, run.source, run.out, export_dtype, ranks)
+        log.say(f"finished: {config.out}")
 
 
 def _loop(run: Run, stop: StopSignal) -> bool:

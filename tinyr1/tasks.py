@@ -70,6 +70,10 @@ def check_row(row: Any) -> None:
     for name in ("task", "prompt"):
         if not isinstance(row.get(name), str) or not row[name]:
             raise ValueError(f"{name}={row.get(name)!r}: expected text")
+    for name in ("timeout_s", "timeout_total_s"):
+        value = row.get(name)
+        if value is not None and (not isinstance(value, (int, float)) or not value > 0):
+            raise ValueError(f"{name}={value!r}: expected seconds")
     kind = row.get("kind")
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")

@@ -11,10 +11,10 @@ length, a JSON header with dtype, shape and offsets of each tensor, then the byt
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import shutil
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +26,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyr1.errors import UserError
-from tinyr1.files import fsync_directory, read_json, write_json
+from tinyr1.files import fsync_directory, read_json, write_atomic, write_json
 
+SAMPLE_BYTES = 1 << 16
 INDEX_NAME = "model.safetensors.index.json"
 SIDE_FILES = (
     "tokenizer.json",
@@ -65,6 +66,7 @@ class Checkpoint:
             raise UserError(f"{path}: no such directory; expected a Hugging Face checkpoint")
         self.specs: dict[str, TensorSpec] = {}
         self.shards: dict[str, str] = {}
+        self.unsupported: dict[str, str] = {}  # dtype codes that are no floating type of ours
         self._open_files: dict[str, Any] = {}
         for shard in self._shard_names():
             self._read_header(shard)
@@ -100,10 +102,9 @@ class Checkpoint:
             view = file.get_slice(name)
             code = view.get_dtype()
             if code not in DTYPES:
-                raise UserError(
-                    f"{self.path / shard}: {name}: dtype={code}: expected {list(DTYPES)}"
-                )
-            self.specs[name] = TensorSpec(tuple(view.get_shape()), DTYPES[code])
+                self.unsupported[name] = code
+            dtype = DTYPES.get(code, torch.float32)
+            self.specs[name] = TensorSpec(tuple(view.get_shape()), dtype)
             self.shards[name] = shard
 
     def tensor(self, name: str) -> Tensor:
@@ -114,13 +115,38 @@ class Checkpoint:
         """Rows start..stop of the first dimension; only these bytes are read."""
         return self._open_files[self.shards[name]].get_slice(name)[start:stop]
 
+    def dtype_faults(self) -> list[str]:
+        """One line for each tensor of a type that no model here has."""
+        kinds = ", ".join(DTYPES)
+        return [
+            f"{n}: dtype {code}, expected one of {kinds}" for n, code in self.unsupported.items()
+        ]
+
+    def fingerprint(self) -> str:
+        """A hash that another training of the same model changes, and copying files does not.
+
+        It covers config.json, the size of each shard and samples of its bytes: reading 65 GB to
+        the end would take longer than it is worth.
+        """
+        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        for shard in sorted(set(self.shards.values())):
+            path = self.path / shard
+            size = path.stat().st_size
+            digest.update(f"{shard} {size}".encode())
+            with open(path, "rb") as file:
+                for i in range(17):
+                    file.seek(max(0, size - SAMPLE_BYTES) * i // 16)
+                    digest.update(file.read(SAMPLE_BYTES))
+        return digest.hexdigest()
+
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
-        """UserError listing every missing, unexpected or misshapen tensor.
+        """UserError listing every missing, unexpected, misshapen or non-floating tensor.
 
         With a tied head, a copy of the head in the file is allowed and ignored.
         """
         allowed = {"lm_head.weight"} if tied else set[str]()
         faults = [f"{name}: missing" for name in shapes if name not in self.specs]
+        faults += self.dtype_faults()
         for name, spec in self.specs.items():
             if name not in shapes:
                 if name not in allowed:
@@ -136,8 +162,9 @@ class CheckpointWriter:
     """Writes a checkpoint of known tensors, in any order, into shards laid out beforehand.
 
     Shards have their full size from the start under a name ending in `.partial`; `finish` fsyncs
-    and renames them and writes the index last. With `resume`, shards that an earlier process left
-    are kept (the caller knows which of their tensors are valid).
+    and renames them and writes the index last. With `resume`, shards of the right size that an
+    earlier process left (under either name) stay as they are and are listed in `kept`: the caller
+    knows which of their tensors are valid. All other shards are new and hold zeros.
     """
 
     def __init__(
@@ -151,6 +178,7 @@ class CheckpointWriter:
         self.out = out
         self.specs = dict(specs)
         self.shards: dict[str, str] = {}
+        self.kept: set[str] = set()
         self._offsets: dict[str, int] = {}
         self._files: dict[str, int] = {}
         groups = _split(self.specs, max_shard_bytes)
@@ -176,11 +204,15 @@ class CheckpointWriter:
         data_start = 8 + len(text)
         for name in names:
             self._offsets[name] += data_start
-        path = self.out / f"{shard}.partial"
+        path, renamed = self.out / f"{shard}.partial", self.out / shard
+        if resume and renamed.exists() and not path.exists():
+            os.replace(renamed, path)  # an earlier `finish` did not get to its end
         keep = resume and path.exists() and path.stat().st_size == data_start + offset
         fd = os.open(path, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
         self._files[shard] = fd
-        if not keep:
+        if keep:
+            self.kept.add(shard)
+        else:
             os.pwrite(fd, struct.pack("<Q", len(text)) + text, 0)
             os.truncate(fd, data_start + offset)
 
@@ -254,10 +286,10 @@ def _split(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
 
 def copy_side_files(source: Path, out: Path, dtype: torch.dtype) -> None:
     """Copy tokenizer, generation config and chat template, and config.json with its dtype set."""
+    for name in SIDE_FILES:
+        if (source / name).exists():
+            write_atomic(out / name, (source / name).read_bytes())
     config = read_json(source / "config.json")
     key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
     config[key] = str(dtype).removeprefix("torch.")
-    write_json(out / "config.json", config)
-    for name in SIDE_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
+    write_json(out / "config.json", config)  # last: a directory with it is complete

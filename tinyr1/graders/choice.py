@@ -13,15 +13,14 @@ from tinyr1.answer import last_box
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|bf|rm)\b\s*")
 _NOISE = re.compile(r"\\[,;:! ]|[\s${}*_`\"'~]|\\[()\[\]]")
-_MARK = r"[\s(\[{*_$\\\"'`]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{)*\(?"
-_STATED = re.compile(
-    r"(?:answer|choice|option)"
-    r"(?:\s+(?:is|would be|must be|should be)(?:\s+(?:therefore|thus|clearly))?)?"
-    r"\s*(?:\*\*)?\s*(?::|=|\bis\b)?\s*(?:(?:option|choice)\b)?"
-    + _MARK
-    + r"(?P<letter>[A-Z])(?![A-Za-z'’])",
+_OPENING = r"[ (\[{*_$\\\"'`]*(?:\\?(?:text|textbf|mathrm|mathbf|boxed) ?\{ ?)*\(?"
+_STATEMENT = re.compile(
+    r"(?:answer|choice|option)\W{0,4}"
+    r"(?:(?:is|would be|must be|should be)(?: (?:therefore|thus|clearly))?[ :]|[:=])"
+    r" ?\**(?: ?(?:option|choice)\b)?" + _OPENING + r"(?P<letter>[A-Z])(?![A-Za-z'’])"
 )
-_STATED_PREFIX = re.compile(r"(?:answer|choice|option)", re.IGNORECASE)
+_SUBJECT = re.compile(r"answer|choice|option", re.IGNORECASE)
+WINDOW = 120  # characters in which a statement must be complete
 
 
 def choice_letter(text: str, letters: str = "ABCD") -> str | None:
@@ -48,25 +47,24 @@ def _letter_of(box: str, letters: str) -> str | None:
     if len(plain) == 1:
         return plain.upper() if plain.upper() in letters else None
     text = _WRAPPER.sub("", box).translate(str.maketrans("", "", "{}$*")).strip()
-    match = re.match(rf"\(?([{letters}])\s*[).:]", text)
-    if match:
-        return match[1]
-    found = set(re.findall(rf"(?<![A-Za-z\\])([{letters}])(?![A-Za-z'’])", text))
-    if len(found) == 1 and re.fullmatch(
-        rf"(?i:the |answer|option|choice|is|correct|[\s:()])*([{letters}])[\s.)]*", text
-    ):
-        return found.pop()
-    return None
+    marked = set(re.findall(rf"(?<![A-Za-z\\])([{letters}])(?=[).:]|\s*(?:and|or|,|/|$))", text))
+    if len(marked) != 1:
+        return None
+    letter = marked.pop()
+    begins = re.match(rf"\(?{letter}\s*[).:]", text)
+    said = re.fullmatch(rf"(?i:the |answer|option|choice|is|correct|[\s:()])*{letter}[\s.)]*", text)
+    return letter if begins or said else None
 
 
 def _stated(text: str, letters: str) -> str | None:
     """The letter of the last statement; "" where it names two, None where nothing is stated."""
+    text = re.sub(r"\s+", " ", text)
     last: str | None = None
-    for prefix in _STATED_PREFIX.finditer(text):
-        match = _STATED.match(text[prefix.start() :].replace(prefix[0], prefix[0].lower(), 1))
+    for subject in _SUBJECT.finditer(text):
+        window = subject[0].lower() + text[subject.end() : subject.end() + WINDOW]
+        match = _STATEMENT.match(window)
         if match is None or match["letter"] not in letters:
             continue
-        rest = text[prefix.start() + match.end() :]
-        other = re.match(rf"[)\s]*(?:or|and|/|,)\s*\(?([{letters}])\b", rest)
+        other = re.match(rf"[)}} ]*(?:or|and|/|,) ?\(?([{letters}])\b", window[match.end() :])
         last = "" if other and other[1] != match["letter"] else match["letter"]
     return last

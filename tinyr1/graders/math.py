@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from tinyr1.answer import last_box
 
-MAX_BITS = 20_000  # a power beyond this stays text: no answer needs it, and it must not hang us
+MAX_BITS = 10_000  # a number beyond this stays text: no answer needs it, and none must hang us
+MAX_LENGTH, MAX_DEPTH = 1000, 30  # an answer beyond these is compared as text
 
 
 class Quantity(NamedTuple):
@@ -74,7 +75,19 @@ def equal_answers(gold: str, answer: str) -> bool:
 
 def parse(text: str) -> Value:
     """The value of an answer; "" for nothing."""
-    return _parse(_normalise(text))
+    if len(text) > MAX_LENGTH:
+        return text
+    text = _normalise(text)
+    return _parse(text) if _depth(text) <= MAX_DEPTH else _plain(text)
+
+
+def _depth(text: str) -> int:
+    """How deep brackets of any kind are nested."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _normalise(text: str) -> str:
@@ -110,7 +123,7 @@ def _parse(text: str) -> Value:
     sides = _split(text, "=")
     if len(sides) == 2 and text[text.find("=") - 1] not in "<>":
         return Group("=", (_plain(sides[0]), _parse(sides[1])))
-    if text.startswith(r"\pm"):
+    if text.startswith(r"\pm") and text.count(r"\pm") == 1:
         value = _parse(text.removeprefix(r"\pm"))
         negative = _parse("-" + text.removeprefix(r"\pm").strip())
         return _list([value, negative])
@@ -295,7 +308,8 @@ def _evaluate(text: str) -> Fraction | None:
     try:
         reader = _Reader(tokens)
         value = reader.sum()
-        return value if reader.at == len(tokens) else None
+        bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+        return value if reader.at == len(tokens) and bits <= MAX_BITS else None
     except (ValueError, ZeroDivisionError, IndexError):
         return None
 
@@ -347,7 +361,7 @@ class _Reader:
         if exponent.denominator != 1:
             raise ValueError("a root is no rational")
         count = int(exponent)
-        if max(base.numerator.bit_length(), base.denominator.bit_length()) * count > MAX_BITS:
+        if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(count) > MAX_BITS:
             raise ValueError("too large")
         return base ** (-count if negative else count)
 

@@ -7,7 +7,8 @@ import sys
 from types import FrameType
 
 from tinyr1.config import parse, require
-from tinyr1.errors import run_main
+from tinyr1.errors import UserError, run_main
+from tinyr1.files import owned
 from tinyr1.lab.findings import write_findings
 from tinyr1.lab.stages import (
     FULL,
@@ -23,6 +24,7 @@ from tinyr1.lab.stages import (
 )
 from tinyr1.log import Log
 from tinyr1.sampling.run import check_settings
+from tinyr1.sandbox import SandboxUnavailable, open_sandbox
 
 
 def main() -> None:
@@ -30,8 +32,20 @@ def main() -> None:
     require(config, "out")
     assert config.out is not None
     check_checkout()
-    lab = Lab(config.out.resolve(), QUICK if config.quick else FULL, config.seed, Log(config.quiet))
-    check_settings(lab.out / "lab.json", {"seed": config.seed, "quick": config.quick})
+    try:
+        open_sandbox(config.sandbox)  # needed at the end, checked before the work
+    except SandboxUnavailable as error:
+        raise UserError(str(error)) from None
+    out = config.out.resolve()
+    check_settings(out / "lab.json", {"seed": config.seed, "quick": config.quick})
+    sizes = QUICK if config.quick else FULL
+    with owned(out):
+        run_stages(Lab(out, sizes, config.seed, config.sandbox, Log(config.quiet)), config.quick)
+    print(f"report: {config.out / 'report.md'} and report.html beside it")
+
+
+def run_stages(lab: Lab, quick: bool) -> None:
+    """Every stage in order; what is done already is skipped."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         stages = {
@@ -41,10 +55,10 @@ def main() -> None:
             "merges": lab.stage("merges", lambda: merge_models(lab)),
             "evaluations": lab.stage("evaluations", lambda: evaluate_models(lab)),
         }
-        lab.stage("report", lambda: write_findings(lab, stages, config.quick) or {})
+        lab.stage("report", lambda: write_findings(lab, stages, quick) or {})
     finally:
         lab.stop_children()
-    print(f"report: {config.out / 'report.md'} and report.html beside it")
+        lab.jobs.close()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -24,10 +24,11 @@ import torch
 import tinyr1
 from tinyr1.chat import Tokenizer
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import read_json, write_json, write_jsonl
+from tinyr1.files import Journal, read_json, read_jsonl, write_json, write_jsonl
 from tinyr1.lab.initial import Schedule, make_initial_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
 from tinyr1.log import Log
+from tinyr1.sandbox import Level
 
 ROOT = Path(tinyr1.__file__).resolve().parent.parent
 
@@ -111,6 +112,8 @@ class LabConfig:
     """Tiny sizes, under 90 s: tests the plumbing, its accuracies mean nothing."""
     seed: int = 0
     """Seed of the world, the data, the initial model and the sampling."""
+    sandbox: Level = "namespaces"
+    """Isolation of the programs that the models write; rlimits protects no files."""
     quiet: bool = False
     """No progress on standard error."""
 
@@ -122,9 +125,13 @@ class Lab:
     out: Path
     sizes: Sizes
     seed: int
+    sandbox: str
     log: Log
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.jobs = Journal(self.out / "stages" / "jobs.jsonl")
 
     @property
     def tasks(self) -> Path:
@@ -147,7 +154,14 @@ class Lab:
         return read_json(marker)
 
     def run(self, name: str, script: str, arguments: Sequence[str], ranks: int = 1) -> float:
-        """Run an entry script to its end; returns its wall seconds. RunStopped if it fails."""
+        """Run an entry script to its end, once; RunStopped if it fails.
+
+        Returns its wall seconds, those of interrupted attempts included.
+        """
+        with self.lock:
+            past = [row for row in self.jobs.rows if row["name"] == name]
+        if any(row["done"] for row in past):
+            return sum(row["seconds"] for row in past)
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *arguments]
         log = self.out / "logs" / f"{name}.log"
@@ -160,10 +174,14 @@ class Lab:
             with self.lock:
                 self.children.append(child)
             code = child.wait()
+        row = {"name": name, "seconds": time.perf_counter() - started, "done": code == 0}
+        with self.lock:
+            self.jobs.append(row)
+            self.jobs.rows.append(row)
         if code:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise RunStopped(f"{name}: {script} ended with {code}: {lines[-1]} (see {log})")
-        return time.perf_counter() - started
+        return sum(r["seconds"] for r in [*past, row])
 
     def stop_children(self) -> None:
         for child in self.children:
@@ -225,8 +243,6 @@ def make_initial(lab: Lab) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[Any]:
-    from tinyr1.files import read_jsonl
-
     return [row for _, row in read_jsonl(path)]
 
 
@@ -274,6 +290,7 @@ def evaluate_models(lab: Lab) -> dict[str, Any]:
         arguments = [str(lab.model(name)), "--task-file", str(lab.tasks), "--preset", "plain"]
         arguments += ["--out", str(lab.out / "evaluations" / name), "--seed", str(lab.seed)]
         arguments += ["--max-tokens", str(TOKEN_LIMIT), "--slots", "300", "--jobs", "1", "--quiet"]
+        arguments += ["--sandbox", lab.sandbox]
         return lab.run(f"evaluate_{name}", "evaluate.py", arguments)
 
     jobs = {m.folder: lambda name=m.folder: evaluate(name) for m in MODELS}

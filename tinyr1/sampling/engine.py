@@ -113,10 +113,11 @@ class Engine:
         settings: SamplingSettings,
         slots: int,
         max_model_len: int,
+        stop_ids: Sequence[int],
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.max_model_len = max_model_len
-        self.stop_ids = set(tokenizer.eos_ids())
+        self.stop_ids = set(stop_ids)
         weight = model.lm_head.weight
         self.device = weight.device
         self.slots = slots

@@ -24,7 +24,10 @@ def sample_missing(
     check_settings(out / "sampling.json", settings)
     _check_prompts(out / "prompts.json", prompts)
     with Journal(out / "samples.jsonl") as journal:
-        done = {sample.key: sample for sample in map(Sample.from_json, journal.rows)}
+        try:
+            done = {sample.key: sample for sample in map(Sample.from_json, journal.rows)}
+        except ValueError as error:
+            raise UserError(f"{journal.path}: {error}") from None
         missing = [p for p in prompts if p.key not in done]
         if done and missing:
             log.say(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} samples are there")

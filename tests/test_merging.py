@@ -105,6 +105,18 @@ def test_then_rounds_the_intermediate_as_disk_would(experts, tmp_path):
     assert tensors_of(tmp_path / "mid")["model.norm.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("arithmetic", ["mergekit", "paper"])
+def test_other_arithmetics_through_the_command_line(experts, tmp_path, arithmetic):
+    args = [experts["science"], experts["math"], tmp_path / "out", "--arithmetic", arithmetic]
+    done = merge(*args)
+    assert done.returncode == 0, done.stderr
+    left, right = tensors_of(experts["science"]), tensors_of(experts["math"])
+    for name, tensor in tensors_of(tmp_path / "out").items():
+        assert torch.equal(tensor, arcee_fusion(left[name], right[name], arithmetic=arithmetic))
+    report = json.loads((tmp_path / "out" / "merge_report.json").read_text())
+    assert report["merge"]["arithmetic"] == arithmetic
+
+
 def test_rerun_is_bit_identical_and_a_finished_merge_is_not_overwritten(experts, tmp_path):
     for name in ("a", "b"):
         assert merge(experts["science"], experts["math"], tmp_path / name).returncode == 0
@@ -269,6 +281,7 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
         ("{math} {science} {out} --method linear --weights 1", "--weights: 1 given for 2"),
         ("{math} {science} {out} --method linear --weights 1 -1", "sum to 0"),
         ("{math} {science} {out} --weights 1 1", "--weights: has no meaning"),
+        ("{math} {science} {out} --method linear --arithmetic paper", "--arithmetic: has no"),
         ("{math} {science} {out} --method linear --then {coding}", "--then"),
         ("{math} {science} {math}/out", "lies in the input"),
         ("{math} {science} {math}", "lies in the input"),

@@ -4,14 +4,17 @@
   2. threshold    median(S) + lambda * (Q3 - Q1), over all elements of the tensor
   3. selection    Right's element where S >= threshold, else Left's
 
-This is the `exact` arithmetic (docs/decisions/0001): the formula without the rounding noise. Two
-experts of one model differ by so little that in bfloat16, and even in float32, a KL divergence
-computed term by term is noise and negative in half of the rows. The forms used here have no
-cancellation and cannot go negative. Right's bits are copied, so no element is new.
+Two experts of one model differ by so little that in bfloat16, and even in float32, a KL divergence
+computed term by term is rounding noise, negative in half of the rows. So there are three
+arithmetics (docs/decisions/0001):
+  exact      the formula above in a form that cannot cancel; Right's bits are copied (the default)
+  mergekit   mergekit 0.1.5's order of operations in the model's dtype, noise included
+  paper      equations 1 to 4 to the letter
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch import Tensor
 
 EPSILON = 1e-8  # the paper's, added to both softmaxes
 CHUNK_ELEMENTS = 1 << 18  # rows are scored in chunks that stay in cache
+MERGEKIT_SAMPLE = 1_000_000  # elements from which mergekit estimates the quartiles
 
 
 class FusionStats(NamedTuple):
@@ -31,6 +35,11 @@ class FusionStats(NamedTuple):
     collapsed: bool  # threshold 0: most elements are equal, so everything that differs is taken
 
 
+Fusion = tuple[
+    Tensor, Tensor, tuple[float, float, float], float
+]  # result, mask, quartiles, threshold
+
+
 def arcee_fusion(
     left: Tensor, right: Tensor, *, lam: float = 1.5, arithmetic: str = "exact"
 ) -> Tensor:
@@ -38,32 +47,47 @@ def arcee_fusion(
 
     Raises ValueError for different shapes, an unknown arithmetic, or NaN and infinity.
     """
-    if arithmetic != "exact":
-        raise ValueError(f"arithmetic={arithmetic!r}: expected 'exact'")
-    return fuse(left, right, lam)[0]
+    return fuse(left, right, lam, arithmetic)[0]
 
 
-def fuse(left: Tensor, right: Tensor, lam: float = 1.5) -> tuple[Tensor, FusionStats]:
-    """`arcee_fusion` with its figures."""
+def fuse(
+    left: Tensor,
+    right: Tensor,
+    lam: float = 1.5,
+    arithmetic: str = "exact",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, FusionStats]:
+    """`arcee_fusion` with its figures. `generator` draws mergekit's sample of large tensors."""
+    if arithmetic not in ARITHMETICS:
+        raise ValueError(f"arithmetic={arithmetic!r}: expected one of {', '.join(ARITHMETICS)}")
     if left.shape != right.shape:
         raise ValueError(f"shapes differ: {list(left.shape)} and {list(right.shape)}")
     if not (bool(left.isfinite().all()) and bool(right.isfinite().all())):
         raise ValueError("NaN or infinity in an input")
+    if not left.numel():
+        return left.clone(), FusionStats(0.0, (0.0, 0.0, 0.0), 0, False)
     right = right.to(left.dtype)
+    generator = generator or torch.Generator().manual_seed(0)
+    result, take, quartiles, threshold = ARITHMETICS[arithmetic](left, right, lam, generator)
+    taken = int((take & (left != right)).sum())
+    collapsed = arithmetic == "exact" and threshold <= 0 and taken > 0
+    return result, FusionStats(threshold, quartiles, taken, collapsed)
+
+
+# ---------------------------------------------------------------- exact
+
+
+def exact_fusion(left: Tensor, right: Tensor, lam: float, generator: torch.Generator) -> Fusion:
+    """The formula at the top of this file, free of rounding noise."""
     scores = importance(left, right)
     quartiles = exact_quartiles(scores)
     threshold = quartiles[1] + lam * (quartiles[2] - quartiles[0])
     take = scores >= threshold
-    taken = int((take & (left != right)).sum())
-    collapsed = threshold <= 0 and taken > 0
-    stats = FusionStats(threshold, quartiles, taken, collapsed)
-    return torch.where(take, right, left), stats
+    return torch.where(take, right, left), take, quartiles, threshold
 
 
 def importance(left: Tensor, right: Tensor) -> Tensor:
     """Scores S of a pair, float64, in the pair's shape (equation 2 with |R - L|)."""
-    if not left.numel():
-        return torch.zeros(left.shape, dtype=torch.float64)
     width = left.shape[-1] if left.ndim else 1
     l_rows, r_rows = left.reshape(-1, width), right.reshape(-1, width)
     scores = torch.empty(l_rows.shape, dtype=torch.float64, device=left.device)
@@ -107,10 +131,70 @@ def relative_entropy(u: Tensor) -> Tensor:
 
 
 def exact_quartiles(scores: Tensor) -> tuple[float, float, float]:
-    """sorted[floor(q * (n - 1))] for q = 1/4, 1/2, 3/4, over all elements; zeros for none."""
+    """sorted[floor(q * (n - 1))] for q = 1/4, 1/2, 3/4, over all elements."""
     values = scores.flatten().cpu().numpy()
-    if not len(values):
-        return 0.0, 0.0, 0.0
     ranks = [int(np.floor(q * (len(values) - 1))) for q in (0.25, 0.5, 0.75)]
     ordered = np.partition(values, ranks)
     return float(ordered[ranks[0]]), float(ordered[ranks[1]]), float(ordered[ranks[2]])
+
+
+# ---------------------------------------------------------------- mergekit
+
+
+def mergekit_fusion(left: Tensor, right: Tensor, lam: float, generator: torch.Generator) -> Fusion:
+    """mergekit 0.1.5, operation by operation in the tensors' own dtype.
+
+    Its rounding is part of it: the KL may be negative, and the sum of Left and a rounded
+    difference need not be Right. Above a million elements the quartiles are a random sample's.
+    """
+    left, right = (left, right) if left.ndim else (left[None], right[None])
+    p, q = right.softmax(-1) + EPSILON, left.softmax(-1) + EPSILON
+    kl = (p * (p / q).log()).sum(-1, keepdim=True)
+    scores = (right - left).abs() * kl
+    values = scores.flatten()
+    if len(values) > MERGEKIT_SAMPLE:
+        values = values[torch.randint(0, len(values), (MERGEKIT_SAMPLE,), generator=generator)]
+    ordered = values.sort().values
+    q1, median, q3 = (ordered[int(f * (len(ordered) - 1))] for f in (0.25, 0.5, 0.75))
+    threshold = median + lam * (q3 - q1)
+    take = scores >= threshold
+    result = (left + (right - left) * take.float()).to(left.dtype)
+    quartiles = (float(q1), float(median), float(q3))
+    return result, take, quartiles, float(threshold)
+
+
+# ---------------------------------------------------------------- paper
+
+
+def paper_fusion(left: Tensor, right: Tensor, lam: float, generator: torch.Generator) -> Fusion:
+    """Equations 1 to 4 as they are printed, in float64.
+
+    One softmax over the flattened tensor and so one KL(L || R) (equation 1 and 2), the signed
+    score KL * (L - R), Tukey's hinges as quartiles, and a strict threshold: the ceiling of
+    equation 4 is 0 at S = THR. It is clamped at 1, or it would go beyond Right.
+    """
+    l_values, r_values = left.flatten().double(), right.flatten().double()
+    x, y = l_values.softmax(0) + EPSILON, r_values.softmax(0) + EPSILON
+    scores = (x * (x / y).log()).sum() * (l_values - r_values)
+    quartiles = tukey_hinges(scores)
+    threshold = quartiles[1] + lam * (quartiles[2] - quartiles[0])
+    take = ((scores - threshold).clamp(min=0).ceil().clamp(max=1) > 0).view(left.shape)
+    return torch.where(take, right, left), take, quartiles, threshold
+
+
+def tukey_hinges(scores: Tensor) -> tuple[float, float, float]:
+    """Medians of the lower half, of all and of the upper half; an odd middle is in both halves."""
+    ordered = scores.flatten().sort().values
+    half = (len(ordered) + 1) // 2
+
+    def median(part: Tensor) -> float:
+        return float((part[(len(part) - 1) // 2] + part[len(part) // 2]) / 2)
+
+    return median(ordered[:half]), median(ordered), median(ordered[-half:])
+
+
+ARITHMETICS: dict[str, Callable[[Tensor, Tensor, float, torch.Generator], Fusion]] = {
+    "exact": exact_fusion,
+    "mergekit": mergekit_fusion,
+    "paper": paper_fusion,
+}

@@ -41,6 +41,8 @@ class MergeConfig:
     """Checkpoint directories; the last one is OUT. The first is Left, whose files go along."""
     method: Literal["arcee_fusion", "linear", "task_arithmetic", "passthrough"] = "arcee_fusion"
     """How tensors are merged."""
+    arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
+    """How Arcee Fusion is computed: without rounding noise, as mergekit 0.1.5, or literally."""
     then: tuple[Path, ...] = ()
     """Merge the result, as Right, into each of these Lefts in turn, in the same pass."""
     base: Path | None = None
@@ -81,6 +83,8 @@ class Merge:
                 f"--method {config.method}: {len(inputs)} models given, expected {expected} "
                 "and then OUT"
             )
+        if config.arithmetic != "exact" and config.method != "arcee_fusion":
+            raise UserError(f"--arithmetic: has no meaning with --method {config.method}")
         if config.weights and config.method not in ("linear", "task_arithmetic"):
             raise UserError(f"--weights: has no meaning with --method {config.method}")
         if config.then and config.method != "arcee_fusion":
@@ -156,7 +160,7 @@ class Merge:
         roles += [("base", self.base)] if self.base else []
         return {
             "method": c.method,
-            "arithmetic": "exact" if c.method == "arcee_fusion" else None,
+            "arithmetic": c.arithmetic if c.method == "arcee_fusion" else None,
             "lam": self.lam,
             "weights": list(c.weights),
             "normalize": c.normalize,
@@ -225,7 +229,7 @@ def merge_tensor(merge: Merge, name: str) -> tuple[Tensor, dict[str, Any]]:
         left, result = tensors
         steps: list[dict[str, Any]] = []
         for following in [left, *lefts]:
-            result, step = _fuse_step(following, result, merge.lam)
+            result, step = _fuse_step(following, result, merge, name)
             steps.append(step)
         entry = steps[-1] if len(steps) == 1 else {"steps": steps}
     else:
@@ -237,8 +241,11 @@ def merge_tensor(merge: Merge, name: str) -> tuple[Tensor, dict[str, Any]]:
     return result.to(spec.dtype), entry
 
 
-def _fuse_step(left: Tensor, right: Tensor, lam: float) -> tuple[Tensor, dict[str, Any]]:
-    result, stats = fuse(left, right, lam)
+def _fuse_step(
+    left: Tensor, right: Tensor, merge: Merge, name: str
+) -> tuple[Tensor, dict[str, Any]]:
+    generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
+    result, stats = fuse(left, right, merge.lam, merge.config.arithmetic, generator)
     n = max(left.numel(), 1)
     right = right.to(left.dtype)
     return result, {

@@ -253,6 +253,34 @@ def test_linear_and_task_arithmetic(experts, tmp_path):
             assert difference.abs().max() < 1e-6, (folder, name)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--method ties --base {base} --density 0.3",
+        "--method della --base {base} --density 0.5 --epsilon 0.2 --seed 3",
+        "--method slerp --t 0.25",
+        "--method nuslerp --base {base} --weights 0.6 0.2",
+    ],
+)
+def test_other_methods_through_the_command_line(experts, tmp_path, options):
+    arguments = options.format(**experts).split()
+    for out in ("a", "b"):
+        done = merge(experts["math"], experts["science"], tmp_path / out, *arguments)
+        assert done.returncode == 0, done.stderr
+    a, left = tensors_of(tmp_path / "a"), tensors_of(experts["math"])
+    assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
+    assert all(not torch.equal(a[name], left[name]) for name in a)
+
+
+def test_density_that_della_cannot_keep_is_refused(experts, tmp_path):
+    done = merge(
+        experts["math"], experts["science"], tmp_path / "out",
+        "--method", "della", "--base", experts["base"], "--density", "0.1",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "density 0.1 -+ epsilon 0.15" in done.stderr
+
+
 def test_all_faults_are_listed_at_once(experts, tmp_path):
     bad = tmp_path / "bad"
     shutil.copytree(experts["math"], bad)
@@ -281,6 +309,8 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
         ("{math} {science} {out} --method linear --weights 1", "--weights: 1 given for 2"),
         ("{math} {science} {out} --method linear --weights 1 -1", "sum to 0"),
         ("{math} {science} {out} --weights 1 1", "--weights: has no meaning"),
+        ("{math} {science} {out} --method linear --normalize --no-normalize", "choose one"),
+        ("{math} {science} {out} --method dare_ties --base {base} --density 2", "--density=2.0"),
         ("{math} {science} {out} --method linear --arithmetic paper", "--arithmetic: has no"),
         ("{math} {science} {out} --method linear --then {coding}", "--then"),
         ("{math} {science} {math}/out", "lies in the input"),

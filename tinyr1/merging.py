@@ -29,6 +29,32 @@ from tinyr1.log import Log
 from tinyr1.methods import METHODS, MergeParams
 from tinyr1.weights import SIDE_FILES, Checkpoint, CheckpointWriter, TensorSpec, copy_side_files
 
+MethodName = Literal[
+    "arcee_fusion",
+    "linear",
+    "slerp",
+    "nuslerp",
+    "multislerp",
+    "karcher",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "sce",
+    "ram",
+    "ramplus_tl",
+    "model_stock",
+    "nearswap",
+    "passthrough",
+]
+WITHOUT_WEIGHTS = (
+    *("arcee_fusion", "slerp", "karcher", "sce", "ram", "ramplus_tl", "model_stock", "nearswap"),
+    "passthrough",
+)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SYNC_BYTES = 1 << 30  # finished tensors are made durable and journalled in portions of this size
 
@@ -39,7 +65,7 @@ class MergeConfig:
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Checkpoint directories; the last one is OUT. The first is Left, whose files go along."""
-    method: Literal["arcee_fusion", "linear", "task_arithmetic", "passthrough"] = "arcee_fusion"
+    method: MethodName = "arcee_fusion"
     """How tensors are merged."""
     arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
     """How Arcee Fusion is computed: without rounding noise, as mergekit 0.1.5, or literally."""
@@ -48,11 +74,23 @@ class MergeConfig:
     base: Path | None = None
     """The common ancestor, for methods that work on changes."""
     lam: float | None = None
-    """Lambda (by default 1.5 for arcee_fusion, 1.0 for task_arithmetic)."""
+    """Lambda (by default 1.5 for arcee_fusion, 1.0 for the task-vector methods)."""
     weights: tuple[float, ...] = ()
-    """One weight a model, for linear and task_arithmetic (by default 1 each)."""
-    normalize: bool = True
-    """Divide linear's sum by the sum of the weights."""
+    """One weight a model (by default 1 each)."""
+    normalize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Divide by the sum of the weights (the default of linear, multislerp, ties and della)."""
+    no_normalize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Do not divide by the sum of the weights (the default of the others)."""
+    density: float = 1.0
+    """Share of each task vector that is kept (ties, dare, della, breadcrumbs)."""
+    gamma: float = 0.01
+    """Share of largest changes that breadcrumbs drops."""
+    epsilon: float | None = None
+    """della: spread of the keeping probability (0.15); ram: smallest change that counts (1e-5)."""
+    t: float = 0.5
+    """slerp: 0 is the first model, 1 the second; nearswap: the swap threshold."""
+    select_topk: float = 1.0
+    """Share of most varying elements that sce keeps."""
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     """Type of the output (by default Left's, tensor by tensor)."""
     seed: int = 0
@@ -68,6 +106,8 @@ class MergeConfig:
 
     def __post_init__(self) -> None:
         check_range("--shard-size", self.shard_size, 1e-6)
+        for name in ("density", "gamma", "select_topk"):
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
 
 
 class Merge:
@@ -85,15 +125,21 @@ class Merge:
             )
         if config.arithmetic != "exact" and config.method != "arcee_fusion":
             raise UserError(f"--arithmetic: has no meaning with --method {config.method}")
-        if config.weights and config.method not in ("linear", "task_arithmetic"):
+        if config.weights and config.method in WITHOUT_WEIGHTS:
             raise UserError(f"--weights: has no meaning with --method {config.method}")
         if config.then and config.method != "arcee_fusion":
             raise UserError("--then: goes with --method arcee_fusion only")
         if config.weights and len(config.weights) != len(inputs):
             raise UserError(f"--weights: {len(config.weights)} given for {len(inputs)} models")
-        if config.normalize and config.method == "linear" and sum(config.weights or (1,)) == 0:
+        if (
+            config.method == "linear"
+            and not config.no_normalize
+            and sum(config.weights or (1,)) == 0
+        ):
             raise UserError("--weights: sum to 0; use --no-normalize")
-        if method.needs_base != (config.base is not None):
+        if config.normalize and config.no_normalize:
+            raise UserError("--normalize and --no-normalize: choose one")
+        if method.needs_base != (config.base is not None) and not method.takes_base:
             need = "is required" if method.needs_base else "has no meaning"
             raise UserError(f"--base: {need} with --method {config.method}")
         _check_out(self.out, [*inputs, *config.then])
@@ -113,6 +159,21 @@ class Merge:
         """Lambda as it is used."""
         default = 1.5 if self.config.method == "arcee_fusion" else 1.0
         return default if self.config.lam is None else self.config.lam
+
+    @property
+    def params(self) -> MergeParams:
+        """The options as the methods take them."""
+        c = self.config
+        return MergeParams(
+            weights=c.weights,
+            lam=self.lam,
+            normalize=True if c.normalize else (False if c.no_normalize else None),
+            density=c.density,
+            gamma=c.gamma,
+            epsilon=c.epsilon,
+            t=c.t,
+            select_topk=c.select_topk,
+        )
 
     @property
     def inputs(self) -> list[Checkpoint]:
@@ -163,7 +224,12 @@ class Merge:
             "arithmetic": c.arithmetic if c.method == "arcee_fusion" else None,
             "lam": self.lam,
             "weights": list(c.weights),
-            "normalize": c.normalize,
+            "normalize": c.normalize or (False if c.no_normalize else None),
+            "density": c.density,
+            "gamma": c.gamma,
+            "epsilon": c.epsilon,
+            "t": c.t,
+            "select_topk": c.select_topk,
             "dtype": c.dtype,
             "seed": c.seed,
             "allow_nonfinite": c.allow_nonfinite,
@@ -235,8 +301,10 @@ def merge_tensor(merge: Merge, name: str) -> tuple[Tensor, dict[str, Any]]:
     else:
         method = METHODS[config.method]
         generator = torch.Generator().manual_seed(_tensor_seed(config.seed, name))
-        params = MergeParams(config.weights, merge.lam, config.normalize)
-        result = method.fn(tensors, base, params, generator)
+        try:
+            result = method.fn(tensors, base, merge.params, generator)
+        except ValueError as error:  # options that this tensor does not allow
+            raise UserError(f"{name}: {error}") from None
         entry = _change(tensors[0], result)
     return result.to(spec.dtype), entry
 

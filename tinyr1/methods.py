@@ -2,12 +2,16 @@
 
     METHODS["linear"].fn([a, b], None, MergeParams(weights=(1.0, 3.0)), generator) -> Tensor
 
-Accumulation is in float32 (float64 for float64 inputs); the result has the first tensor's dtype.
-`arcee_fusion` is section 2.2 of the paper; the others are what Figure 2 compares it with.
+Names, parameters and defaults are mergekit's, so that its users find what they know; the formulas
+are the papers'. W are the models, W0 the base, t_i = W_i - W0 the task vectors, w_i the weights
+(1 each unless given). Arithmetic is in float32 (float64 for float64 inputs); the result has the
+first tensor's dtype. `arcee_fusion` is section 2.2 of the paper (fusion.py); the others are what
+its Figure 2 compares it with, and what people ask for beside it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,73 +26,370 @@ class MergeParams:
     """Options of the methods; each reads its own."""
 
     weights: tuple[float, ...] = ()
-    lam: float = 1.0
-    normalize: bool = True
+    lam: float | None = None
+    normalize: bool | None = None
+    density: float = 1.0
+    gamma: float = 0.01
+    epsilon: float | None = None
+    t: float = 0.5
+    select_topk: float = 1.0
 
     def weights_for(self, count: int) -> tuple[float, ...]:
         """One weight a model: those given, or 1 each."""
         return self.weights or (1.0,) * count
 
 
-MergeFn = Callable[[Sequence[Tensor], "Tensor | None", MergeParams, torch.Generator], Tensor]
+Models = list[Tensor]
+MergeFn = Callable[[Models, Tensor, MergeParams, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A merge method: its function, whether it needs --base, and how many models it takes."""
+    """A merge method, whether it needs --base, and how many models it takes besides it."""
 
-    fn: MergeFn
+    wide: MergeFn
     needs_base: bool = False
     min_models: int = 2
     max_models: int | None = None
+    takes_base: bool = False  # has a meaning with a base, but works without
+
+    def fn(
+        self,
+        tensors: Sequence[Tensor],
+        base: Tensor | None,
+        params: MergeParams,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Merge whole tensors of one shape; the result has the first one's dtype."""
+        wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+        origin = torch.zeros_like(tensors[0], dtype=wide) if base is None else base.to(wide)
+        merged = self.wide([t.to(wide) for t in tensors], origin, params, generator)
+        return merged.to(tensors[0].dtype)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+# ---------------------------------------------------------------- averages and spheres
 
 
-def _arcee(
-    tensors: Sequence[Tensor], base: Tensor | None, params: MergeParams, generator: torch.Generator
-) -> Tensor:
-    """Arcee Fusion: the first model is Left, the second Right."""
-    left, right = tensors
-    return arcee_fusion(left, right, lam=params.lam)
-
-
-def _linear(
-    tensors: Sequence[Tensor], base: Tensor | None, params: MergeParams, generator: torch.Generator
-) -> Tensor:
+def linear(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """sum w_i W_i, over sum w_i unless --no-normalize (model soups, arXiv 2203.05482)."""
-    weights = params.weights_for(len(tensors))
-    total = sum(weights) if params.normalize else 1.0
-    mixed = torch.zeros_like(_wide(tensors[0]))
-    for weight, tensor in zip(weights, tensors, strict=True):
-        mixed += _wide(tensor) * (weight / total)
-    return mixed.to(tensors[0].dtype)
+    weights = p.weights_for(len(models))
+    total = sum(weights) if p.normalize is not False else 1.0
+    mixed = torch.zeros_like(models[0])
+    for weight, model in zip(weights, models, strict=True):
+        mixed += model * (weight / total)
+    return mixed
 
 
-def _task_arithmetic(
-    tensors: Sequence[Tensor], base: Tensor | None, params: MergeParams, generator: torch.Generator
+def slerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """Along the great circle from the first model (t = 0) to the second (t = 1).
+
+    (sin((1 - t) a) W_0 + sin(t a) W_1) / sin a with a the angle between the flattened tensors;
+    linear where they are nearly parallel.
+    """
+    first, second = models
+    cosine = _cosine(first, second)
+    if abs(cosine) > 0.9995:
+        return (1 - p.t) * first + p.t * second
+    return _arc(first, second, p.t, math.acos(cosine))
+
+
+def nuslerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """`slerp` with t = w_1 / (w_0 + w_1); with a base, of the task vectors."""
+    w0, w1 = p.weights_for(2)
+    t = w1 / (w0 + w1) if abs(w0 + w1) > 1e-6 else 0.5
+    first, second = models[0] - base, models[1] - base
+    cosine = _cosine(first, second)
+    if 1 - cosine**2 <= 1e-16:
+        return base + (1 - t) * first + t * second
+    return base + _arc(first, second, t, math.acos(cosine))
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    norms = float(a.norm()) * float(b.norm())
+    return min(1.0, max(-1.0, float((a * b).sum()) / norms)) if norms > 0 else 1.0
+
+
+def _arc(a: Tensor, b: Tensor, t: float, angle: float) -> Tensor:
+    return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
+
+
+def multislerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """A barycentre on the sphere: to the tangent space at the weighted mean direction and back.
+
+    Directions x_i of W_i (of t_i with a base), m the direction of sum w_i x_i, v = sum w_i (x_i -
+    <x_i, m> m); the result is (m cos|v| + v sin|v| / |v|) times the weighted mean of the norms.
+    """
+    eps = 1e-8 if p.epsilon is None else p.epsilon
+    if len(models) == 1:
+        return models[0]
+    raw = p.weights_for(len(models))
+    weights = [w / sum(raw) for w in raw] if p.normalize is not False else list(raw)
+    vectors = [model - base for model in models]
+    norms = [float(v.norm()) for v in vectors]
+    units = [v / (n + eps) for v, n in zip(vectors, norms, strict=True)]
+    mean = _weighted_sum(units, weights)
+    length = float(mean.norm())
+    if length < eps:
+        if len(models) == 2:
+            return base + _weighted_sum(vectors, weights)
+        raise ValueError("the directions cancel: their weighted sum is zero; change --weights")
+    mean = mean / length
+    tangent = _weighted_sum([u - (u * mean).sum() * mean for u in units], weights)
+    angle = float(tangent.norm()) + eps
+    point = mean * math.cos(angle) + tangent * (math.sin(angle) / angle)
+    return base + point * sum(w * n for w, n in zip(weights, norms, strict=True))
+
+
+def _weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = torch.zeros_like(tensors[0])
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total += tensor * weight
+    return total
+
+
+def karcher(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """The Riemannian (Karcher) mean of the directions, with equal votes, times the mean norm.
+
+    Repeatedly step along the mean of the logarithms (a / sin a) (x_i - cos a m), at most ten times.
+    """
+    tolerance = 1e-5
+    norms = [float(m.norm()) for m in models]
+    units = [m / n for m, n in zip(models, norms, strict=True) if n > tolerance]
+    if not units or len(models) == 1:
+        return models[0] if len(models) == 1 else torch.zeros_like(models[0])
+    share = 1 / len(units)
+    mean = _weighted_sum(units, [share] * len(units))
+    mean = mean / mean.norm() if float(mean.norm()) >= tolerance else units[0]
+    for _ in range(10):
+        step = torch.zeros_like(mean)
+        for unit in units:
+            cosine = min(1.0, max(-1.0, float((mean * unit).sum())))
+            angle = math.acos(cosine)
+            if angle >= tolerance:
+                step += share * (angle / math.sin(angle)) * (unit - cosine * mean)
+        length = float(step.norm())
+        if length < tolerance:
+            break
+        mean = math.cos(length) * mean + math.sin(length) * (step / length)
+        mean = mean / mean.norm()
+    return mean * (sum(norms) / len(models))
+
+
+# ---------------------------------------------------------------- task vectors
+
+
+def _task_vectors(models: Models, base: Tensor, weights: Sequence[float]) -> Tensor:
+    """w_i t_i stacked, (models, ...)."""
+    return torch.stack([(m - base) * w for m, w in zip(models, weights, strict=True)])
+
+
+def _combine(
+    vectors: Tensor, weights: Sequence[float], base: Tensor, p: MergeParams, elect: bool,
+    normalize: bool,
+) -> Tensor:  # fmt: skip
+    """W0 + lambda * sum of weighted task vectors, over the sum of the weights if `normalize`.
+
+    With `elect` only vectors that agree with the sign of the sum count (TIES), element by element.
+    """
+    shape = (-1, *[1] * base.ndim)
+    weight = torch.tensor(weights, dtype=base.dtype).view(shape).expand(vectors.shape)
+    if elect:
+        sign = torch.where(vectors.sum(0) >= 0, 1.0, -1.0)
+        agrees = vectors.sign() == sign
+        vectors, weight = vectors * agrees, weight * agrees
+    change, divisor = vectors.sum(0), weight.sum(0)
+    if p.normalize if p.normalize is not None else normalize:
+        change = change / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
+    return base + (1.0 if p.lam is None else p.lam) * change
+
+
+def _keep(vector: Tensor, mask: Tensor, rescale: bool) -> Tensor:
+    """Masked vector, scaled back to its former L1 norm where asked."""
+    kept = vector * mask
+    before, after = float(vector.abs().sum()), float(kept.abs().sum())
+    return kept * (before / after) if rescale and min(before, after) >= 1e-7 else kept
+
+
+def _magnitude_ranks(vector: Tensor) -> Tensor:
+    """Rank of each element by |value|, 0 for the smallest, in the vector's shape."""
+    order = vector.abs().flatten().argsort()
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order))
+    return ranks.view(vector.shape)
+
+
+def task_arithmetic(
+    models: Models, base: Tensor, p: MergeParams, generator: torch.Generator
 ) -> Tensor:
-    """W_base + lambda * sum w_i (W_i - W_base) (task arithmetic, arXiv 2212.04089)."""
-    assert base is not None
-    origin = _wide(base)
-    change = torch.zeros_like(origin)
-    for weight, tensor in zip(params.weights_for(len(tensors)), tensors, strict=True):
-        change += (_wide(tensor) - origin) * weight
-    return (origin + params.lam * change).to(tensors[0].dtype)
+    """W0 + lambda * sum w_i t_i (arXiv 2212.04089)."""
+    weights = p.weights_for(len(models))
+    vectors = _task_vectors(models, base, weights)
+    return _combine(vectors, weights, base, p, elect=False, normalize=False)
+
+
+Sparsify = Callable[[Tensor, MergeParams, torch.Generator], Tensor]
+
+
+def sparse_method(sparsify: Sparsify, elect: bool, normalize: bool) -> MergeFn:
+    """Thin out each task vector, then combine as task arithmetic does, or as TIES with `elect`."""
+
+    def merge(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+        weights = p.weights_for(len(models))
+        thinned = [sparsify(model - base, p, generator) + base for model in models]
+        vectors = _task_vectors(thinned, base, weights)
+        return _combine(vectors, weights, base, p, elect, normalize)
+
+    return merge
+
+
+def trim(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """Keep the `density` share of largest magnitude (TIES, arXiv 2306.01708)."""
+    n = vector.numel()
+    if p.density >= 1 or not n:
+        return vector
+    kept = max(1, int(p.density * n)) if p.density > 0 else 0
+    return vector * (_magnitude_ranks(vector) >= n - kept)
+
+
+def drop(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """Keep each element with probability `density`, then restore the norm (DARE, 2311.03099)."""
+    if p.density >= 1:
+        return vector
+    chance = torch.rand(vector.shape, generator=generator)
+    return _keep(vector, chance < p.density, rescale=True)
+
+
+def drop_by_rank(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """Keep with probability density -+ epsilon, rising with the rank of |value| in its row
+    (DELLA, arXiv 2406.11617), then restore the norm."""
+    epsilon = 0.15 if p.epsilon is None else p.epsilon
+    if p.density >= 1 or not vector.numel():
+        return vector
+    if not 0 < p.density - epsilon <= p.density + epsilon < 1:
+        raise ValueError(f"density {p.density} -+ epsilon {epsilon} must lie within 0 and 1")
+    rows = vector if vector.ndim > 1 else vector.view(1, -1)
+    rank = rows.abs().argsort(1).argsort(1).float()
+    spread = rank / max(rows.shape[1] - 1, 1)
+    chance = torch.rand(rows.shape, generator=generator)
+    kept = chance < (p.density - epsilon) + 2 * epsilon * spread
+    return _keep(vector, kept.view(vector.shape), rescale=True)
+
+
+def drop_outliers(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """Drop the `gamma` share of largest magnitude, then the smallest, down to `density`
+    (model breadcrumbs, arXiv 2312.06795)."""
+    n = vector.numel()
+    if p.density >= 1:
+        return vector
+    kept = int(p.density * n)
+    lowest = max(0, n - kept - int(p.gamma * n))
+    ranks = _magnitude_ranks(vector)
+    return vector * ((ranks >= lowest) & (ranks < lowest + kept))
+
+
+def sce(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """Select by variance, calculate weights, erase minority signs (FuseChat, arXiv 2408.07990).
+
+    Keep the `select_topk` share of elements in which task vectors vary most; weigh each vector by
+    its mean square; average those that agree with the sign of the sum.
+    """
+    vectors = torch.stack([m - base for m in models])
+    if p.select_topk < 1:
+        variance = vectors.var(0, unbiased=False).flatten()
+        count = int(int(variance.count_nonzero()) * p.select_topk)
+        mask = torch.zeros_like(variance)
+        mask[variance.topk(count).indices] = 1
+        vectors = vectors * mask.view(base.shape)
+    squares = vectors.square().flatten(1).mean(1)
+    total = float(squares.sum())
+    weights = squares / total if total >= 1e-6 else torch.full_like(squares, 1 / len(models))
+    sign = torch.where(vectors.sum(0) >= 0, 1.0, -1.0)
+    weight = weights.view(-1, *[1] * base.ndim) * (vectors.sign() == sign)
+    return base + (vectors * weight).sum(0) / weight.sum(0).clamp(min=1e-6)
+
+
+def ram(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """Changes that only one model made are added, shared ones averaged (arXiv 2601.13572)."""
+    return base + _reinforced(models, base, p, boost=0.0)
+
+
+def ramplus_tl(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """`ram`, a model's own changes scaled by 1 + 0.1 min(shared / own, 0.2), tensor by tensor."""
+    return base + _reinforced(models, base, p, boost=0.1)
+
+
+def _reinforced(models: Models, base: Tensor, p: MergeParams, boost: float) -> Tensor:
+    vectors = torch.stack([m - base for m in models])
+    changed = vectors.abs() > (1e-5 if p.epsilon is None else p.epsilon)
+    count = changed.sum(0)
+    vectors = vectors * changed
+    own = (changed & (count == 1)).flatten(1).sum(1)
+    shared = (changed & (count > 1)).flatten(1).sum(1)
+    scale = 1 + boost * (shared / own.clamp(min=1)).clamp(max=0.2)
+    alone = vectors * (count == 1) * scale.view(-1, *[1] * base.ndim)
+    return (alone + vectors * (count > 1) / count.clamp(min=1)).sum(0)
+
+
+def model_stock(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """t mean(W_i) + (1 - t) W0 with t = n c / (1 + (n - 1) c), c the mean cosine of the task
+    vectors (arXiv 2403.19522)."""
+    vectors = [m - base for m in models]
+    n = len(models)
+    pairs = [(a, b) for i, a in enumerate(vectors) for b in vectors[i + 1 :]]
+    products = [float(a.norm()) * float(b.norm()) for a, b in pairs]
+    cosines = [
+        min(1.0, max(-1.0, float((a * b).sum()) / max(norms, 1e-6)))
+        for (a, b), norms in zip(pairs, products, strict=True)
+    ]
+    c = sum(cosines) / len(cosines)
+    t = n * c / (1 + (n - 1) * c) if abs(1 + (n - 1) * c) >= 1e-6 else 0.0
+    return t * (sum(models, torch.zeros_like(base)) / n) + (1 - t) * base
+
+
+def nearswap(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """From the first model towards the second by min(1, t / |difference|): near elements swap."""
+    first, second = models
+    weight = (p.t / (first - second).abs().clamp(min=1e-6)).clamp(max=1)
+    return weight * second + (1 - weight) * first
+
+
+def _arcee(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
+    """Arcee Fusion: the first model is Left, the second Right."""
+    return arcee_fusion(models[0], models[1], lam=1.5 if p.lam is None else p.lam)
 
 
 def _passthrough(
-    tensors: Sequence[Tensor], base: Tensor | None, params: MergeParams, generator: torch.Generator
+    models: Models, base: Tensor, p: MergeParams, generator: torch.Generator
 ) -> Tensor:
     """A copy of the first model."""
-    return tensors[0]
+    return models[0]
 
 
 METHODS: dict[str, MergeMethod] = {
     "arcee_fusion": MergeMethod(_arcee, max_models=2),
-    "linear": MergeMethod(_linear),
-    "task_arithmetic": MergeMethod(_task_arithmetic, needs_base=True, min_models=1),
+    "linear": MergeMethod(linear),
+    "slerp": MergeMethod(slerp, max_models=2),
+    "nuslerp": MergeMethod(nuslerp, max_models=2, takes_base=True),
+    "multislerp": MergeMethod(multislerp, takes_base=True),
+    "karcher": MergeMethod(karcher),
+    "task_arithmetic": MergeMethod(task_arithmetic, needs_base=True, min_models=1),
+    "ties": MergeMethod(sparse_method(trim, True, True), needs_base=True, min_models=1),
+    "dare_linear": MergeMethod(sparse_method(drop, False, False), needs_base=True, min_models=1),
+    "dare_ties": MergeMethod(sparse_method(drop, True, False), needs_base=True, min_models=1),
+    "della": MergeMethod(sparse_method(drop_by_rank, True, True), needs_base=True, min_models=1),
+    "della_linear": MergeMethod(
+        sparse_method(drop_by_rank, False, False), needs_base=True, min_models=1
+    ),
+    "breadcrumbs": MergeMethod(
+        sparse_method(drop_outliers, False, False), needs_base=True, min_models=1
+    ),
+    "breadcrumbs_ties": MergeMethod(
+        sparse_method(drop_outliers, True, False), needs_base=True, min_models=1
+    ),
+    "sce": MergeMethod(sce, needs_base=True, min_models=1),
+    "ram": MergeMethod(ram, needs_base=True, min_models=1),
+    "ramplus_tl": MergeMethod(ramplus_tl, needs_base=True, min_models=1),
+    "model_stock": MergeMethod(model_stock, needs_base=True),
+    "nearswap": MergeMethod(nearswap, max_models=2),
     "passthrough": MergeMethod(_passthrough, min_models=1),
 }

@@ -26,7 +26,7 @@ ROWS = [
         *("graders.math", "graders.choice", "graders.code", "graders"),
     ],
     ["tasks", "sampling", "sampling.engine", "sampling.run", "sft", "preview", "memory", "merging"],
-    ["report", "evaluation"],
+    ["report", "diff", "evaluation"],
     ["lab", "lab.world", "lab.initial", "lab.stages", "lab.findings", "lab.__main__"],
 ]
 PLACE = {module: (r, c) for r, row in enumerate(ROWS) for c, module in enumerate(row)}

@@ -15,6 +15,7 @@ from conftest import ROOT, make_checkpoint, run
 from safetensors.torch import load_file, save_file
 
 from tinyr1 import merging
+from tinyr1.diff import diff_tensors
 from tinyr1.errors import UserError
 from tinyr1.files import owned
 from tinyr1.fusion import arcee_fusion
@@ -341,6 +342,26 @@ def test_nan_is_refused_by_tensor_name_or_copied_from_left(experts, tmp_path):
     assert torch.equal(tensors_of(tmp_path / "kept")["model.norm.weight"], left)
     report = json.loads((tmp_path / "kept" / "merge_report.json").read_text())
     assert report["tensors"]["model.norm.weight"]["flags"] == ["nonfinite_input"]
+
+
+def test_diff_by_hand(tmp_path):
+    a, b = torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.tensor([3.0, 4.0, 0.0, 12.0])
+    d = diff_tensors(a, b)
+    assert (d.share_changed, d.relative_norm, d.largest) == (0.25, 12 / 5, 12)
+    assert d.cosine == pytest.approx(5 / 13)
+    assert diff_tensors(a, a) == (0, 0, pytest.approx(1), 0)
+    assert diff_tensors(a[:0], a[:0]).cosine == 1
+    assert diff_tensors(a * 0, a * 0).relative_norm == 0
+    assert diff_tensors(a * 0, a).relative_norm == float("inf")
+
+
+def test_diff_through_the_command_line(experts):
+    done = merge("--diff", experts["base"], experts["math"])
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 2 + len(Checkpoint(experts["base"]).specs)
+    assert any("layers.0.mlp.up_proj.weight | 100.00 |" in line for line in lines)
+    assert merge("--diff", experts["base"]).returncode == 2
 
 
 def test_dry_run_writes_nothing(experts, tmp_path):

@@ -63,7 +63,7 @@ SYNC_BYTES = 1 << 30  # finished tensors are made durable and journalled in port
 class MergeConfig:
     """Merge checkpoints of one architecture: merge.py LEFT RIGHT OUT."""
 
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Checkpoint directories; the last one is OUT. The first is Left, whose files go along."""
     method: MethodName = "arcee_fusion"
     """How tensors are merged."""
@@ -99,6 +99,8 @@ class MergeConfig:
     """Largest output shard in GB."""
     allow_nonfinite: bool = False
     """Copy tensors with NaN or infinity from Left instead of refusing them."""
+    diff: tuple[Path, ...] = ()
+    """Compare two checkpoints instead of merging: --diff A B."""
     dry_run: bool = False
     """Check the inputs and print the plan; write nothing."""
     quiet: bool = False

@@ -22,9 +22,19 @@ from tinyr1.chat import Tokenizer
 from tinyr1.lab.initial import initialise, model_config, save_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
 from tinyr1.model import Qwen2
+from tinyr1.sandbox import Sandbox, SandboxUnavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def strongest_sandbox():
+    """namespaces where the machine gives them, else rlimits."""
+    try:
+        with Sandbox("namespaces"):
+            return "namespaces"
+    except SandboxUnavailable:
+        return "rlimits"
 
 
 def make_checkpoint(folder, seed=0, tied=True):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SHARED_DATA
+from conftest import SHARED_DATA, strongest_sandbox
 
 from tinyr1.graders import grade
 
@@ -57,7 +57,7 @@ def test_code_cases_core_all_right():
         def find_class(self, module, name):
             raise pickle.UnpicklingError(f"{module}.{name}")
 
-    wrong = []
+    wrong, sandbox = [], strongest_sandbox()
     for problem in rows("code_cases.jsonl"):
         packed = zlib.decompress(base64.b64decode(problem["private_test_cases"]))
         private = json.loads(OnlyText(io.BytesIO(packed)).load())
@@ -76,7 +76,7 @@ def test_code_cases_core_all_right():
         }
         for submission in problem["submissions"]:
             text = f"thought</think>\n```python\n{submission['code']}\n```"
-            got = grade(row, text)
+            got = grade(row, text, sandbox=sandbox)
             if got.correct != (submission["expected"] == "pass"):
                 name = f"{problem['question_id']}/{submission['name']}"
                 wrong.append((name, submission["expected"], got.reason))

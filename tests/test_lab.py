@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, strongest_sandbox
 
 from tinyr1.chat import Tokenizer, render
 from tinyr1.lab.world import DOMAINS, World
@@ -42,6 +42,7 @@ def test_tokenizer_covers_the_world(tiny, world, domain):
 
 def test_quick_laboratory_end_to_end_and_second_run_does_nothing(tmp_path):
     command = [sys.executable, "-m", "tinyr1.lab", "--out", str(tmp_path / "lab"), "--quick"]
+    command += ["--sandbox", strongest_sandbox()]
     first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
     assert first.returncode == 0, first.stderr[-2000:]
     out = tmp_path / "lab"

@@ -43,4 +43,10 @@ def run_main(main: Callable[[], int | None]) -> None:
         where = f" {error.filename}" if error.filename else ""
         print(f"stopped: {error.strerror}{where}", file=sys.stderr)
         code = 1
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Threads of the process group still live; an interpreter that is taken down under them
+        # aborts now and then. Everything is on disk by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

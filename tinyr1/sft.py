@@ -456,6 +456,7 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     try:
         with owner:
             _train(config, corpus, plan, ranks, log, stop)
+        ranks.barrier()  # nobody leaves while another still talks
     finally:
         stop.restore()
         ranks.disconnect()

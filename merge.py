@@ -6,20 +6,25 @@ what a merge or a fine-tuning changed.
 
 from __future__ import annotations
 
+import gc
 import sys
 
+gc.disable()  # nothing here makes cycles; collecting while torch is imported costs half a second
+
 from tinyr1.config import parse
-from tinyr1.diff import print_diff
+from tinyr1.diff import run_diff
 from tinyr1.errors import run_main
 from tinyr1.log import Log
-from tinyr1.merging import MergeConfig, run_merge
+from tinyr1.merge_plan import MergeConfig
+from tinyr1.merging import run_merge
+from tinyr1.ranks import Ranks
 
 
 def main() -> None:
     config = parse(MergeConfig, sys.argv[1:], prog="merge.py")
-    log = Log(config.quiet)
+    log = Log(config.quiet, Ranks.from_env().is_main)
     if config.diff:
-        print_diff(config.diff, log)
+        run_diff(config.diff, config.save, log)
     else:
         run_merge(config, log)
 

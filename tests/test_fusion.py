@@ -8,11 +8,13 @@ import torch
 from conftest import SHARED_DATA
 from safetensors.torch import load_file
 
+from tinyr1 import fusion
 from tinyr1.fusion import (
+    ExactFusion,
+    FusionOptions,
     arcee_fusion,
-    exact_quartiles,
+    closed_row_kl,
     fuse,
-    importance,
     relative_entropy,
     row_kl,
     tukey_hinges,
@@ -36,13 +38,57 @@ def naive_kl(left, right, eps=1e-8):
     return float(sum(a * (a / b).ln() for a, b in zip(p, q, strict=True)))
 
 
-@pytest.mark.parametrize("scale", [3.0, 1e-1, 1e-3, 1e-5, 1e-7])
-def test_row_kl_equals_sixty_digit_arithmetic(scale):
+DEFAULTS = FusionOptions()
+
+
+def importance(left, right):
+    """Scores of a pair as the docstring has them."""
+    rows = left.reshape(-1, left.shape[-1]), right.reshape(-1, left.shape[-1])
+    kl = closed_row_kl(rows[0].double(), rows[1].double())
+    return (right.double() - left.double()).abs() * kl.view(*left.shape[:-1], 1)
+
+
+@pytest.mark.parametrize("kl", [row_kl, closed_row_kl])
+@pytest.mark.parametrize("scale", [3.0, 1e-1, 1e-3, 1e-5, 1e-7, 1e-15])
+def test_row_kl_equals_sixty_digit_arithmetic(scale, kl):
     torch.manual_seed(0)
     left = torch.randn(1, 40, dtype=torch.float64)
     right = left + scale * torch.randn(1, 40, dtype=torch.float64)
     expected = naive_kl(left[0], right[0])
-    assert row_kl(left, right).item() == pytest.approx(expected, rel=1e-6)
+    assert kl(left, right).item() == pytest.approx(expected, rel=1e-6 if scale > 1e-10 else 0.5)
+
+
+@pytest.mark.parametrize("width", [5, 896, 27648])  # the last: probabilities of 36 epsilons
+@pytest.mark.parametrize("scale", [0.03, 0.01, 1e-3, 1e-4])
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_float32_row_kl_equals_float64(width, scale, shift):
+    torch.manual_seed(0)
+    left = 0.05 * torch.randn(16, width)
+    right = left + scale * torch.randn(16, width) + shift  # a shift changes no softmax
+    expected = closed_row_kl(left.double(), right.double())
+    assert torch.allclose(row_kl(left, right), expected, rtol=1e-5)
+
+
+def test_row_kl_of_rows_of_every_kind_in_one_chunk():
+    """Each row goes its own way, whatever its neighbours are."""
+    torch.manual_seed(0)
+    left = torch.randn(9, 50) * 0.1
+    right = left.clone()
+    right[1] += 1e-3 * torch.randn(50)
+    right[2] += 0.06 * torch.randn(50)  # fifth and sixth moments
+    right[3] += torch.randn(50)  # too far for the series
+    right[4] += 3.0  # a shift
+    left[5], right[5] = 100 * torch.randn(50), 100 * torch.randn(50)  # saturated
+    left[6, 0] = right[6, 0] = -30.0  # a probability below epsilon
+    right[6, 1:] += 1e-2 * torch.randn(49)
+    left[7], right[7] = 0.0, 1e-20 * torch.randn(50)
+    left[8], right[8] = 3e38, -3e38
+    alone = torch.cat([row_kl(left[i : i + 1], right[i : i + 1]) for i in range(9)])
+    together = row_kl(left, right)
+    assert torch.equal(together, alone)
+    expected = closed_row_kl(left.double(), right.double())
+    assert torch.allclose(together, expected, rtol=1e-5, atol=1e-30)
+    assert together[0] == 0 and (together >= 0).all()  # noqa: PT018
 
 
 def test_row_kl_is_never_negative_where_the_textbook_form_is():
@@ -74,7 +120,7 @@ def test_hand_worked_4_by_4():
     right[0] = torch.tensor([1.0, 0.0, 0.0, 0.0])
     right[1] = torch.tensor([0.5, 0.0, 0.0, 0.0])
     right[2] = torch.tensor([0.25, 0.25, 0.25, 0.25])  # a shift: softmax and so KL do not change
-    fused, stats = fuse(left, right)
+    fused, stats = fuse(left, right, DEFAULTS)
     # 13 scores are 0, so the quartiles are 0, the threshold is 0, and everything is taken.
     assert stats.quartiles == (0.0, 0.0, 0.0)
     assert stats.collapsed
@@ -83,10 +129,10 @@ def test_hand_worked_4_by_4():
     right = torch.arange(16.0).view(4, 4).square() / 64
     scores = importance(left, right)
     ordered = scores.flatten().sort().values.tolist()
-    fused, stats = fuse(left, right, lam=1.0)
-    assert stats.quartiles == (ordered[3], ordered[7], ordered[11])
+    fused, stats = fuse(left, right, FusionOptions(lam=1.0))
+    assert stats.quartiles == pytest.approx((ordered[3], ordered[7], ordered[11]), rel=1e-6)
     threshold = ordered[7] + (ordered[11] - ordered[3])
-    assert stats.threshold == threshold
+    assert stats.threshold == pytest.approx(threshold, rel=1e-6)
     assert torch.equal(fused, torch.where(scores >= threshold, right, left))
     kl = naive_kl(left[3], right[3])
     assert scores[3, 3].item() == pytest.approx(225 / 64 * kl, rel=1e-9)
@@ -95,14 +141,9 @@ def test_hand_worked_4_by_4():
 def test_threshold_is_inclusive():
     left = torch.zeros(8)
     right = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
-    scores = importance(left, right)
-    quartiles = exact_quartiles(scores)
-    lam = (float(scores[6]) - quartiles[1]) / (quartiles[2] - quartiles[0])
-    # Choose lambda so that the threshold is the score of element 6, up to rounding of the product.
-    threshold = quartiles[1] + lam * (quartiles[2] - quartiles[0])
-    fused = arcee_fusion(left, right, lam=lam)
-    expected = [i for i in range(8) if float(scores[i]) >= threshold]
-    assert fused.nonzero().flatten().tolist() == expected
+    # One KL and differences 1 to 8: Q1 is 2, the median 4, Q3 6 times it, all exact in binary.
+    fused = arcee_fusion(left, right, lam=0.75)  # threshold 7
+    assert fused.nonzero().flatten().tolist() == [6, 7]
     same = torch.ones(4, 4)
     assert torch.equal(arcee_fusion(same, same + 1), same + 1)  # all scores equal: all are taken
 
@@ -134,12 +175,72 @@ def test_bad_input_is_refused():
         arcee_fusion(torch.zeros(2), torch.zeros(2), arithmetic="fast")
 
 
-def test_chunking_does_not_change_a_bit(monkeypatch):
+def test_neither_chunks_nor_threads_nor_the_sample_change_a_bit(monkeypatch):
     torch.manual_seed(3)
-    left, right = torch.randn(50, 33), torch.randn(50, 33)
-    whole = importance(left, right)
-    monkeypatch.setattr("tinyr1.fusion.CHUNK_ELEMENTS", 70)
-    assert torch.equal(importance(left, right), whole)
+    left = 0.02 * torch.randn(700, 333)
+    right = left + 1e-3 * torch.randn(700, 333) * torch.rand(700, 1)
+    right[:200] = left[:200]
+    whole, stats = fuse(left, right, DEFAULTS)
+    assert 0.02 < stats.taken / left.numel() < 0.2
+    assert stats.max_change == (whole - left).abs().max()
+    assert stats.changed == (left != right).sum()
+    for name, value in (("CHUNK_ELEMENTS", 1), ("CHUNK_ELEMENTS", 5000), ("SAMPLE_ELEMENTS", 3000)):
+        monkeypatch.setattr(fusion, name, value)
+        again, other = fuse(left, right, DEFAULTS)
+        assert torch.equal(again, whole)
+        assert other == stats
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    long = torch.randn(1, 300_000)
+    wide = [fuse(long, long * 1.001, DEFAULTS)[0]]
+    torch.set_num_threads(1)
+    wide += [fuse(long, long * 1.001, DEFAULTS)[0], fuse(left, right, DEFAULTS)[0]]
+    torch.set_num_threads(threads)
+    assert torch.equal(wide[0], wide[1])
+    assert torch.equal(wide[2], whole)
+
+
+def test_a_chain_equals_two_fusions():
+    torch.manual_seed(4)
+    first, second, third = (0.02 * torch.randn(60, 40) for _ in range(3))
+    middle = arcee_fusion(first, second)
+    inner = ExactFusion(first, second, (60, 40), DEFAULTS)
+    outer = ExactFusion(third, inner, (60, 40), DEFAULTS)
+    merged = torch.cat([outer[part] for part in outer.parts])
+    assert torch.equal(merged, arcee_fusion(third, middle))
+    assert inner.stats == fuse(first, second, DEFAULTS)[1]
+
+
+def test_quantiles_of_what_changed_cure_the_collapse():
+    torch.manual_seed(5)
+    left = 0.02 * torch.randn(40, 50)
+    right = left.clone()
+    right[:, :10] += 1e-3 * torch.randn(40, 10)  # a fifth of the elements
+    for arithmetic in ("exact", "mergekit"):
+        stats = fuse(left.double(), right.double(), DEFAULTS, arithmetic)[1]
+        assert stats.threshold == 0
+        assert stats.taken == stats.changed == 400
+    assert fuse(left, right, DEFAULTS)[1].collapsed
+    for arithmetic in fusion.ARITHMETICS:
+        options = FusionOptions(quantiles="changed")
+        stats = fuse(left.double(), right.double(), options, arithmetic)[1]
+        assert 0 < stats.taken < 200
+        scores = importance(left.double(), right.double())[left != right].sort().values
+        q1, median, q3 = scores[99], scores[199], scores[299]
+        if arithmetic == "exact":
+            assert stats.taken == (scores >= median + 1.5 * (q3 - q1)).sum()
+    assert fuse(left, left, FusionOptions(quantiles="changed"))[1].taken == 0
+
+
+def test_lambda_and_epsilon_reach_every_arithmetic():
+    torch.manual_seed(6)
+    left = 4 * torch.randn(30, 20)
+    right = left + 0.3 * torch.randn(30, 20)
+    for arithmetic in fusion.ARITHMETICS:
+        usual = fuse(left, right, DEFAULTS, arithmetic)[1]
+        assert fuse(left, right, FusionOptions(lam=0.5), arithmetic)[1].taken > usual.taken
+        changed = fuse(left, right, FusionOptions(epsilon=0.1), arithmetic)[1]
+        assert changed.threshold < 0.9 * usual.threshold
 
 
 def golden_cases():
@@ -192,7 +293,7 @@ def test_golden_mergekit_outputs_to_the_bit(case):
     if not facts["robust"] and not same_kernels:
         pytest.skip("its mask is rounding noise of torch 2.13.0 with AVX2")
     left, right = field["left"], field["right"]
-    fused, stats = fuse(left, right, 1.5, "mergekit")
+    fused, stats = fuse(left, right, DEFAULTS, "mergekit")
     expected = field["fused"] if left.dtype == torch.float32 else field["fused_bf16"]
     assert torch.equal(fused, expected)
     quartiles = torch.tensor(stats.quartiles, dtype=torch.float32)
@@ -207,7 +308,7 @@ def test_mergekit_samples_large_tensors_by_seed(monkeypatch):
 
     def threshold(seed):
         generator = torch.Generator().manual_seed(seed)
-        return fuse(left, right, 1.5, "mergekit", generator)[1].threshold
+        return fuse(left, right, FusionOptions(generator=generator), "mergekit")[1].threshold
 
     assert threshold(1) == threshold(1) != threshold(2)
 
@@ -222,7 +323,7 @@ def test_paper_arithmetic_by_hand():
     y = right.flatten().double().softmax(0) + 1e-8
     kl = float((x * (x / y).log()).sum())
     scores = [kl * d for d in (-0.5, 0.1, -0.2, -0.1, -0.3, 8.0)]
-    fused, stats = fuse(left, right, 1.5, "paper")
+    fused, stats = fuse(left, right, DEFAULTS, "paper")
     # Sorted by L - R: -0.5 -0.3 -0.2 | -0.1 0.1 8; hinges are the middles of the halves.
     assert stats.quartiles == pytest.approx((kl * -0.3, kl * -0.15, kl * 0.1), rel=1e-5)
     threshold = kl * (-0.15 + 1.5 * 0.4)

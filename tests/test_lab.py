@@ -69,3 +69,17 @@ def test_quick_laboratory_end_to_end_and_second_run_does_nothing(tmp_path):
     (out / "stages" / "merges.json").unlink()
     assert subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60).returncode == 0
     assert (out / "stages" / "jobs.jsonl").read_text() == jobs
+
+
+@pytest.mark.slow
+def test_figure_2_after_the_experiment(tmp_path):
+    command = [sys.executable, "-m", "tinyr1.lab", "--out", str(tmp_path / "lab"), "--quick"]
+    command += ["--sandbox", strongest_sandbox(), "--figure2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = tmp_path / "lab" / "figure2"
+    scores = json.loads((out / "results.json").read_text())["models"]
+    assert len(scores) == 3 + 11
+    assert all(set(s) >= {"math", "science"} for s in scores.values())
+    assert "| arcee_fusion paper |" in (out / "report.md").read_text()
+    assert (out / "figure2.png").stat().st_size > 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 import tinyr1
 
 ROWS = [
-    ["errors", "record", "files", "config", "log", "stats", "plot"],
+    ["errors", "record", "files", "config", "log", "stats", "plot", "ranks"],
     [
         "weights",
         "chat",
@@ -16,6 +16,7 @@ ROWS = [
         "packing",
         "loss",
         "optim",
+        "quartiles",
         "fusion",
         "methods",
         "sandbox_child",
@@ -25,9 +26,20 @@ ROWS = [
         *("model", "parallel", "checkpoint", "corpus"),
         *("graders.math", "graders.choice", "graders.code", "graders"),
     ],
-    ["tasks", "sampling", "sampling.engine", "sampling.run", "sft", "preview", "memory", "merging"],
+    [
+        *("tasks", "sampling", "sampling.engine", "sampling.run", "sft", "preview", "memory"),
+        *("merge_plan", "merge_card", "merging"),
+    ],
     ["report", "diff", "evaluation"],
-    ["lab", "lab.world", "lab.initial", "lab.stages", "lab.findings", "lab.__main__"],
+    [
+        "lab",
+        "lab.world",
+        "lab.initial",
+        "lab.stages",
+        "lab.figure2",
+        "lab.findings",
+        "lab.__main__",
+    ],
 ]
 PLACE = {module: (r, c) for r, row in enumerate(ROWS) for c, module in enumerate(row)}
 PACKAGE = Path(tinyr1.__file__).parent

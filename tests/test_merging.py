@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,14 @@ from conftest import ROOT, make_checkpoint, run
 from safetensors.torch import load_file, save_file
 
 from tinyr1 import merging
-from tinyr1.diff import diff_tensors
+from tinyr1.config import parse
+from tinyr1.diff import diff_rows
 from tinyr1.errors import UserError
 from tinyr1.files import owned
 from tinyr1.fusion import arcee_fusion
 from tinyr1.log import Log
-from tinyr1.merging import MergeConfig, run_merge
+from tinyr1.merge_plan import MergeConfig
+from tinyr1.merging import run_merge
 from tinyr1.weights import Checkpoint
 
 
@@ -42,8 +45,17 @@ def experts(tmp_path_factory):
     return paths
 
 
+QUIET = Log(quiet=True)
+
+
 def merge(*arguments, **options):
+    """The command as a user types it."""
     return run("merge.py", *arguments, **options)
+
+
+def merged(*arguments):
+    """The same in this process, which is faster; raises what the command would print."""
+    run_merge(parse(MergeConfig, [str(argument) for argument in arguments]), QUIET)
 
 
 def tensors_of(folder):
@@ -81,9 +93,9 @@ def test_merge_equals_fusion_of_each_tensor(experts, tmp_path):
 
 def test_then_equals_two_merges_through_disk(experts, tmp_path):
     one_pass = [experts["science"], experts["math"], tmp_path / "a", "--then", experts["coding"]]
-    assert merge(*one_pass).returncode == 0
-    assert merge(experts["science"], experts["math"], tmp_path / "mid").returncode == 0
-    assert merge(experts["coding"], tmp_path / "mid", tmp_path / "b").returncode == 0
+    merged(*one_pass)
+    merged(experts["science"], experts["math"], tmp_path / "mid")
+    merged(experts["coding"], tmp_path / "mid", tmp_path / "b")
     a, b = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
     assert all(torch.equal(a[name], b[name]) for name in a)
     entry = next(
@@ -98,9 +110,9 @@ def test_then_rounds_the_intermediate_as_disk_would(experts, tmp_path):
     tensors = {k: v.bfloat16() for k, v in load_file(low / "model.safetensors").items()}
     save_file(tensors, low / "model.safetensors")
     args = [low, experts["math"], tmp_path / "a", "--then", experts["coding"]]
-    assert merge(*args).returncode == 0
-    assert merge(low, experts["math"], tmp_path / "mid").returncode == 0
-    assert merge(experts["coding"], tmp_path / "mid", tmp_path / "b").returncode == 0
+    merged(*args)
+    merged(low, experts["math"], tmp_path / "mid")
+    merged(experts["coding"], tmp_path / "mid", tmp_path / "b")
     a, b = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
     assert all(torch.equal(a[n], b[n]) and a[n].dtype == torch.float32 for n in a)
     assert tensors_of(tmp_path / "mid")["model.norm.weight"].dtype == torch.bfloat16
@@ -109,8 +121,7 @@ def test_then_rounds_the_intermediate_as_disk_would(experts, tmp_path):
 @pytest.mark.parametrize("arithmetic", ["mergekit", "paper"])
 def test_other_arithmetics_through_the_command_line(experts, tmp_path, arithmetic):
     args = [experts["science"], experts["math"], tmp_path / "out", "--arithmetic", arithmetic]
-    done = merge(*args)
-    assert done.returncode == 0, done.stderr
+    merged(*args)
     left, right = tensors_of(experts["science"]), tensors_of(experts["math"])
     for name, tensor in tensors_of(tmp_path / "out").items():
         assert torch.equal(tensor, arcee_fusion(left[name], right[name], arithmetic=arithmetic))
@@ -120,7 +131,7 @@ def test_other_arithmetics_through_the_command_line(experts, tmp_path, arithmeti
 
 def test_rerun_is_bit_identical_and_a_finished_merge_is_not_overwritten(experts, tmp_path):
     for name in ("a", "b"):
-        assert merge(experts["science"], experts["math"], tmp_path / name).returncode == 0
+        merged(experts["science"], experts["math"], tmp_path / name)
     assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
     again = merge(experts["science"], experts["math"], tmp_path / "a")
     assert again.returncode == 2
@@ -131,18 +142,21 @@ def test_rerun_is_bit_identical_and_a_finished_merge_is_not_overwritten(experts,
 def test_killed_merge_continues_to_the_same_bits(experts, tmp_path, monkeypatch, count):
     def config(out):
         return MergeConfig(
-            (experts["science"], experts["math"], tmp_path / out), shard_size=6e-5, quiet=True
+            (experts["science"], experts["math"], tmp_path / out),
+            shard_size=6e-5,
+            threads=1,
+            quiet=True,
         )
 
     run_merge(config("whole"), Log(quiet=True))
     monkeypatch.setattr(merging, "SYNC_BYTES", 1)
     original, calls = merging.merge_tensor, []
 
-    def dies(merge, name):
+    def dies(merge, name, writer, done):
         calls.append(name)
         if len(calls) == count + 1:
             raise KeyboardInterrupt
-        return original(merge, name)
+        return original(merge, name, writer, done)
 
     monkeypatch.setattr(merging, "merge_tensor", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -150,7 +164,9 @@ def test_killed_merge_continues_to_the_same_bits(experts, tmp_path, monkeypatch,
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(merging, "merge_tensor", original)
     seen = []
-    monkeypatch.setattr(merging, "merge_tensor", lambda m, n: seen.append(n) or original(m, n))
+    monkeypatch.setattr(
+        merging, "merge_tensor", lambda m, n, *a: seen.append(n) or original(m, n, *a)
+    )
     run_merge(config("out"), Log(quiet=True))
     assert not set(seen) & set(calls[:count])  # what was done is not done again
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
@@ -218,8 +234,8 @@ def test_kill_9_at_a_random_moment(experts, tmp_path):
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert merge(experts["science"], experts["math"], tmp_path / "out").returncode == 0
-    assert merge(experts["science"], experts["math"], tmp_path / "whole").returncode == 0
+    merged(experts["science"], experts["math"], tmp_path / "out")
+    merged(experts["science"], experts["math"], tmp_path / "whole")
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
 
 
@@ -237,11 +253,11 @@ def test_linear_and_task_arithmetic(experts, tmp_path):
     models = [experts[n] for n in names]
     parts = [tensors_of(m) for m in models]
     base = tensors_of(experts["base"])
-    assert merge(*models, tmp_path / "mean", "--method", "linear").returncode == 0
+    merged(*models, tmp_path / "mean", "--method", "linear")
     weighted = ["--method", "linear", "--weights", "0.5", "0.3", "0.4", "--no-normalize"]
-    assert merge(*models, tmp_path / "sum", *weighted).returncode == 0
+    merged(*models, tmp_path / "sum", *weighted)
     arithmetic = ["--method", "task_arithmetic", "--base", experts["base"], "--lam", "0.7"]
-    assert merge(*models, tmp_path / "task", *arithmetic).returncode == 0
+    merged(*models, tmp_path / "task", *arithmetic)
     for name in base:
         stack = torch.stack([p[name].double() for p in parts])
         expected = {
@@ -266,20 +282,16 @@ def test_linear_and_task_arithmetic(experts, tmp_path):
 def test_other_methods_through_the_command_line(experts, tmp_path, options):
     arguments = options.format(**experts).split()
     for out in ("a", "b"):
-        done = merge(experts["math"], experts["science"], tmp_path / out, *arguments)
-        assert done.returncode == 0, done.stderr
+        merged(experts["math"], experts["science"], tmp_path / out, *arguments)
     a, left = tensors_of(tmp_path / "a"), tensors_of(experts["math"])
     assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
     assert all(not torch.equal(a[name], left[name]) for name in a)
 
 
 def test_density_that_della_cannot_keep_is_refused(experts, tmp_path):
-    done = merge(
-        experts["math"], experts["science"], tmp_path / "out",
-        "--method", "della", "--base", experts["base"], "--density", "0.1",
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "density 0.1 -+ epsilon 0.15" in done.stderr
+    options = ["--method", "della", "--base", experts["base"], "--density", "0.1"]
+    with pytest.raises(UserError, match=r"density 0.1 -\+ epsilon 0.15"):
+        merged(experts["math"], experts["science"], tmp_path / "out", *options)
 
 
 def test_all_faults_are_listed_at_once(experts, tmp_path):
@@ -313,7 +325,10 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
         ("{math} {science} {out} --method linear --normalize --no-normalize", "choose one"),
         ("{math} {science} {out} --method dare_ties --base {base} --density 2", "--density=2.0"),
         ("{math} {science} {out} --method linear --arithmetic paper", "--arithmetic: has no"),
-        ("{math} {science} {out} --method linear --then {coding}", "--then"),
+        ("{math} {science} {out} --method linear --then {coding}", "--then: has no"),
+        ("{math} {science} {out} --method linear --density 0.5", "--density: has no"),
+        ("{math} {science} {out} --device cuda", "no CUDA device"),
+        ("{math} {science} {out} --method slerp --quantiles changed", "--quantiles: has no"),
         ("{math} {science} {math}/out", "lies in the input"),
         ("{math} {science} {math}", "lies in the input"),
         ("{math} nowhere {out}", "nowhere: no such directory"),
@@ -321,10 +336,8 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
 )
 def test_bad_arguments(experts, tmp_path, arguments, message):
     filled = arguments.format(**experts, out=tmp_path / "out").split()
-    done = merge(*filled)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError, match=re.escape(message)):
+        merged(*filled)
 
 
 def test_nan_is_refused_by_tensor_name_or_copied_from_left(experts, tmp_path):
@@ -332,10 +345,14 @@ def test_nan_is_refused_by_tensor_name_or_copied_from_left(experts, tmp_path):
     shutil.copytree(experts["math"], bad)
     tensors = load_file(bad / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
+    tensors["model.embed_tokens.weight"][5, 2] = float("inf")
     save_file(tensors, bad / "model.safetensors")
-    config = MergeConfig((experts["science"], bad, tmp_path / "out"))
-    with pytest.raises(UserError, match=r"model.norm.weight: NaN or infinity"):
-        run_merge(config, Log(quiet=True))
+    for options in ([], ["--method", "linear"]):
+        with pytest.raises(UserError, match="NaN or infinity in inputs") as error:
+            merged(experts["science"], bad, tmp_path / "out", *options)
+        assert "bad: model.norm.weight" in str(error.value)
+        assert "bad: model.embed_tokens.weight" in str(error.value)  # all of them at once
+        shutil.rmtree(tmp_path / "out.partial")
     done = merge(experts["science"], bad, tmp_path / "kept", "--allow-nonfinite")
     assert done.returncode == 0, done.stderr
     left = tensors_of(experts["science"])["model.norm.weight"]
@@ -344,15 +361,171 @@ def test_nan_is_refused_by_tensor_name_or_copied_from_left(experts, tmp_path):
     assert report["tensors"]["model.norm.weight"]["flags"] == ["nonfinite_input"]
 
 
+@pytest.mark.parametrize("dtypes", ["bf16 bf16", "fp16 fp32", "bf16 fp16", "fp32 bf16"])
+def test_dtypes_of_the_inputs(experts, tmp_path, dtypes):
+    """The output has Left's dtype, or --dtype; never another without a word."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    for side, code in zip(("science", "math"), dtypes.split(), strict=True):
+        shutil.copytree(experts[side], tmp_path / side)
+        file = tmp_path / side / "model.safetensors"
+        save_file({k: v.to(kinds[code]) for k, v in load_file(file).items()}, file)
+    code = dtypes.split()[0]
+    paths = (tmp_path / "science", tmp_path / "math")
+    run_merge(MergeConfig((*paths, tmp_path / "out")), QUIET)
+    run_merge(MergeConfig((*paths, tmp_path / "half"), method="slerp", dtype="fp16"), QUIET)
+    left, right = tensors_of(paths[0]), tensors_of(paths[1])
+    for name, tensor in tensors_of(tmp_path / "out").items():
+        assert tensor.dtype == kinds[code]
+        assert torch.equal(tensor, arcee_fusion(left[name], right[name]))
+    assert {t.dtype for t in tensors_of(tmp_path / "half").values()} == {torch.float16}
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config["torch_dtype"] == "float16"
+
+
+def test_lefts_shards_are_kept_unless_a_size_is_given(experts, tmp_path):
+    run_merge(MergeConfig((experts["science"], experts["math"], tmp_path / "whole")), QUIET)
+    split = MergeConfig((experts["science"], experts["math"], tmp_path / "split"), shard_size=6e-5)
+    run_merge(split, QUIET)
+    run_merge(MergeConfig((tmp_path / "split", experts["math"], tmp_path / "kept")), QUIET)
+    shards = [
+        sorted(p.name for p in (tmp_path / f).glob("*.safetensors")) for f in ("split", "kept")
+    ]
+    assert len(shards[0]) > 2
+    assert shards[0] == shards[1]
+    assert Checkpoint(tmp_path / "kept").shards == Checkpoint(tmp_path / "split").shards
+    a, b = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "split")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_threads_and_chunks_change_no_byte(experts, tmp_path, monkeypatch):
+    def config(out, **options):
+        return MergeConfig((experts["science"], experts["math"], tmp_path / out), **options)
+
+    run_merge(config("one", threads=1), QUIET)
+    run_merge(config("linear", method="linear"), QUIET)
+    monkeypatch.setattr("tinyr1.fusion.CHUNK_ELEMENTS", 500)
+    run_merge(config("four", threads=4), QUIET)
+    run_merge(config("linear chunks", method="linear"), QUIET)
+    assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "four")
+    assert file_hashes(tmp_path / "linear") == file_hashes(tmp_path / "linear chunks")
+
+
+def test_two_ranks_write_what_one_writes_also_after_a_crash(experts, tmp_path, monkeypatch):
+    pair = [experts["science"], experts["math"]]
+    run_merge(MergeConfig((*pair, tmp_path / "one")), QUIET)
+    done = merge(*pair, tmp_path / "two", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "two")
+    assert not (tmp_path / "two.partial").exists()
+    # A crash of one process, continued by two.
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    original, calls = merging.merge_tensor, []
+
+    def dies(merge, name, writer, done):
+        calls.append(name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(merge, name, writer, done)
+
+    monkeypatch.setattr(merging, "merge_tensor", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_merge(MergeConfig((*pair, tmp_path / "three"), threads=1), QUIET)
+    done = merge(*pair, tmp_path / "three", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "continuing: 3 of" in done.stderr
+    assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "three")
+
+
+def test_memory_is_bounded_whatever_the_tensor(tmp_path):
+    """Two inputs of 192 MB in one tensor; their float32 copies alone would be 768 MB."""
+    shape = (96_000, 1000)
+    for seed, side in enumerate(("left", "right")):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text('{"model_type": "any"}')
+        base = torch.randn(shape, generator=torch.Generator().manual_seed(9)).mul_(0.02)
+        base += 1e-4 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        tensors = {"any.name": base.bfloat16(), "b": torch.zeros(0, 3)}
+        save_file(tensors, tmp_path / side / "model.safetensors")
+        del tensors, base
+    for options in ([], ["--method", "linear"]):
+        arguments = [tmp_path / "left", tmp_path / "right", tmp_path / f"out{len(options)}"]
+        code = "import merge, pathlib; merge.main(); "
+        code += "print(pathlib.Path('/proc/self/status').read_text())"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments), *options],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr
+        peak_kib = int(done.stdout.split("VmHWM:")[1].split()[0])
+        assert peak_kib * 1024 < 600e6
+    left, right = tensors_of(tmp_path / "left"), tensors_of(tmp_path / "right")
+    merged = tensors_of(tmp_path / "out0")["any.name"]
+    assert torch.equal(merged, arcee_fusion(left["any.name"], right["any.name"]))
+
+
+def test_model_card_and_picture(experts, tmp_path):
+    names = [experts["science"], experts["math"], tmp_path / "out", "--then", experts["coding"]]
+    merged(*names, "--lam", "1.25")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for part in ("Arcee Fusion", "`exact`", "| Left | science |", "| Right | math |", "`lam` 1.25"):
+        assert part in card
+    assert "coding" in card
+    assert str(tmp_path) not in card
+    assert (tmp_path / "out" / "merge.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_reach_the_fusion(experts, tmp_path):
+    thresholds = []
+    for i, options in enumerate(({}, {"eps": 0.1}, {"quantiles": "changed"}, {"lam": 1.0})):
+        out = tmp_path / str(i)
+        run_merge(MergeConfig((experts["science"], experts["math"], out), **options), QUIET)
+        report = json.loads((out / "merge_report.json").read_text())
+        thresholds.append(report["tensors"]["model.embed_tokens.weight"]["threshold"])
+    assert thresholds[1] < thresholds[0]
+    assert thresholds[2] == thresholds[0]  # here everything changed
+    assert thresholds[3] < thresholds[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 7}, "vocab_size=7"),
+        ({"model_type": "llama"}, "model_type=llama"),
+        ({"rope_theta": 5.0}, "warning: "),
+    ],
+)
+def test_configs_that_differ(experts, tmp_path, change, message):
+    shutil.copytree(experts["math"], tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | change))
+    done = merge(experts["science"], tmp_path / "other", tmp_path / "out", "--dry-run")
+    assert message in done.stderr
+    assert done.returncode == (0 if "rope_theta" in change else 2)
+
+
+def test_damaged_shards_are_named(experts, tmp_path):
+    shutil.copytree(experts["math"], tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors: damaged"):
+        run_merge(MergeConfig((experts["science"], tmp_path / "cut", tmp_path / "out")), QUIET)
+
+
 def test_diff_by_hand(tmp_path):
+    def diff(a, b):
+        return diff_rows(a[None], b[None], tuple(a.shape))
+
     a, b = torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.tensor([3.0, 4.0, 0.0, 12.0])
-    d = diff_tensors(a, b)
+    d = diff(a, b)
     assert (d.share_changed, d.relative_norm, d.largest) == (0.25, 12 / 5, 12)
     assert d.cosine == pytest.approx(5 / 13)
-    assert diff_tensors(a, a) == (0, 0, pytest.approx(1), 0)
-    assert diff_tensors(a[:0], a[:0]).cosine == 1
-    assert diff_tensors(a * 0, a * 0).relative_norm == 0
-    assert diff_tensors(a * 0, a).relative_norm == float("inf")
+    assert diff(a, a) == (0, 0, pytest.approx(1), 0)
+    assert diff(a[:0], a[:0]).cosine == 1
+    assert diff(a * 0, a * 0).relative_norm == 0
+    assert diff(a * 0, a).relative_norm == float("inf")
 
 
 def test_diff_through_the_command_line(experts):
@@ -362,6 +535,17 @@ def test_diff_through_the_command_line(experts):
     assert len(lines) == 2 + len(Checkpoint(experts["base"]).specs)
     assert any("layers.0.mlp.up_proj.weight | 100.00 |" in line for line in lines)
     assert merge("--diff", experts["base"]).returncode == 2
+
+
+def test_diff_saved(experts, tmp_path):
+    done = merge("--diff", experts["base"], experts["math"], "--save", tmp_path / "diff")
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "diff" / "diff.json").read_text())
+    entry = saved["tensors"]["model.norm.weight"]
+    base, math = (tensors_of(experts[name])["model.norm.weight"] for name in ("base", "math"))
+    assert entry["relative_norm"] == pytest.approx(float((math - base).norm() / base.norm()), 1e-5)
+    assert (tmp_path / "diff" / "diff.md").read_text() == done.stdout
+    assert (tmp_path / "diff" / "diff.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_dry_run_writes_nothing(experts, tmp_path):
@@ -377,7 +561,7 @@ def test_identical_models_collapse_and_say_so(experts, tmp_path):
     tensors = load_file(near / "model.safetensors")
     tensors["model.norm.weight"][0] += 0.5
     save_file(tensors, near / "model.safetensors")
-    assert merge(experts["math"], near, tmp_path / "out").returncode == 0
+    merged(experts["math"], near, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "merge_report.json").read_text())["tensors"]
     assert report["model.norm.weight"]["flags"] == ["threshold_collapsed"]
     others = [e for n, e in report.items() if n != "model.norm.weight"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinyr1.merging import MethodName
+from tinyr1.fusion import COPIES, FusionOptions, fuse
+from tinyr1.merge_plan import MethodName
 from tinyr1.methods import METHODS, MergeParams
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,7 +32,7 @@ def ours(method, parameters, models, base):
     """Run our method with mergekit's parameters."""
     values = {}
     for name, value in parameters.items():
-        if name in ("density", "gamma"):
+        if name in ("density", "gamma", "scale"):
             value = value[0]  # one for all models here
         values[NAMES.get(name, name)] = tuple(value) if isinstance(value, list) else value
     return METHODS[method].fn(models, base, MergeParams(**values), GENERATOR)
@@ -118,3 +119,42 @@ def test_methods_that_cannot_merge_say_so():
         METHODS["multislerp"].fn([up, -up, up * 0], None, MergeParams(weights=(1, 1, 1)), GENERATOR)
     with pytest.raises(ValueError, match=r"density 0\.1"):
         METHODS["della"].fn([up], up * 0, MergeParams(density=0.1), GENERATOR)
+
+
+def resident(field):
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024
+
+
+def peak_copies(work, element_count):
+    """Float32 copies of a tensor that `work` holds at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    before = resident("VmRSS")
+    result = work()
+    peak = resident("VmHWM") - before
+    del result
+    return peak / (4 * element_count)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_is_as_the_dry_run_says():
+    shape = (2000, 2000)
+    base = torch.randn(shape)
+    models = [base + 0.01 * torch.randn(shape) for _ in range(3)]
+    params = MergeParams(density=0.5, select_topk=0.5)
+    for name, method in METHODS.items():
+        for count in (2, 3):
+            if method.elementwise or name == "arcee_fusion" or count > (method.max_models or 9):
+                continue
+            origin = base if method.needs_base else None
+
+            def work(method=method, count=count, origin=origin):
+                return method.fn(models[:count], origin, params, GENERATOR)
+
+            assert peak_copies(work, base.numel()) < method.copies(count), (name, count)
+    for arithmetic in ("mergekit", "paper"):
+        copies = peak_copies(
+            lambda arithmetic=arithmetic: fuse(models[0], base, FusionOptions(), arithmetic),
+            base.numel(),
+        )
+        assert copies < COPIES[arithmetic], arithmetic

@@ -17,7 +17,7 @@ from tinyr1.errors import UserError
 from tinyr1.files import owned
 from tinyr1.log import Log
 from tinyr1.model import Qwen2
-from tinyr1.parallel import Ranks
+from tinyr1.ranks import Ranks
 from tinyr1.sft import Plan, TrainConfig, train_step
 from tinyr1.weights import Checkpoint
 

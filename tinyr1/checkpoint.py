@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 from tinyr1.errors import RunStopped
 from tinyr1.files import fsync_directory, read_json, write_json
 from tinyr1.model import Qwen2
-from tinyr1.parallel import Ranks
+from tinyr1.ranks import Ranks
 from tinyr1.weights import CheckpointWriter, TensorSpec, copy_side_files
 
 

@@ -1,4 +1,4 @@
-"""`merge.py --diff A B`: what a merge or an SFT changed, tensor by tensor."""
+"""`merge.py --diff A B`: what a merge or a fine-tuning changed, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
+from tinyr1 import plot
 from tinyr1.errors import UserError
+from tinyr1.files import write_atomic, write_json
+from tinyr1.fusion import Rows, row_parts
 from tinyr1.log import Log
+from tinyr1.merge_card import draw_by_layer
 from tinyr1.report import Table
 from tinyr1.weights import Checkpoint
 
@@ -23,38 +25,72 @@ class TensorDiff(NamedTuple):
     largest: float  # max |B - A|
 
 
-def diff_tensors(a: Tensor, b: Tensor) -> TensorDiff:
-    """Compare two tensors of one shape, in float64."""
-    x, y = a.double().flatten(), b.double().flatten()
-    if not len(x):
-        return TensorDiff(0.0, 0.0, 1.0, 0.0)
-    change = y - x
-    norm_a, norm_b = float(x.norm()), float(y.norm())
-    norms = norm_a * norm_b
+def diff_rows(a: Rows, b: Rows, shape: tuple[int, ...]) -> TensorDiff:
+    """Compare two tensors of one shape, in float64, some rows at a time."""
+    changed, largest = 0, 0.0
+    squares_a = squares_b = squares_change = product = 0.0
+    for part in row_parts(shape):
+        x, y = a[part].double(), b[part].double()
+        change = y - x
+        changed += int(change.count_nonzero())
+        largest = max(largest, float(change.abs().max()))
+        squares_a += float(x.square().sum())
+        squares_b += float(y.square().sum())
+        squares_change += float(change.square().sum())
+        product += float((x * y).sum())
+    norms = math.sqrt(squares_a) * math.sqrt(squares_b)
+    relative = math.inf if squares_change else 0.0
+    if squares_a:
+        relative = math.sqrt(squares_change / squares_a)
     return TensorDiff(
-        share_changed=float((x != y).double().mean()),
-        relative_norm=float(change.norm()) / norm_a if norm_a else (math.inf if norm_b else 0.0),
-        cosine=float(x @ y) / norms if norms else 1.0,
-        largest=float(change.abs().max()),
+        share_changed=changed / max(math.prod(shape), 1),
+        relative_norm=relative,
+        cosine=product / norms if norms else 1.0,
+        largest=largest,
     )
 
 
-def print_diff(paths: tuple[Path, ...], log: Log) -> None:
-    """Print a Markdown table of all tensors that both checkpoints have; name the others."""
+def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
+    """Print a Markdown table of all tensors that both checkpoints have; name the others.
+
+    With `save`, also write diff.md, diff.json and, where matplotlib is installed, diff.png.
+    """
     if len(paths) != 2:
         raise UserError(f"--diff: {len(paths)} directories given, expected 2")
     a, b = Checkpoint(paths[0]), Checkpoint(paths[1])
+    diffs = _diff_tensors(a, b, log)
+    rows = [
+        [
+            *(name, f"{100 * d.share_changed:.2f}", f"{d.relative_norm:.3e}"),
+            *(f"{d.cosine:.8f}", f"{d.largest:.3e}"),
+        ]
+        for name, d in diffs.items()
+    ]
+    header = ["tensor", "changed %", "|B - A| / |A|", "cosine", "max |B - A|"]
+    text = Table(header, rows).markdown()
+    print(text)
+    if save:
+        write_atomic(save / "diff.md", text + "\n")
+        names = {"a": a.path.resolve().name, "b": b.path.resolve().name}
+        write_json(
+            save / "diff.json", names | {"tensors": {n: d._asdict() for n, d in diffs.items()}}
+        )
+        if plot.available():
+            values = {name: 100 * d.relative_norm for name, d in diffs.items()}
+            draw_by_layer(save / "diff.png", values, "|B - A| / |A|", "%")
+        else:
+            log.warn("matplotlib is not installed: no diff.png (pip install tinyr1[plot])")
+
+
+def _diff_tensors(a: Checkpoint, b: Checkpoint, log: Log) -> dict[str, TensorDiff]:
     for mine, other in ((a, b), (b, a)):
         for name in mine.specs.keys() - other.specs.keys():
             log.warn(f"{name}: only in {mine.path}")
-    rows: list[list[str]] = []
-    common = [name for name in a.specs if name in b.specs]
-    for name in log.bar(common, desc="comparing", unit="tensor"):
+    diffs: dict[str, TensorDiff] = {}
+    for name in log.bar([n for n in a.specs if n in b.specs], desc="comparing", unit="tensor"):
         if a.specs[name].shape != b.specs[name].shape:
             log.warn(f"{name}: shape {a.specs[name].shape} and {b.specs[name].shape}")
             continue
-        d = diff_tensors(a.tensor(name), b.tensor(name))
-        cells = [f"{100 * d.share_changed:.2f}", f"{d.relative_norm:.3e}", f"{d.cosine:.8f}"]
-        rows.append([name, *cells, f"{d.largest:.3e}"])
-    header = ["tensor", "changed %", "|B - A| / |A|", "cosine", "max |B - A|"]
-    print(Table(header, rows).markdown())
+        with a.mapped(name) as rows_a, b.mapped(name) as rows_b:
+            diffs[name] = diff_rows(rows_a, rows_b, a.specs[name].shape)
+    return diffs

@@ -10,20 +10,33 @@ arithmetics (docs/decisions/0001):
   exact      the formula above in a form that cannot cancel; Right's bits are copied (the default)
   mergekit   mergekit 0.1.5's order of operations in the model's dtype, noise included
   paper      equations 1 to 4 to the letter
+
+`ExactFusion` reads its two tensors a few rows at a time, three times over, and never holds them:
+the same code merges a tensor in memory and one of 1.5 GB in a mapped file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tinyr1.quartiles import at_least, count_true, differing, order_statistics, quartile_ranks
+from tinyr1.weights import matrix_shape
+
+# Shapes: N rows of the last dimension W. A tensor of any rank is seen as (N, W).
 EPSILON = 1e-8  # the paper's, added to both softmaxes
-CHUNK_ELEMENTS = 1 << 18  # rows are scored in chunks that stay in cache
+CHUNK_ELEMENTS = 1 << 19  # so many are read at a time: what is made of them stays near the core
+SAMPLE_ELEMENTS = 1 << 16  # at least so many scores tell where the quartiles lie
 MERGEKIT_SAMPLE = 1_000_000  # elements from which mergekit estimates the quartiles
+Quantiles = Literal["all", "changed"]
+
+
+class NonFiniteError(ValueError):
+    """An input holds NaN or infinity."""
 
 
 class FusionStats(NamedTuple):
@@ -31,13 +44,19 @@ class FusionStats(NamedTuple):
 
     threshold: float
     quartiles: tuple[float, float, float]
-    taken: int  # elements that are Right's and differ from Left's
+    changed: int  # elements in which Right differs from Left
+    taken: int  # of these, the elements that are now Right's
+    max_change: float  # the largest |result - Left|
     collapsed: bool  # threshold 0: most elements are equal, so everything that differs is taken
 
 
-Fusion = tuple[
-    Tensor, Tensor, tuple[float, float, float], float
-]  # result, mask, quartiles, threshold
+class FusionOptions(NamedTuple):
+    """What all three arithmetics read; `generator` draws mergekit's sample of large tensors."""
+
+    lam: float = 1.5
+    epsilon: float = EPSILON
+    quantiles: Quantiles = "all"
+    generator: torch.Generator | None = None
 
 
 def arcee_fusion(
@@ -47,60 +66,217 @@ def arcee_fusion(
 
     Raises ValueError for different shapes, an unknown arithmetic, or NaN and infinity.
     """
-    return fuse(left, right, lam, arithmetic)[0]
+    return fuse(left, right, FusionOptions(lam), arithmetic)[0]
 
 
 def fuse(
-    left: Tensor,
-    right: Tensor,
-    lam: float = 1.5,
-    arithmetic: str = "exact",
-    generator: torch.Generator | None = None,
+    left: Tensor, right: Tensor, options: FusionOptions, arithmetic: str = "exact"
 ) -> tuple[Tensor, FusionStats]:
-    """`arcee_fusion` with its figures. `generator` draws mergekit's sample of large tensors."""
+    """`arcee_fusion` with all options, and with its figures."""
     if arithmetic not in ARITHMETICS:
         raise ValueError(f"arithmetic={arithmetic!r}: expected one of {', '.join(ARITHMETICS)}")
     if left.shape != right.shape:
         raise ValueError(f"shapes differ: {list(left.shape)} and {list(right.shape)}")
-    if not (bool(left.isfinite().all()) and bool(right.isfinite().all())):
-        raise ValueError("NaN or infinity in an input")
     if not left.numel():
-        return left.clone(), FusionStats(0.0, (0.0, 0.0, 0.0), 0, False)
-    right = right.to(left.dtype)
-    generator = generator or torch.Generator().manual_seed(0)
-    result, take, quartiles, threshold = ARITHMETICS[arithmetic](left, right, lam, generator)
-    taken = int((take & (left != right)).sum())
-    collapsed = arithmetic == "exact" and threshold <= 0 and taken > 0
-    return result, FusionStats(threshold, quartiles, taken, collapsed)
+        return left.clone(), FusionStats(0.0, (0.0, 0.0, 0.0), 0, 0, 0.0, False)
+    return ARITHMETICS[arithmetic](left, right, options)
+
+
+def row_parts(shape: tuple[int, ...]) -> list[slice]:
+    """Slices of whole rows that cover a tensor, each of about CHUNK_ELEMENTS."""
+    rows, width = matrix_shape(shape)
+    step = max(1, CHUNK_ELEMENTS // max(width, 1))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 # ---------------------------------------------------------------- exact
 
 
-def exact_fusion(left: Tensor, right: Tensor, lam: float, generator: torch.Generator) -> Fusion:
-    """The formula at the top of this file, free of rounding noise."""
-    scores = importance(left, right)
-    quartiles = exact_quartiles(scores)
-    threshold = quartiles[1] + lam * (quartiles[2] - quartiles[0])
-    take = scores >= threshold
-    return torch.where(take, right, left), take, quartiles, threshold
+class Rows(Protocol):
+    """A tensor seen as a matrix (N, W) of which some rows are asked for at a time."""
+
+    def __getitem__(self, part: slice, /) -> Tensor: ...
 
 
-def importance(left: Tensor, right: Tensor) -> Tensor:
-    """Scores S of a pair, float64, in the pair's shape (equation 2 with |R - L|)."""
-    width = left.shape[-1] if left.ndim else 1
-    l_rows, r_rows = left.reshape(-1, width), right.reshape(-1, width)
-    scores = torch.empty(l_rows.shape, dtype=torch.float64, device=left.device)
-    step = max(1, CHUNK_ELEMENTS // width)
-    for start in range(0, len(l_rows), step):
-        part = slice(start, start + step)
-        a, b = l_rows[part].double(), r_rows[part].double()
-        torch.mul((b - a).abs(), row_kl(a, b)[:, None], out=scores[part])
-    return scores.view(left.shape)
+class ExactFusion:
+    """The formula at the top of this file, free of rounding noise; slice it for merged rows.
+
+    Making one reads both tensors twice: for the KL of each row, and for the quartiles of the
+    scores. Slicing it is the third pass. It has rows itself, so it can be the Right of another:
+    that is how merges are chained without a model in between.
+
+    Scores are kept in float32 relative to the largest row KL, since float32 ends at 1e-45; a
+    power of two changes no comparison. `device` is where chunks are computed.
+    """
+
+    def __init__(
+        self,
+        left: Rows,
+        right: Rows,
+        shape: tuple[int, ...],
+        options: FusionOptions,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.left, self.right, self.device = left, right, torch.device(device)
+        self.parts = row_parts(shape)
+        self.count, self.changed = math.prod(shape), 0
+        self._taken: dict[int, tuple[int, float]] = {}  # elements and largest change of each part
+        double = self.left[slice(0, 1)].dtype == torch.float64
+        elements = max(part.stop - part.start for part in self.parts) * matrix_shape(shape)[1]
+        dtype = torch.float64 if double else torch.float32
+        self._buffers = torch.empty(5, elements, dtype=dtype, device=self.device)
+        kl, sample = self._measure(shape, options.epsilon)
+        unit = 2.0 ** max(math.frexp(float(kl.max()))[1], -1000)
+        self._kl = kl / unit
+        low, median, high = self._quartiles((sample / unit).to(dtype), options.quantiles)
+        threshold = torch.tensor(median + options.lam * (high - low), dtype=dtype)
+        self._threshold = float(threshold)
+        self.threshold = self._threshold * unit
+        self.quartiles = (low * unit, median * unit, high * unit)
+
+    def _pair(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Rows of Left and of Right, the latter rounded to Left's dtype."""
+        left = self.left[part].to(self.device)
+        return left, self.right[part].to(self.device, left.dtype)
+
+    def _widen(self, left: Tensor, right: Tensor) -> Tensor:
+        """Buffers (5, rows, W) in the dtype to compute in: Left, Right, and three of scratch."""
+        wide = self._buffers[:, : left.numel()].view(5, *left.shape)
+        wide[0].copy_(left)
+        wide[1].copy_(right)
+        return wide
+
+    def _measure(self, shape: tuple[int, ...], epsilon: float) -> tuple[Tensor, Tensor]:
+        """KL of each row (N,), and the scores of some elements, both float64."""
+        stride = max(1, self.count // SAMPLE_ELEMENTS)
+        kl = torch.zeros(matrix_shape(shape)[0], dtype=torch.float64, device=self.device)
+        samples: list[Tensor] = []
+        for part in self.parts:
+            pair = self._pair(part)
+            changed = count_true(differing(*pair))
+            self.changed += changed
+            left, right, *scratch = self._widen(*pair)
+            if changed:
+                kl[part] = row_kl(left, right, epsilon, scratch)
+            sizes = (right[:, ::stride] - left[:, ::stride]).abs_()
+            samples.append((sizes * kl[part, None]).flatten())
+        if not bool(kl.isfinite().all()):
+            raise NonFiniteError("NaN or infinity in an input")
+        return kl, torch.cat(samples)
+
+    def _scores(self, left: Tensor, right: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """|R - L| and the scores |R - L| * KL of some rows, relative to the largest KL."""
+        wide_left, wide_right, size, scores, _ = self._widen(left, right)
+        torch.sub(wide_right, wide_left, out=size).abs_()
+        return size, torch.mul(size, self._kl[part, None].to(size.dtype), out=scores)
+
+    def _all_scores(self) -> Iterator[Tensor]:
+        for part in self.parts:
+            yield self._scores(*self._pair(part), part)[1]
+
+    def _quartiles(self, sample: Tensor, quantiles: Quantiles) -> list[float]:
+        """sorted[floor(q * (n - 1))] of all scores, or of those of the elements that differ."""
+        # Scores are not negative, and those of equal elements are 0: sorted, they come first.
+        equal_count = self.count - self.changed
+        skipped = equal_count if quantiles == "changed" else 0
+        ranks = [skipped + rank for rank in quartile_ranks(self.count - skipped)]
+        positive = [rank for rank in ranks if rank >= equal_count]
+        if not positive or not self.changed:
+            return [0.0, 0.0, 0.0]
+        found = order_statistics(self._all_scores, self.count, positive, sample)
+        return [0.0] * (3 - len(found)) + found
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        """The merged rows of one of `parts`: every element has Left's bits or Right's."""
+        left, right = self._pair(part)
+        size, scores = self._scores(left, right, part)
+        take = at_least(scores, self._threshold)
+        # Of a row, the largest change is the first to be taken.
+        row_largest = size.amax(-1)
+        reached = row_largest * self._kl[part].to(size.dtype) >= self._threshold
+        largest = float((row_largest * reached).max())
+        taken = take if self._threshold > 0 else differing(left, right)
+        self._taken[part.start] = count_true(taken), largest
+        return select(take, right, left)
+
+    @property
+    def stats(self) -> FusionStats:
+        """What was done; complete once every part has been asked for."""
+        taken = sum(count for count, _ in self._taken.values())
+        return FusionStats(
+            self.threshold,
+            self.quartiles,
+            self.changed,
+            taken,
+            max((change for _, change in self._taken.values()), default=0.0),
+            self.threshold <= 0 < taken,
+        )
 
 
-def row_kl(left: Tensor, right: Tensor) -> Tensor:
-    """KL(softmax(R) + eps || softmax(L) + eps) of each row of (N, W) float64 -> (N,), >= 0.
+def exact_fusion(left: Tensor, right: Tensor, options: FusionOptions) -> tuple[Tensor, FusionStats]:
+    """`ExactFusion` of tensors in memory."""
+    shape = matrix_shape(tuple(left.shape))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # or a long row's sum would depend on how many there are
+    try:
+        fusion = ExactFusion(left.reshape(shape), right.reshape(shape), shape, options, left.device)
+        merged = torch.cat([fusion[part] for part in fusion.parts])
+    finally:
+        torch.set_num_threads(threads)
+    return merged.view(left.shape), fusion.stats
+
+
+def select(take: Tensor, right: Tensor, left: Tensor) -> Tensor:
+    """Right's bits where `take`, else Left's: torch.where, three times as fast."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[left.itemsize]
+    bits, other = left.view(whole), right.view(whole)
+    mask = take.to(whole).neg_()  # all ones where taken
+    return (bits ^ other).bitwise_and_(mask).bitwise_xor_(bits).view(left.dtype)
+
+
+def row_kl(
+    left: Tensor, right: Tensor, epsilon: float = EPSILON, scratch: Sequence[Tensor] | None = None
+) -> Tensor:
+    """KL(softmax(R) + eps || softmax(L) + eps) of each row of (N, W) -> (N,) float64, >= 0.
+
+    q is the softmax of L; that of R is p = q e^t / E[e^t] with t = R - L - E[R - L], where E is
+    the mean under q. So (without eps) KL = E[e^t t] / E[e^t] - log E[e^t]. The first terms of
+    E[e^t - 1] and E[e^t t] come to zero exactly; the others are summed from the moments of t:
+
+        KL = S2 / (1 + S1) - log(1 + S1),    S1 = sum over k >= 2 of E[t^k] / k!,
+                                             S2 = sum over k >= 2 of E[t^k] / (k - 1)!
+
+    The means are taken under q - eps, which is eps to first order. Rows for which that is not
+    good for 1e-5 (large, tiny or lopsided changes, probabilities near eps) go by `closed_row_kl`.
+    `scratch` (3, N, W) is overwritten; without it there are temporaries.
+    """
+    q, change, product = left.new_empty(3, *left.shape) if scratch is None else scratch
+    torch.softmax(left, -1, out=q)
+    torch.sub(right, left, out=change)
+    mean = torch.mul(q, change, out=product).sum(-1)
+    t = change.sub_(mean[:, None])
+    spread = torch.maximum(t.amax(-1), -t.amin(-1))
+    regular = (spread < 1 / 8) & (spread > 2**-40) & (mean.abs() < 64 * spread)
+    regular &= q.amin(-1) > 1024 * epsilon
+    power = q.sub_(epsilon).mul_(t)
+    s1 = torch.zeros_like(mean, dtype=torch.float64)
+    s2 = torch.zeros_like(s1)
+    far = spread > 1 / 32  # nearer rows need no fifth and sixth moment
+    for k in range(2, 7 if bool(far.any()) else 5):
+        moment = power.mul_(t).sum(-1).double()
+        if k > 4:
+            moment *= far
+        s1 += moment / math.factorial(k)
+        s2 += moment / math.factorial(k - 1)
+    kl = torch.where(regular, s2 / (1 + s1) - s1.log1p(), 0.0)
+    others = ~regular & ((spread > 0) | (mean != 0))
+    if bool(others.any()):
+        kl[others] = closed_row_kl(left[others].double(), right[others].double(), epsilon)
+    return kl
+
+
+def closed_row_kl(left: Tensor, right: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """`row_kl` for float64 rows of any content.
 
     With p, q the softmaxes of R and L and u = (p - q) / (q + eps),
 
@@ -115,7 +291,7 @@ def row_kl(left: Tensor, right: Tensor) -> Tensor:
     small = torch.where(near, d, 0.0)
     c = (q * small.expm1()).sum(-1, keepdim=True).log1p()
     difference = torch.where(near, q * (small - c).expm1(), right.softmax(-1) - q)
-    weight = q + EPSILON
+    weight = q + epsilon
     return (weight * relative_entropy(difference / weight)).sum(-1)
 
 
@@ -130,56 +306,55 @@ def relative_entropy(u: Tensor) -> Tensor:
     return torch.where(u.abs() < 0.02, series, closed).clamp(min=0)
 
 
-def exact_quartiles(scores: Tensor) -> tuple[float, float, float]:
-    """sorted[floor(q * (n - 1))] for q = 1/4, 1/2, 3/4, over all elements."""
-    values = scores.flatten().cpu().numpy()
-    ranks = [int(np.floor(q * (len(values) - 1))) for q in (0.25, 0.5, 0.75)]
-    ordered = np.partition(values, ranks)
-    return float(ordered[ranks[0]]), float(ordered[ranks[1]]), float(ordered[ranks[2]])
-
-
 # ---------------------------------------------------------------- mergekit
 
 
-def mergekit_fusion(left: Tensor, right: Tensor, lam: float, generator: torch.Generator) -> Fusion:
+def mergekit_fusion(
+    left: Tensor, right: Tensor, options: FusionOptions
+) -> tuple[Tensor, FusionStats]:
     """mergekit 0.1.5, operation by operation in the tensors' own dtype.
 
     Its rounding is part of it: the KL may be negative, and the sum of Left and a rounded
     difference need not be Right. Above a million elements the quartiles are a random sample's.
     """
-    left, right = (left, right) if left.ndim else (left[None], right[None])
-    p, q = right.softmax(-1) + EPSILON, left.softmax(-1) + EPSILON
+    right = _checked(left, right)
+    a, b = (left, right) if left.ndim else (left[None], right[None])
+    p, q = b.softmax(-1) + options.epsilon, a.softmax(-1) + options.epsilon
     kl = (p * (p / q).log()).sum(-1, keepdim=True)
-    scores = (right - left).abs() * kl
-    values = scores.flatten()
+    scores = (b - a).abs() * kl
+    values = scores.flatten() if options.quantiles == "all" else scores[a != b]
     if len(values) > MERGEKIT_SAMPLE:
+        generator = options.generator or torch.Generator().manual_seed(0)
         values = values[torch.randint(0, len(values), (MERGEKIT_SAMPLE,), generator=generator)]
-    ordered = values.sort().values
-    q1, median, q3 = (ordered[int(f * (len(ordered) - 1))] for f in (0.25, 0.5, 0.75))
-    threshold = median + lam * (q3 - q1)
+    ordered = values.sort().values if len(values) else scores.new_zeros(1)
+    q1, median, q3 = (ordered[rank] for rank in quartile_ranks(len(ordered)))
+    threshold = median + options.lam * (q3 - q1)
     take = scores >= threshold
-    result = (left + (right - left) * take.float()).to(left.dtype)
+    result = (a + (b - a) * take.float()).to(left.dtype).view(left.shape)
     quartiles = (float(q1), float(median), float(q3))
-    return result, take, quartiles, float(threshold)
+    return result, _stats(left, right, result, quartiles, float(threshold))
 
 
 # ---------------------------------------------------------------- paper
 
 
-def paper_fusion(left: Tensor, right: Tensor, lam: float, generator: torch.Generator) -> Fusion:
+def paper_fusion(left: Tensor, right: Tensor, options: FusionOptions) -> tuple[Tensor, FusionStats]:
     """Equations 1 to 4 as they are printed, in float64.
 
-    One softmax over the flattened tensor and so one KL(L || R) (equation 1 and 2), the signed
+    One softmax over the flattened tensor and so one KL(L || R) (equations 1 and 2), the signed
     score KL * (L - R), Tukey's hinges as quartiles, and a strict threshold: the ceiling of
     equation 4 is 0 at S = THR. It is clamped at 1, or it would go beyond Right.
     """
-    l_values, r_values = left.flatten().double(), right.flatten().double()
-    x, y = l_values.softmax(0) + EPSILON, r_values.softmax(0) + EPSILON
-    scores = (x * (x / y).log()).sum() * (l_values - r_values)
-    quartiles = tukey_hinges(scores)
-    threshold = quartiles[1] + lam * (quartiles[2] - quartiles[0])
-    take = ((scores - threshold).clamp(min=0).ceil().clamp(max=1) > 0).view(left.shape)
-    return torch.where(take, right, left), take, quartiles, threshold
+    right = _checked(left, right)
+    a, b = left.flatten().double(), right.flatten().double()
+    x, y = a.softmax(0) + options.epsilon, b.softmax(0) + options.epsilon
+    scores = (x * (x / y).log()).sum() * (a - b)
+    values = scores if options.quantiles == "all" else scores[a != b]
+    quartiles = tukey_hinges(values if len(values) else scores.new_zeros(1))
+    threshold = quartiles[1] + options.lam * (quartiles[2] - quartiles[0])
+    take = (scores - threshold).clamp(min=0).ceil().clamp(max=1) > 0
+    result = torch.where(take.view(left.shape), right, left)
+    return result, _stats(left, right, result, quartiles, threshold)
 
 
 def tukey_hinges(scores: Tensor) -> tuple[float, float, float]:
@@ -193,7 +368,30 @@ def tukey_hinges(scores: Tensor) -> tuple[float, float, float]:
     return median(ordered[:half]), median(ordered), median(ordered[-half:])
 
 
-ARITHMETICS: dict[str, Callable[[Tensor, Tensor, float, torch.Generator], Fusion]] = {
+def _checked(left: Tensor, right: Tensor) -> Tensor:
+    """Right in Left's dtype; ValueError for NaN and infinity."""
+    if not (bool(left.isfinite().all()) and bool(right.isfinite().all())):
+        raise NonFiniteError("NaN or infinity in an input")
+    return right.to(left.dtype)
+
+
+def _stats(
+    left: Tensor,
+    right: Tensor,
+    result: Tensor,
+    quartiles: tuple[float, float, float],
+    threshold: float,
+) -> FusionStats:
+    moved = (result.double() - left.double()).abs()
+    changed, taken = int((left != right).sum()), int((result != left).sum())
+    # A threshold of 0 or less means something only where scores are never negative.
+    return FusionStats(threshold, quartiles, changed, taken, float(moved.max()), False)
+
+
+# Float32 copies of a tensor that an arithmetic holds at its peak; `exact` streams.
+COPIES = {"exact": 0, "mergekit": 14, "paper": 21}
+Arithmetic = Callable[[Tensor, Tensor, FusionOptions], tuple[Tensor, FusionStats]]
+ARITHMETICS: dict[str, Arithmetic] = {
     "exact": exact_fusion,
     "mergekit": mergekit_fusion,
     "paper": paper_fusion,

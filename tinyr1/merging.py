@@ -1,340 +1,200 @@
-"""Merging checkpoints, tensor by tensor (paper section 2.2 and 3.3).
+"""Merging checkpoints, tensor by tensor (paper sections 2.2 and 3.3).
 
-    models -> faults, or a plan -> OUT.partial, one tensor at a time -> OUT + merge_report.json
+    a checked Merge -> OUT.partial, tensor by tensor -> OUT with merge_report.json
 
-Everything that can be wrong is found before any work and listed at once. A run that was killed
-continues with the tensors that it had not finished; the result is the same to the bit.
+Arcee Fusion and element-wise methods stream rows from the mapped inputs into the output, several
+tensors at a time; other methods hold one whole tensor. A run that was killed continues with the
+tensors that it had not finished. Under torchrun every rank merges its share of the tensors into
+the same files. Threads, ranks and interruptions change no bit of the result.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Protocol
 
 import torch
-import tyro
 from torch import Tensor
 
-from tinyr1.config import check_range
 from tinyr1.errors import UserError
-from tinyr1.files import Journal, fsync_directory, hash_json, owned, read_json, write_json
-from tinyr1.fusion import fuse
-from tinyr1.log import Log
-from tinyr1.methods import METHODS, MergeParams
-from tinyr1.weights import SIDE_FILES, Checkpoint, CheckpointWriter, TensorSpec, copy_side_files
-
-MethodName = Literal[
-    "arcee_fusion",
-    "linear",
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "task_arithmetic",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "sce",
-    "ram",
-    "ramplus_tl",
-    "model_stock",
-    "nearswap",
-    "passthrough",
-]
-WITHOUT_WEIGHTS = (
-    *("arcee_fusion", "slerp", "karcher", "sce", "ram", "ramplus_tl", "model_stock", "nearswap"),
-    "passthrough",
+from tinyr1.files import Journal, fsync_directory, owned, read_json, write_json, write_jsonl
+from tinyr1.fusion import (
+    ExactFusion,
+    FusionStats,
+    NonFiniteError,
+    Rows,
+    fuse,
+    row_parts,
 )
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SYNC_BYTES = 1 << 30  # finished tensors are made durable and journalled in portions of this size
+from tinyr1.log import Log
+from tinyr1.merge_card import write_card
+from tinyr1.merge_plan import Merge, MergeConfig, main_dtype, plan_lines, warn_differences
+from tinyr1.methods import METHODS
+from tinyr1.quartiles import count_true, differing
+from tinyr1.ranks import Ranks
+from tinyr1.weights import Checkpoint, CheckpointWriter, MappedRows, copy_side_files, matrix_shape
 
-
-@dataclass(frozen=True)
-class MergeConfig:
-    """Merge checkpoints of one architecture: merge.py LEFT RIGHT OUT."""
-
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Checkpoint directories; the last one is OUT. The first is Left, whose files go along."""
-    method: MethodName = "arcee_fusion"
-    """How tensors are merged."""
-    arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
-    """How Arcee Fusion is computed: without rounding noise, as mergekit 0.1.5, or literally."""
-    then: tuple[Path, ...] = ()
-    """Merge the result, as Right, into each of these Lefts in turn, in the same pass."""
-    base: Path | None = None
-    """The common ancestor, for methods that work on changes."""
-    lam: float | None = None
-    """Lambda (by default 1.5 for arcee_fusion, 1.0 for the task-vector methods)."""
-    weights: tuple[float, ...] = ()
-    """One weight a model (by default 1 each)."""
-    normalize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Divide by the sum of the weights (the default of linear, multislerp, ties and della)."""
-    no_normalize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Do not divide by the sum of the weights (the default of the others)."""
-    density: float = 1.0
-    """Share of each task vector that is kept (ties, dare, della, breadcrumbs)."""
-    gamma: float = 0.01
-    """Share of largest changes that breadcrumbs drops."""
-    epsilon: float | None = None
-    """della: spread of the keeping probability (0.15); ram: smallest change that counts (1e-5)."""
-    t: float = 0.5
-    """slerp: 0 is the first model, 1 the second; nearswap: the swap threshold."""
-    select_topk: float = 1.0
-    """Share of most varying elements that sce keeps."""
-    dtype: Literal["bf16", "fp16", "fp32"] | None = None
-    """Type of the output (by default Left's, tensor by tensor)."""
-    seed: int = 0
-    """Seed of methods that draw at random."""
-    shard_size: float = 5.0
-    """Largest output shard in GB."""
-    allow_nonfinite: bool = False
-    """Copy tensors with NaN or infinity from Left instead of refusing them."""
-    diff: tuple[Path, ...] = ()
-    """Compare two checkpoints instead of merging: --diff A B."""
-    dry_run: bool = False
-    """Check the inputs and print the plan; write nothing."""
-    quiet: bool = False
-    """No progress on standard error."""
-
-    def __post_init__(self) -> None:
-        check_range("--shard-size", self.shard_size, 1e-6)
-        for name in ("density", "gamma", "select_topk"):
-            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
-
-
-class Merge:
-    """A checked merge: its models, its options, and what the output will hold."""
-
-    def __init__(self, config: MergeConfig) -> None:
-        self.config = config
-        method = METHODS[config.method]
-        *inputs, self.out = config.paths or (Path(),)
-        if len(inputs) < method.min_models or len(inputs) > (method.max_models or len(inputs)):
-            expected = method.max_models or f"{method.min_models} or more"
-            raise UserError(
-                f"--method {config.method}: {len(inputs)} models given, expected {expected} "
-                "and then OUT"
-            )
-        if config.arithmetic != "exact" and config.method != "arcee_fusion":
-            raise UserError(f"--arithmetic: has no meaning with --method {config.method}")
-        if config.weights and config.method in WITHOUT_WEIGHTS:
-            raise UserError(f"--weights: has no meaning with --method {config.method}")
-        if config.then and config.method != "arcee_fusion":
-            raise UserError("--then: goes with --method arcee_fusion only")
-        if config.weights and len(config.weights) != len(inputs):
-            raise UserError(f"--weights: {len(config.weights)} given for {len(inputs)} models")
-        if (
-            config.method == "linear"
-            and not config.no_normalize
-            and sum(config.weights or (1,)) == 0
-        ):
-            raise UserError("--weights: sum to 0; use --no-normalize")
-        if config.normalize and config.no_normalize:
-            raise UserError("--normalize and --no-normalize: choose one")
-        if method.needs_base != (config.base is not None) and not method.takes_base:
-            need = "is required" if method.needs_base else "has no meaning"
-            raise UserError(f"--base: {need} with --method {config.method}")
-        _check_out(self.out, [*inputs, *config.then])
-        self.models = [Checkpoint(path) for path in inputs]
-        self.then = [Checkpoint(path) for path in config.then]
-        self.base = Checkpoint(config.base) if config.base else None
-        # The last Left is the one whose files, names and dtypes the output has.
-        self.left = self.then[-1] if self.then else self.models[0]
-        self.check()
-        self.specs = {
-            name: TensorSpec(spec.shape, DTYPES[config.dtype] if config.dtype else spec.dtype)
-            for name, spec in self.left.specs.items()
-        }
-
-    @property
-    def lam(self) -> float:
-        """Lambda as it is used."""
-        default = 1.5 if self.config.method == "arcee_fusion" else 1.0
-        return default if self.config.lam is None else self.config.lam
-
-    @property
-    def params(self) -> MergeParams:
-        """The options as the methods take them."""
-        c = self.config
-        return MergeParams(
-            weights=c.weights,
-            lam=self.lam,
-            normalize=True if c.normalize else (False if c.no_normalize else None),
-            density=c.density,
-            gamma=c.gamma,
-            epsilon=c.epsilon,
-            t=c.t,
-            select_topk=c.select_topk,
-        )
-
-    @property
-    def inputs(self) -> list[Checkpoint]:
-        return [*self.models, *self.then, *([self.base] if self.base else [])]
-
-    @property
-    def output_bytes(self) -> int:
-        return sum(spec.byte_count for spec in self.specs.values())
-
-    def check(self) -> None:
-        """UserError listing every difference in names, shapes and head, and a full disk."""
-        faults: list[str] = []
-        tied = read_json(self.left.path / "config.json").get("tie_word_embeddings", False)
-        for other in self.inputs:
-            faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
-            if other is self.left:
-                continue
-            faults += differences(self.left, other)
-            other_tied = read_json(other.path / "config.json").get("tie_word_embeddings", False)
-            if other_tied != tied:
-                faults.append(
-                    f"{other.path}: tie_word_embeddings={other_tied}, {self.left.path} has {tied}"
-                )
-        if faults:
-            raise UserError("the models do not fit together:\n  " + "\n  ".join(faults))
-
-    def check_disk(self, partial: Path) -> None:
-        needed = sum(spec.byte_count for spec in self.specs.values())
-        there = (
-            sum(f.stat().st_blocks * 512 for f in partial.glob("*.partial"))
-            if partial.exists()
-            else 0
-        )
-        free = shutil.disk_usage(_existing_parent(self.out)).free
-        if free < needed - there:
-            raise UserError(
-                f"OUT={self.out}: {needed - there:,} bytes needed, {free:,} free on that disk"
-            )
-
-    def identity(self) -> dict[str, Any]:
-        """Inputs and options: what the output depends on, without paths and times."""
-        c = self.config
-        roles = [(f"model {i}", m) for i, m in enumerate(self.models)]
-        roles += [(f"then {i}", m) for i, m in enumerate(self.then)]
-        roles += [("base", self.base)] if self.base else []
-        return {
-            "method": c.method,
-            "arithmetic": c.arithmetic if c.method == "arcee_fusion" else None,
-            "lam": self.lam,
-            "weights": list(c.weights),
-            "normalize": c.normalize or (False if c.no_normalize else None),
-            "density": c.density,
-            "gamma": c.gamma,
-            "epsilon": c.epsilon,
-            "t": c.t,
-            "select_topk": c.select_topk,
-            "dtype": c.dtype,
-            "seed": c.seed,
-            "allow_nonfinite": c.allow_nonfinite,
-            "inputs": [_identity(role, model) for role, model in roles],
-        }
-
-
-def _identity(role: str, model: Checkpoint) -> dict[str, Any]:
-    headers = {n: [list(s.shape), str(s.dtype), model.shards[n]] for n, s in model.specs.items()}
-    return {
-        "role": role,
-        "name": model.path.resolve().name,
-        "tensors": len(model.specs),
-        "bytes": sum(spec.byte_count for spec in model.specs.values()),
-        "headers_sha256": hash_json(headers),
-        "fingerprint": model.fingerprint(),
-    }
-
-
-def differences(left: Checkpoint, other: Checkpoint) -> list[str]:
-    """One line for each tensor that is missing, unexpected or of another shape in `other`."""
-    faults = [f"{other.path}: {n}: missing" for n in left.specs if n not in other.specs]
-    for name, spec in other.specs.items():
-        if name not in left.specs:
-            faults.append(f"{other.path}: {name}: not in {left.path}")
-        elif spec.shape != left.specs[name].shape:
-            wanted = list(left.specs[name].shape)
-            faults.append(f"{other.path}: {name}: shape {list(spec.shape)}, Left has {wanted}")
-    return faults
-
-
-def _check_out(out: Path, inputs: Sequence[Path]) -> None:
-    resolved = out.resolve()
-    for path in inputs:
-        if resolved == path.resolve() or path.resolve() in resolved.parents:
-            raise UserError(f"OUT={out}: lies in the input {path}; choose another place")
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.resolve()
-    while not path.exists():
-        path = path.parent
-    return path
-
+SYNC_BYTES = 1 << 28  # finished tensors are made durable and journalled in portions of this size
+WINDOW_BYTES = 1 << 26  # of the inputs may be resident, over all threads
+DONE_NAME = "merge_journal.jsonl"  # what earlier runs finished; each rank adds a journal of its own
+Entry = dict[str, Any]  # what the report says of a tensor
 
 # ---------------------------------------------------------------- one tensor
 
 
-def merge_tensor(merge: Merge, name: str) -> tuple[Tensor, dict[str, Any]]:
-    """The merged tensor and its entry in the report."""
-    config = merge.config
-    tensors = [m.tensor(name) for m in merge.models]
-    lefts = [m.tensor(name) for m in merge.then]
-    base = merge.base.tensor(name) if merge.base else None
-    everything = [*tensors, *lefts, *([base] if base is not None else [])]
-    spec = merge.specs[name]
-    if not all(bool(t.isfinite().all()) for t in everything):
-        if not config.allow_nonfinite:
-            raise UserError(f"{name}: NaN or infinity in an input; --allow-nonfinite copies Left")
-        left = (lefts or tensors)[-1 if lefts else 0]
-        return left.to(spec.dtype), {"flags": ["nonfinite_input"]}
-    if config.method == "arcee_fusion":
-        left, result = tensors
-        steps: list[dict[str, Any]] = []
-        for following in [left, *lefts]:
-            result, step = _fuse_step(following, result, merge, name)
-            steps.append(step)
-        entry = steps[-1] if len(steps) == 1 else {"steps": steps}
-    else:
-        method = METHODS[config.method]
-        generator = torch.Generator().manual_seed(_tensor_seed(config.seed, name))
+class MergedTensor(Protocol):
+    """A merged tensor whose rows are computed as they are asked for, `parts` in order."""
+
+    parts: list[slice]
+
+    def __getitem__(self, part: slice, /) -> Tensor: ...
+
+    def entry(self) -> Entry:
+        """The tensor's figures for the report, once all parts have been asked for."""
+        ...
+
+
+class FusedTensor:
+    """Arcee Fusion of Left and Right, and of each further Left with the result so far."""
+
+    def __init__(self, merge: Merge, name: str, stack: ExitStack) -> None:
+        shape = merge.specs[name].shape
+        self.parts, self._size = row_parts(shape), merge.specs[name].element_count
+        options = merge.fusion_options
+        left, right = (stack.enter_context(_mapped(merge, model, name)) for model in merge.models)
+        lefts = [left, *(stack.enter_context(_mapped(merge, model, name)) for model in merge.then)]
+        self._rows: Rows = right
+        self._stats: list[Callable[[], FusionStats]] = []
+        for left in lefts:
+            if merge.config.arithmetic == "exact":
+                fusion = ExactFusion(left, self._rows, shape, options, merge.config.device)
+                self._rows = fusion
+                self._stats.append(lambda fusion=fusion: fusion.stats)
+            else:
+                generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
+                drawing = options._replace(generator=generator)
+                a, b = _whole(left, shape, merge), _whole(self._rows, shape, merge)
+                result, stats = fuse(a, b, drawing, merge.config.arithmetic)
+                self._rows = result.view(matrix_shape(shape))
+                self._stats.append(lambda stats=stats: stats)
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        return self._rows[part]
+
+    def entry(self) -> Entry:
+        steps = [self._step(stats()) for stats in self._stats]
+        return steps[0] if len(steps) == 1 else {"steps": steps}
+
+    def _step(self, stats: FusionStats) -> Entry:
+        count = max(self._size, 1)
+        return {
+            "threshold": stats.threshold,
+            "quartiles": list(stats.quartiles),
+            "share_changed": stats.changed / count,
+            "share_taken": stats.taken / count,
+            "max_change": stats.max_change,
+            "flags": ["threshold_collapsed"] if stats.collapsed else [],
+        }
+
+
+class MethodTensor:
+    """Any other method: by parts if it works element by element, otherwise on whole tensors."""
+
+    def __init__(self, merge: Merge, name: str, stack: ExitStack) -> None:
+        shape = merge.specs[name].shape
+        self.parts, self._size = row_parts(shape), merge.specs[name].element_count
+        self._merge, self._method = merge, METHODS[merge.config.method]
+        self._models = [stack.enter_context(_mapped(merge, model, name)) for model in merge.models]
+        self._base = stack.enter_context(_mapped(merge, merge.base, name)) if merge.base else None
+        self._generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
+        for rows in [*self._models, *([self._base] if self._base else [])]:
+            if not all(bool(rows[part].isfinite().all()) for part in self.parts):
+                raise NonFiniteError
+        self._result: Tensor | None = None
+        if not self._method.elementwise:
+            whole = [_whole(rows, shape, merge) for rows in self._models]
+            base = _whole(self._base, shape, merge) if self._base else None
+            self._result = self._apply(whole, base).view(matrix_shape(shape))
+        self._changed, self._largest = 0, 0.0
+
+    def _apply(self, models: list[Tensor], base: Tensor | None) -> Tensor:
         try:
-            result = method.fn(tensors, base, merge.params, generator)
+            return self._method.fn(models, base, self._merge.params, self._generator)
         except ValueError as error:  # options that this tensor does not allow
-            raise UserError(f"{name}: {error}") from None
-        entry = _change(tensors[0], result)
-    return result.to(spec.dtype), entry
+            raise UserError(str(error)) from None
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        device = self._merge.config.device
+        left = self._models[0][part].to(device)
+        if self._result is None:
+            models = [left, *(rows[part].to(device) for rows in self._models[1:])]
+            result = self._apply(models, self._base[part].to(device) if self._base else None)
+        else:
+            result = self._result[part]
+        self._changed += count_true(differing(left, result))
+        self._largest = max(self._largest, float((result.double() - left.double()).abs().max()))
+        return result
+
+    def entry(self) -> Entry:
+        share = self._changed / max(self._size, 1)
+        return {"share_changed": share, "max_change": self._largest, "flags": []}
 
 
-def _fuse_step(
-    left: Tensor, right: Tensor, merge: Merge, name: str
-) -> tuple[Tensor, dict[str, Any]]:
-    generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
-    result, stats = fuse(left, right, merge.lam, merge.config.arithmetic, generator)
-    n = max(left.numel(), 1)
-    right = right.to(left.dtype)
-    return result, {
-        "threshold": stats.threshold,
-        "quartiles": list(stats.quartiles),
-        "share_changed": int((left != right).sum()) / n,
-        "share_taken": stats.taken / n,
-        "max_change": _largest(left, result),
-        "flags": ["threshold_collapsed"] if stats.collapsed else [],
-    }
+class CopiedTensor:
+    """Left as it is: an empty tensor, or one that is not finite with --allow-nonfinite."""
+
+    def __init__(self, merge: Merge, name: str, stack: ExitStack, flags: list[str]) -> None:
+        self.parts, self._flags = row_parts(merge.specs[name].shape), flags
+        self._rows = stack.enter_context(_mapped(merge, merge.left, name))
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        return self._rows[part]
+
+    def entry(self) -> Entry:
+        return {"flags": self._flags}
 
 
-def _change(left: Tensor, result: Tensor) -> dict[str, Any]:
-    share = int((left != result).sum()) / max(left.numel(), 1)
-    return {"share_changed": share, "max_change": _largest(left, result), "flags": []}
+def merge_tensor(
+    merge: Merge, name: str, writer: CheckpointWriter, done: Callable[[int], object]
+) -> Entry:
+    """Merge one tensor into the output; `done` hears of bytes written. Returns its entry."""
+    spec = merge.specs[name]
+    with ExitStack() as stack:
+        kind = FusedTensor if merge.config.method == "arcee_fusion" else MethodTensor
+        merged: MergedTensor
+        try:
+            if not spec.element_count:
+                merged = CopiedTensor(merge, name, stack, [])
+            else:
+                merged = kind(merge, name, stack)
+        except NonFiniteError:
+            if not merge.config.allow_nonfinite:
+                raise
+            merged = CopiedTensor(merge, name, stack, ["nonfinite_input"])
+
+        def parts() -> Iterator[Tensor]:
+            for part in merged.parts:
+                yield (rows := merged[part].to("cpu", spec.dtype))
+                done(rows.nbytes)
+
+        digest = writer.write_parts(name, parts())
+        facts = {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
+        return facts | merged.entry() | {"sha256": digest}
 
 
-def _largest(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+def _mapped(merge: Merge, model: Checkpoint, name: str) -> MappedRows:
+    return model.mapped(name, WINDOW_BYTES // (merge.thread_count * len(merge.inputs)))
+
+
+def _whole(rows: Rows, shape: tuple[int, ...], merge: Merge) -> Tensor:
+    count = matrix_shape(shape)[0]
+    return rows[slice(0, count)].to(merge.config.device).view(shape)
 
 
 def _tensor_seed(seed: int, name: str) -> int:
@@ -347,38 +207,67 @@ def _tensor_seed(seed: int, name: str) -> int:
 
 def run_merge(config: MergeConfig, log: Log) -> None:
     """Merge into OUT, or continue a merge that was interrupted."""
+    ranks = Ranks.from_env()
     merge = Merge(config)
     for line in plan_lines(merge):
-        print(line) if config.dry_run else log.say(line)
-    warn_tokenizers(merge, log)
+        print(line) if config.dry_run and ranks.is_main else log.say(line)
+    warn_differences(merge, log)
     out, partial = merge.out, merge.out.with_name(merge.out.name + ".partial")
-    if config.dry_run:
-        merge.check_disk(partial)
-        return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not config.dry_run:
         raise UserError(f"OUT={out}: not empty; choose another place or remove it")
-    merge.check_disk(partial)
+    if ranks.is_main:
+        merge.check_disk(partial)
+    if config.dry_run:
+        return
+    if ranks.world_size > 1:
+        ranks.connect()
     started = time.perf_counter()
-    with owned(partial):
-        _merge_into(partial, merge, log)
-    log.say(f"merged {len(merge.specs)} tensors in {time.perf_counter() - started:.1f} s: {out}")
+    with owned(partial) if ranks.is_main else ExitStack():
+        _merge_into(partial, merge, ranks, log)
+    took = time.perf_counter() - started
+    log.say(f"merged {len(merge.specs)} tensors in {took:.1f} s: {out}")
 
 
-def _merge_into(partial: Path, merge: Merge, log: Log) -> None:
-    """Fill OUT.partial and give it its name."""
-    for torn in partial.glob(".*.partial"):  # of a process that was killed while writing it
-        torn.unlink()
-    _check_same_merge(partial / "merge_state.json", merge)
-    entries = _write_tensors(merge, partial, log)
-    report = {"merge": merge.identity(), "tensors": entries}
-    copy_side_files(merge.left.path, partial, _main_dtype(merge))
-    write_json(partial / "merge_report.json", report)
-    (partial / "merge_journal.jsonl").unlink()
-    (partial / "merge_state.json").unlink()
-    if merge.out.exists():
-        merge.out.rmdir()  # empty, or we would not be here
-    os.replace(partial, merge.out)
-    fsync_directory(merge.out.parent)
+def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
+    """Fill OUT.partial and give it its name. The main rank begins and ends, all merge."""
+    if ranks.is_main:
+        for torn in partial.glob(".*.partial"):  # of a process that was killed while writing it
+            torn.unlink()
+        _check_same_merge(partial / "merge_state.json", merge)
+        entries = _entries(partial.glob("merge_journal*.jsonl"))
+        with _writer(merge, partial, resume=bool(entries)) as writer:
+            # The journal vouches for bytes in shards that are still there, and for no others.
+            kept = {n: e for n, e in entries.items() if writer.shards[n] in writer.kept}
+        write_jsonl(partial / DONE_NAME, [{"name": n, **e} for n, e in kept.items()])
+        for journal in partial.glob("merge_journal.*.jsonl"):
+            journal.unlink()
+        if kept:
+            log.say(f"continuing: {len(kept)} of {len(merge.specs)} tensors are done")
+    ranks.barrier()
+    _write_tensors(merge, partial, ranks, log)
+    ranks.barrier()
+    if ranks.is_main:
+        _finish(partial, merge)
+    ranks.barrier()
+
+
+@contextmanager
+def _writer(merge: Merge, partial: Path, resume: bool) -> Iterator[CheckpointWriter]:
+    """The output's shards, closed at the end but not yet named."""
+    writer = CheckpointWriter(partial, merge.specs, merge.shard_bytes, resume, merge.layout)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _entries(journals: Iterable[Path]) -> dict[str, Entry]:
+    """What journals have, by tensor name."""
+    rows: dict[str, Entry] = {}
+    for path in sorted(journals):
+        with Journal(path) as journal:
+            rows |= {row.pop("name"): row for row in journal.rows}
+    return rows
 
 
 def _check_same_merge(state: Path, merge: Merge) -> None:
@@ -397,68 +286,95 @@ def _check_same_merge(state: Path, merge: Merge) -> None:
         )
 
 
-def _write_tensors(merge: Merge, partial: Path, log: Log) -> dict[str, Any]:
-    """Merge and write every tensor that the journal does not have; returns all entries."""
-    with Journal(partial / "merge_journal.jsonl") as journal:
-        entries = {row.pop("name"): row for row in journal.rows}
-        size = int(merge.config.shard_size * 1e9)
-        with (
-            CheckpointWriter(partial, merge.specs, size, resume=bool(entries)) as writer,
-            log.bar(total=merge.output_bytes, unit="B", unit_scale=True) as bar,
-        ):
-            # The journal vouches for bytes in shards that are still there, and for no others.
-            entries = {n: e for n, e in entries.items() if writer.shards[n] in writer.kept}
-            if entries:
-                log.say(f"continuing: {len(entries)} of {len(merge.specs)} tensors are done")
-                bar.update(sum(merge.specs[name].byte_count for name in entries))
-            pending: list[dict[str, Any]] = []
-            pending_bytes = 0
-            for name, spec in merge.specs.items():
-                if name in entries:
-                    continue
-                tensor, entry = merge_tensor(merge, name)
-                data = writer.write(name, tensor)
-                facts = {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
-                entries[name] = facts | entry | {"sha256": hashlib.sha256(data).hexdigest()}
-                pending.append({"name": name, **entries[name]})
-                pending_bytes += spec.byte_count
+def _write_tensors(merge: Merge, partial: Path, ranks: Ranks, log: Log) -> None:
+    """Merge this rank's share of the tensors that the journals do not have, largest first."""
+    done = _entries([partial / DONE_NAME])
+    share = _share(merge, [n for n in merge.specs if n not in done], ranks)
+    with (
+        Journal(partial / f"merge_journal.{ranks.rank:05d}.jsonl") as journal,
+        _writer(merge, partial, resume=True) as writer,
+        log.bar(total=merge.output_bytes // ranks.world_size, unit="B", unit_scale=True) as bar,
+        _one_core_each(merge.streams),
+    ):
+        bar.update(sum(merge.specs[n].byte_count for n in done) // ranks.world_size)
+        pending: list[Entry] = []
+        pending_bytes = 0
+        pool = ThreadPoolExecutor(merge.thread_count)
+        futures = {pool.submit(merge_tensor, merge, n, writer, bar.update): n for n in share}
+        try:
+            for future in as_completed(futures):
+                pending.append({"name": futures[future], **_result(future, futures[future], merge)})
+                pending_bytes += merge.specs[futures[future]].byte_count
                 if pending_bytes >= SYNC_BYTES:
                     writer.sync()  # the bytes first, then the line that vouches for them
                     journal.append(*pending)
                     pending, pending_bytes = [], 0
-                bar.update(spec.byte_count)
-    return {name: entries[name] for name in merge.specs}
+            writer.sync()
+            journal.append(*pending)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _main_dtype(merge: Merge) -> torch.dtype:
-    """The dtype of most bytes, which config.json names."""
-    sizes: dict[torch.dtype, int] = {}
-    for spec in merge.specs.values():
-        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.byte_count
-    return max(sizes, key=lambda dtype: sizes[dtype])
+def _result(future: Future[Entry], name: str, merge: Merge) -> Entry:
+    try:
+        return future.result()
+    except NonFiniteError:
+        names = "\n  ".join(nonfinite_tensors(merge))
+        raise UserError(
+            f"NaN or infinity in inputs (--allow-nonfinite copies Left):\n  {names}"
+        ) from None
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
-def plan_lines(merge: Merge) -> list[str]:
-    """What will be done, for people."""
-    names = " + ".join(m.path.name for m in merge.models)
-    lines = [f"method: {merge.config.method} of {names}"]
-    lines += [f"then: Left {m.path.name}" for m in merge.then]
-    lines.append(
-        f"output: {len(merge.specs)} tensors, {merge.output_bytes:,} bytes, "
-        f"{_main_dtype(merge)}, files from {merge.left.path.name}"
-    )
-    largest = max(spec.byte_count for spec in merge.specs.values())
-    lines.append(f"largest tensor: {largest:,} bytes; whole tensors are held one at a time")
-    return lines
+def nonfinite_tensors(merge: Merge) -> list[str]:
+    """`PATH: NAME` for each tensor of an input that holds NaN or infinity; reads everything."""
+    found: list[str] = []
+    for model in merge.inputs:
+        for name, spec in model.specs.items():
+            with model.mapped(name) as rows:
+                if not all(bool(rows[part].isfinite().all()) for part in row_parts(spec.shape)):
+                    found.append(f"{model.path}: {name}")
+    return found
 
 
-def warn_tokenizers(merge: Merge, log: Log) -> None:
-    """Warn where an input's tokenizer is not Left's: its tokens would mean other words."""
-    for name in SIDE_FILES:
-        if not name.startswith("tokenizer."):
-            continue
-        mine = merge.left.path / name
-        for other in merge.inputs:
-            theirs = other.path / name
-            if mine.exists() and theirs.exists() and mine.read_bytes() != theirs.read_bytes():
-                log.warn(f"{theirs}: differs from {mine}, which the output gets")
+def _share(merge: Merge, names: Iterable[str], ranks: Ranks) -> list[str]:
+    """This rank's tensors: each goes, largest first, to the rank that has the fewest bytes."""
+    loads = [0] * ranks.world_size
+    mine: list[str] = []
+    for name in sorted(names, key=lambda n: -merge.specs[n].byte_count):
+        rank = loads.index(min(loads))
+        loads[rank] += merge.specs[name].byte_count
+        if rank == ranks.rank:
+            mine.append(name)
+    return mine
+
+
+@contextmanager
+def _one_core_each(streams: bool) -> Iterator[None]:
+    """Within, a torch operation uses one core: there are as many tensors at work as cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if streams else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _finish(partial: Path, merge: Merge) -> None:
+    """Name the shards, add the other files, and give the directory its name last."""
+    entries = _entries(partial.glob("merge_journal*.jsonl"))
+    with _writer(merge, partial, resume=True) as writer:
+        writer.finish()
+    tensors = {name: entries[name] for name in merge.specs}
+    report = {"merge": merge.identity(), "tensors": tensors}
+    copy_side_files(merge.left.path, partial, main_dtype(merge))
+    write_card(partial, report)
+    write_json(partial / "merge_report.json", report)
+    for journal in partial.glob("merge_journal*.jsonl"):
+        journal.unlink()
+    (partial / "merge_state.json").unlink()
+    if merge.out.exists():
+        merge.out.rmdir()  # empty, or we would not be here
+    os.replace(partial, merge.out)
+    fsync_directory(merge.out.parent)

@@ -33,6 +33,16 @@ class MergeParams:
     epsilon: float | None = None
     t: float = 0.5
     select_topk: float = 1.0
+    eps: float = 1e-8
+    rescale: bool | None = None
+    max_iter: int = 10
+    tol: float = 1e-5
+    r: float = 0.1
+    alpha: float = 0.2
+    filter_wise: bool = False
+    nuslerp_flatten: bool = True
+    nuslerp_row_wise: bool = False
+    scale: float = 1.0
 
     def weights_for(self, count: int) -> tuple[float, ...]:
         """One weight a model: those given, or 1 each."""
@@ -45,13 +55,21 @@ MergeFn = Callable[[Models, Tensor, MergeParams, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A merge method, whether it needs --base, and how many models it takes besides it."""
+    """A merge method, the options that it reads, whether it needs --base, and how many models."""
 
     wide: MergeFn
+    options: tuple[str, ...] = ()  # fields of MergeParams
     needs_base: bool = False
     min_models: int = 2
     max_models: int | None = None
     takes_base: bool = False  # has a meaning with a base, but works without
+    elementwise: bool = False  # an element depends on the same element of the inputs only
+    copies_made: tuple[int, int] = (0, 0)  # of a tensor in float32: in any case, and a model
+
+    def copies(self, model_count: int) -> int:
+        """Float32 copies of a tensor that are held at the peak, the inputs among them."""
+        fixed, each = self.copies_made
+        return fixed + each * model_count + model_count + self.needs_base
 
     def fn(
         self,
@@ -94,14 +112,21 @@ def slerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Generat
 
 
 def nuslerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
-    """`slerp` with t = w_1 / (w_0 + w_1); with a base, of the task vectors."""
+    """`slerp` with t = w_1 / (w_0 + w_1); with a base, of the task vectors.
+
+    Without flattening, each vector of the last dimension goes its own arc, or each of the first
+    with `nuslerp_row_wise`.
+    """
     w0, w1 = p.weights_for(2)
     t = w1 / (w0 + w1) if abs(w0 + w1) > 1e-6 else 0.5
     first, second = models[0] - base, models[1] - base
-    cosine = _cosine(first, second)
-    if 1 - cosine**2 <= 1e-16:
-        return base + (1 - t) * first + t * second
-    return base + _arc(first, second, t, math.acos(cosine))
+    axes = tuple(range(first.ndim)) if p.nuslerp_flatten else (0 if p.nuslerp_row_wise else -1,)
+    norms = [v.norm(dim=axes, keepdim=True).clamp(min=1e-7) for v in (first, second)]
+    cosine = (first / norms[0] * (second / norms[1])).sum(axes, keepdim=True).clamp(-1, 1)
+    parallel = 1 - cosine.square() <= 1e-16
+    angle = torch.where(parallel, math.pi / 2, cosine.acos())
+    arc = ((1 - t) * angle).sin() * first + (t * angle).sin() * second
+    return base + torch.where(parallel, (1 - t) * first + t * second, arc / angle.sin())
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -119,23 +144,22 @@ def multislerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Ge
     Directions x_i of W_i (of t_i with a base), m the direction of sum w_i x_i, v = sum w_i (x_i -
     <x_i, m> m); the result is (m cos|v| + v sin|v| / |v|) times the weighted mean of the norms.
     """
-    eps = 1e-8 if p.epsilon is None else p.epsilon
     if len(models) == 1:
         return models[0]
     raw = p.weights_for(len(models))
     weights = [w / sum(raw) for w in raw] if p.normalize is not False else list(raw)
     vectors = [model - base for model in models]
     norms = [float(v.norm()) for v in vectors]
-    units = [v / (n + eps) for v, n in zip(vectors, norms, strict=True)]
+    units = [v / (n + p.eps) for v, n in zip(vectors, norms, strict=True)]
     mean = _weighted_sum(units, weights)
     length = float(mean.norm())
-    if length < eps:
+    if length < p.eps:
         if len(models) == 2:
             return base + _weighted_sum(vectors, weights)
         raise ValueError("the directions cancel: their weighted sum is zero; change --weights")
     mean = mean / length
     tangent = _weighted_sum([u - (u * mean).sum() * mean for u in units], weights)
-    angle = float(tangent.norm()) + eps
+    angle = float(tangent.norm()) + p.eps
     point = mean * math.cos(angle) + tangent * (math.sin(angle) / angle)
     return base + point * sum(w * n for w, n in zip(weights, norms, strict=True))
 
@@ -150,9 +174,9 @@ def _weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor
 def karcher(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """The Riemannian (Karcher) mean of the directions, with equal votes, times the mean norm.
 
-    Repeatedly step along the mean of the logarithms (a / sin a) (x_i - cos a m), at most ten times.
+    Repeatedly step along the mean of the logarithms (a / sin a) (x_i - cos a m).
     """
-    tolerance = 1e-5
+    tolerance = p.tol
     norms = [float(m.norm()) for m in models]
     units = [m / n for m, n in zip(models, norms, strict=True) if n > tolerance]
     if not units or len(models) == 1:
@@ -160,7 +184,7 @@ def karcher(models: Models, base: Tensor, p: MergeParams, generator: torch.Gener
     share = 1 / len(units)
     mean = _weighted_sum(units, [share] * len(units))
     mean = mean / mean.norm() if float(mean.norm()) >= tolerance else units[0]
-    for _ in range(10):
+    for _ in range(p.max_iter):
         step = torch.zeros_like(mean)
         for unit in units:
             cosine = min(1.0, max(-1.0, float((mean * unit).sum())))
@@ -203,11 +227,10 @@ def _combine(
     return base + (1.0 if p.lam is None else p.lam) * change
 
 
-def _keep(vector: Tensor, mask: Tensor, rescale: bool) -> Tensor:
-    """Masked vector, scaled back to its former L1 norm where asked."""
-    kept = vector * mask
+def _restored(kept: Tensor, vector: Tensor) -> Tensor:
+    """What was kept of a vector, scaled to the L1 norm that the vector had."""
     before, after = float(vector.abs().sum()), float(kept.abs().sum())
-    return kept * (before / after) if rescale and min(before, after) >= 1e-7 else kept
+    return kept * (before / after) if min(before, after) >= 1e-7 else kept
 
 
 def _magnitude_ranks(vector: Tensor) -> Tensor:
@@ -230,12 +253,20 @@ def task_arithmetic(
 Sparsify = Callable[[Tensor, MergeParams, torch.Generator], Tensor]
 
 
-def sparse_method(sparsify: Sparsify, elect: bool, normalize: bool) -> MergeFn:
-    """Thin out each task vector, then combine as task arithmetic does, or as TIES with `elect`."""
+def sparse_method(sparsify: Sparsify, elect: bool, normalize: bool, rescale: bool) -> MergeFn:
+    """Thin out each task vector, then combine as task arithmetic does, or as TIES with `elect`.
+
+    With `rescale` a vector is scaled back to its former L1 norm; the options have the last word.
+    """
 
     def merge(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
         weights = p.weights_for(len(models))
-        thinned = [sparsify(model - base, p, generator) + base for model in models]
+        again = rescale if p.rescale is None else p.rescale
+        thinned: Models = []
+        for model in models:
+            vector = model - base
+            kept = vector if p.density >= 1 else sparsify(vector, p, generator)
+            thinned.append((_restored(kept, vector) if again else kept) + base)
         vectors = _task_vectors(thinned, base, weights)
         return _combine(vectors, weights, base, p, elect, normalize)
 
@@ -245,26 +276,19 @@ def sparse_method(sparsify: Sparsify, elect: bool, normalize: bool) -> MergeFn:
 def trim(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """Keep the `density` share of largest magnitude (TIES, arXiv 2306.01708)."""
     n = vector.numel()
-    if p.density >= 1 or not n:
-        return vector
     kept = max(1, int(p.density * n)) if p.density > 0 else 0
     return vector * (_magnitude_ranks(vector) >= n - kept)
 
 
 def drop(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
-    """Keep each element with probability `density`, then restore the norm (DARE, 2311.03099)."""
-    if p.density >= 1:
-        return vector
-    chance = torch.rand(vector.shape, generator=generator)
-    return _keep(vector, chance < p.density, rescale=True)
+    """Keep each element with probability `density` (DARE, arXiv 2311.03099)."""
+    return vector * (torch.rand(vector.shape, generator=generator) < p.density)
 
 
 def drop_by_rank(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """Keep with probability density -+ epsilon, rising with the rank of |value| in its row
-    (DELLA, arXiv 2406.11617), then restore the norm."""
+    (DELLA, arXiv 2406.11617)."""
     epsilon = 0.15 if p.epsilon is None else p.epsilon
-    if p.density >= 1 or not vector.numel():
-        return vector
     if not 0 < p.density - epsilon <= p.density + epsilon < 1:
         raise ValueError(f"density {p.density} -+ epsilon {epsilon} must lie within 0 and 1")
     rows = vector if vector.ndim > 1 else vector.view(1, -1)
@@ -272,15 +296,13 @@ def drop_by_rank(vector: Tensor, p: MergeParams, generator: torch.Generator) -> 
     spread = rank / max(rows.shape[1] - 1, 1)
     chance = torch.rand(rows.shape, generator=generator)
     kept = chance < (p.density - epsilon) + 2 * epsilon * spread
-    return _keep(vector, kept.view(vector.shape), rescale=True)
+    return vector * kept.view(vector.shape)
 
 
 def drop_outliers(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """Drop the `gamma` share of largest magnitude, then the smallest, down to `density`
     (model breadcrumbs, arXiv 2312.06795)."""
     n = vector.numel()
-    if p.density >= 1:
-        return vector
     kept = int(p.density * n)
     lowest = max(0, n - kept - int(p.gamma * n))
     ranks = _magnitude_ranks(vector)
@@ -314,8 +336,8 @@ def ram(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator
 
 
 def ramplus_tl(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
-    """`ram`, a model's own changes scaled by 1 + 0.1 min(shared / own, 0.2), tensor by tensor."""
-    return base + _reinforced(models, base, p, boost=0.1)
+    """`ram`, a model's own changes scaled by 1 + r min(shared / own, alpha), tensor by tensor."""
+    return base + _reinforced(models, base, p, boost=p.r)
 
 
 def _reinforced(models: Models, base: Tensor, p: MergeParams, boost: float) -> Tensor:
@@ -325,24 +347,30 @@ def _reinforced(models: Models, base: Tensor, p: MergeParams, boost: float) -> T
     vectors = vectors * changed
     own = (changed & (count == 1)).flatten(1).sum(1)
     shared = (changed & (count > 1)).flatten(1).sum(1)
-    scale = 1 + boost * (shared / own.clamp(min=1)).clamp(max=0.2)
+    scale = 1 + boost * (shared / own.clamp(min=1)).clamp(max=p.alpha)
     alone = vectors * (count == 1) * scale.view(-1, *[1] * base.ndim)
     return (alone + vectors * (count > 1) / count.clamp(min=1)).sum(0)
 
 
 def model_stock(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """t mean(W_i) + (1 - t) W0 with t = n c / (1 + (n - 1) c), c the mean cosine of the task
-    vectors (arXiv 2403.19522)."""
+    vectors (arXiv 2403.19522), or of each row of theirs with `filter_wise`."""
+    axes = (-1,) if p.filter_wise else tuple(range(base.ndim))
     vectors = [m - base for m in models]
+    norms = [v.norm(dim=axes, keepdim=True) for v in vectors]
     n = len(models)
-    pairs = [(a, b) for i, a in enumerate(vectors) for b in vectors[i + 1 :]]
-    products = [float(a.norm()) * float(b.norm()) for a, b in pairs]
     cosines = [
-        min(1.0, max(-1.0, float((a * b).sum()) / max(norms, 1e-6)))
-        for (a, b), norms in zip(pairs, products, strict=True)
+        (
+            (vectors[i] * vectors[j]).sum(axes, keepdim=True)
+            / (norms[i] * norms[j]).clamp(min=1e-6)
+        ).clamp(-1, 1)
+        for i in range(n)
+        for j in range(i + 1, n)
     ]
-    c = sum(cosines) / len(cosines)
-    t = n * c / (1 + (n - 1) * c) if abs(1 + (n - 1) * c) >= 1e-6 else 0.0
+    c = torch.stack(cosines).mean(0)
+    divisor = 1 + (n - 1) * c
+    opposed = divisor.abs() < 1e-6  # the base, rather than a change amplified without bound
+    t = torch.where(opposed, 0.0, n * c / torch.where(opposed, 1.0, divisor))
     return t * (sum(models, torch.zeros_like(base)) / n) + (1 - t) * base
 
 
@@ -361,35 +389,54 @@ def _arcee(models: Models, base: Tensor, p: MergeParams, generator: torch.Genera
 def _passthrough(
     models: Models, base: Tensor, p: MergeParams, generator: torch.Generator
 ) -> Tensor:
-    """A copy of the first model."""
-    return models[0]
+    """The first model times `scale`."""
+    return models[0] * p.scale
+
+
+_TASK = ("weights", "lam", "normalize")
+
+
+def _sparse(
+    sparsify: Sparsify, elect: bool, normalize: bool, rescale: bool, *options: str
+) -> MergeMethod:
+    """A task-vector method that thins out, with its defaults and further options."""
+    merge = sparse_method(sparsify, elect, normalize, rescale)
+    read = (*_TASK, "rescale", *options)
+    made = (9, 5) if elect else (8, 3)
+    return MergeMethod(merge, read, needs_base=True, min_models=1, copies_made=made)
 
 
 METHODS: dict[str, MergeMethod] = {
-    "arcee_fusion": MergeMethod(_arcee, max_models=2),
-    "linear": MergeMethod(linear),
-    "slerp": MergeMethod(slerp, max_models=2),
-    "nuslerp": MergeMethod(nuslerp, max_models=2, takes_base=True),
-    "multislerp": MergeMethod(multislerp, takes_base=True),
-    "karcher": MergeMethod(karcher),
-    "task_arithmetic": MergeMethod(task_arithmetic, needs_base=True, min_models=1),
-    "ties": MergeMethod(sparse_method(trim, True, True), needs_base=True, min_models=1),
-    "dare_linear": MergeMethod(sparse_method(drop, False, False), needs_base=True, min_models=1),
-    "dare_ties": MergeMethod(sparse_method(drop, True, False), needs_base=True, min_models=1),
-    "della": MergeMethod(sparse_method(drop_by_rank, True, True), needs_base=True, min_models=1),
-    "della_linear": MergeMethod(
-        sparse_method(drop_by_rank, False, False), needs_base=True, min_models=1
+    "arcee_fusion": MergeMethod(_arcee, ("lam", "eps"), max_models=2),
+    "linear": MergeMethod(linear, ("weights", "normalize"), elementwise=True),
+    "slerp": MergeMethod(slerp, ("t",), max_models=2, copies_made=(6, 0)),
+    "nuslerp": MergeMethod(
+        nuslerp,
+        ("weights", "nuslerp_flatten", "nuslerp_row_wise"),
+        max_models=2,
+        takes_base=True,
+        copies_made=(10, 0),
     ),
-    "breadcrumbs": MergeMethod(
-        sparse_method(drop_outliers, False, False), needs_base=True, min_models=1
+    "multislerp": MergeMethod(
+        multislerp, ("weights", "normalize", "eps"), takes_base=True, copies_made=(4, 4)
     ),
-    "breadcrumbs_ties": MergeMethod(
-        sparse_method(drop_outliers, True, False), needs_base=True, min_models=1
+    "karcher": MergeMethod(karcher, ("max_iter", "tol"), copies_made=(4, 2)),
+    "task_arithmetic": MergeMethod(
+        task_arithmetic, _TASK, needs_base=True, min_models=1, elementwise=True
     ),
-    "sce": MergeMethod(sce, needs_base=True, min_models=1),
-    "ram": MergeMethod(ram, needs_base=True, min_models=1),
-    "ramplus_tl": MergeMethod(ramplus_tl, needs_base=True, min_models=1),
-    "model_stock": MergeMethod(model_stock, needs_base=True),
-    "nearswap": MergeMethod(nearswap, max_models=2),
-    "passthrough": MergeMethod(_passthrough, min_models=1),
+    "ties": _sparse(trim, True, True, False, "density"),
+    "dare_linear": _sparse(drop, False, False, True, "density"),
+    "dare_ties": _sparse(drop, True, False, True, "density"),
+    "della": _sparse(drop_by_rank, True, True, True, "density", "epsilon"),
+    "della_linear": _sparse(drop_by_rank, False, False, True, "density", "epsilon"),
+    "breadcrumbs": _sparse(drop_outliers, False, False, False, "density", "gamma"),
+    "breadcrumbs_ties": _sparse(drop_outliers, True, False, False, "density", "gamma"),
+    "sce": MergeMethod(sce, ("select_topk",), needs_base=True, min_models=1, copies_made=(6, 4)),
+    "ram": MergeMethod(ram, ("epsilon",), needs_base=True, min_models=1, elementwise=True),
+    "ramplus_tl": MergeMethod(
+        ramplus_tl, ("epsilon", "r", "alpha"), needs_base=True, min_models=1, copies_made=(7, 5)
+    ),
+    "model_stock": MergeMethod(model_stock, ("filter_wise",), needs_base=True, copies_made=(5, 2)),
+    "nearswap": MergeMethod(nearswap, ("t",), max_models=2, elementwise=True),
+    "passthrough": MergeMethod(_passthrough, ("scale",), min_models=1, elementwise=True),
 }

@@ -1,6 +1,5 @@
-"""FSDP2 from outside: ranks, sharding and the sharded load. The model never hears of it.
+"""FSDP2 from outside: sharding and the sharded load. The model never hears of it.
 
-One process is a group of one: the same code runs on a laptop, on one GPU and on eight.
 Order of application: activation checkpointing of each block, then `fully_shard` of each block, of
 the embedding and the head, and last of the whole.
 """
@@ -8,13 +7,9 @@ the embedding and the head, and last of the whole.
 from __future__ import annotations
 
 import functools
-import os
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Literal, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -25,63 +20,10 @@ from torch.utils.checkpoint import (
 )
 
 from tinyr1.model import Qwen2
+from tinyr1.ranks import Ranks
 from tinyr1.weights import Checkpoint
 
 ActivationCheckpointing = Literal["full", "selective", "none"]
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where this process stands among those that torchrun started."""
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-
-    @staticmethod
-    def from_env() -> Ranks:
-        """Read torchrun's variables; a plain `python train.py` is rank 0 of 1."""
-        return Ranks(
-            rank=int(os.environ.get("RANK", 0)),
-            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-            world_size=int(os.environ.get("WORLD_SIZE", 1)),
-        )
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def device(self) -> torch.device:
-        if torch.cuda.is_available():
-            return torch.device("cuda", self.local_rank)
-        return torch.device("cpu")
-
-    def connect(self) -> None:
-        """Start the process group: NCCL on GPUs, gloo on CPUs."""
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        if self.world_size > 1:
-            dist.init_process_group(backend, timeout=timedelta(minutes=30))
-        else:
-            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1)
-
-    def disconnect(self) -> None:
-        """End a group of one; larger groups end with their processes (errors.run_main)."""
-        if self.world_size == 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Add `values` over all ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
-
-    def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
 
 
 def shard(

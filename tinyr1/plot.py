@@ -81,16 +81,19 @@ def heat_map(
     title: str,
     label: str,
 ) -> None:
-    """values[row][column] in percent as colours, with the number in each cell."""
-    figure, axes = _figure(2.5 + 0.75 * len(columns), 1.6 + 0.32 * len(rows))
+    """values[row][column] as colours (NaN stays blank); small maps have the numbers, too."""
+    large = len(rows) * len(columns) > 120
+    height = 0.16 if large else 0.32
+    figure, axes = _figure(2.5 + 0.75 * len(columns), 1.6 + height * len(rows))
     image = axes.imshow(values, aspect="auto", cmap="viridis")
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=6 if large else 8)
     middle = (image.norm.vmin + image.norm.vmax) / 2
-    for r, row in enumerate(values):
+    for r, row in enumerate(values if not large else ()):
         for c, value in enumerate(row):
-            colour = "white" if value < middle else "black"
-            axes.text(c, r, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
+            if value == value:  # not NaN
+                colour = "white" if value < middle else "black"
+                axes.text(c, r, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, label=label)
     figure.savefig(path)

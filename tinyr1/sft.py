@@ -33,7 +33,8 @@ from tinyr1.log import Log
 from tinyr1.model import Qwen2, Qwen2Config
 from tinyr1.optim import Schedule, learning_rate, make_optimizer
 from tinyr1.packing import Packing, Weighting, epoch_packs, make_batch
-from tinyr1.parallel import ActivationCheckpointing, Ranks, clip_gradients, load_weights, shard
+from tinyr1.parallel import ActivationCheckpointing, clip_gradients, load_weights, shard
+from tinyr1.ranks import Ranks
 from tinyr1.record import Batch, Pack
 from tinyr1.weights import Checkpoint
 

@@ -5,6 +5,9 @@
     with CheckpointWriter(out, specs) as writer:
         writer.write(name, tensor)         # in any order; visible only when all are written
 
+    with checkpoint.mapped(name) as rows:  # some rows at a time, letting go of those behind
+        writer.write_parts(name, (rows[part] for part in parts))
+
 Neither side ever holds more than one tensor. The safetensors format: 8 bytes little-endian header
 length, a JSON header with dtype, shape and offsets of each tensor, then the bytes.
 """
@@ -14,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -29,6 +33,7 @@ from tinyr1.errors import UserError
 from tinyr1.files import fsync_directory, read_json, write_atomic, write_json
 
 SAMPLE_BYTES = 1 << 16
+MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on
 INDEX_NAME = "model.safetensors.index.json"
 SIDE_FILES = (
     "tokenizer.json",
@@ -53,8 +58,12 @@ class TensorSpec(NamedTuple):
     dtype: torch.dtype
 
     @property
+    def element_count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def byte_count(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.element_count * self.dtype.itemsize
 
 
 class Checkpoint:
@@ -68,6 +77,8 @@ class Checkpoint:
         self.shards: dict[str, str] = {}
         self.unsupported: dict[str, str] = {}  # dtype codes that are no floating type of ours
         self._open_files: dict[str, Any] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        self._offsets: dict[str, int] = {}  # of a tensor's first byte in its shard
         for shard in self._shard_names():
             self._read_header(shard)
         self._check_index()
@@ -98,7 +109,16 @@ class Checkpoint:
         except SafetensorError as error:
             raise UserError(f"{self.path / shard}: damaged safetensors file ({error})") from None
         self._open_files[shard] = file
-        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        with open(self.path / shard, "rb") as raw:  # sound, or safe_open would have refused it
+            (header_len,) = struct.unpack("<Q", raw.read(8))
+            header = json.loads(raw.read(header_len))
+            # Private and writable for torch's sake, who warns of buffers that are not; nobody
+            # writes. Unreserved, or a file larger than memory could not be mapped so.
+            flags, prot = mmap.MAP_PRIVATE | MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            self._maps[shard] = mmap.mmap(raw.fileno(), 0, flags=flags, prot=prot)
+        names = [name for name in header if name != "__metadata__"]
+        for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
+            self._offsets[name] = 8 + header_len + header[name]["data_offsets"][0]
             view = file.get_slice(name)
             code = view.get_dtype()
             if code not in DTYPES:
@@ -114,6 +134,11 @@ class Checkpoint:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of the first dimension; only these bytes are read."""
         return self._open_files[self.shards[name]].get_slice(name)[start:stop]
+
+    def mapped(self, name: str, window: int = 1 << 24) -> MappedRows:
+        """The tensor as rows of its last dimension, to be read in passes from first to last."""
+        file = self._maps[self.shards[name]]
+        return MappedRows(file, self._offsets[name], self.specs[name], window)
 
     def dtype_faults(self) -> list[str]:
         """One line for each tensor of a type that no model here has."""
@@ -158,6 +183,59 @@ class Checkpoint:
             raise UserError(f"{self.path}: tensors do not fit config.json:\n  {lines}")
 
 
+class MappedRows:
+    """A tensor in a mapped file, seen as (N, W): `rows[start:stop]` is backed by the file itself.
+
+    At most about `window` bytes of it are resident: pages further behind the reader are let go,
+    and all of them when the `with` block ends. They stay in the system's cache.
+    """
+
+    def __init__(self, file: mmap.mmap, offset: int, spec: TensorSpec, window: int) -> None:
+        self._file, self._offset, self._dtype = file, offset, spec.dtype
+        self.shape = matrix_shape(spec.shape)
+        self._row_bytes = self.shape[1] * spec.dtype.itemsize
+        self._window = window
+        self._held = (0, 0)  # first and last byte, in the file, of what may be resident
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        count = part.stop - part.start
+        start = self._offset + part.start * self._row_bytes
+        stop = start + count * self._row_bytes
+        if start < self._held[0] or stop > self._held[0] + self._window:
+            self.release()
+            self._held = (start, start)
+        self._held = (self._held[0], max(stop, self._held[1]))
+        if start == stop:
+            return torch.empty(count, self.shape[1], dtype=self._dtype)
+        if start % self._dtype.itemsize:  # of a writer that did not pad its header
+            return torch.frombuffer(bytearray(self._file[start:stop]), dtype=self._dtype).view(
+                count, -1
+            )
+        return torch.frombuffer(
+            self._file, dtype=self._dtype, count=count * self.shape[1], offset=start
+        ).view(count, -1)
+
+    def release(self) -> None:
+        """Let go of all pages that may be resident."""
+        start, stop = self._held
+        if stop > start:
+            start -= start % mmap.PAGESIZE
+            self._file.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        self._held = (0, 0)
+
+    def __enter__(self) -> MappedRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(N, W) of a tensor of any rank: W is its last dimension, N the rows of it."""
+    width = shape[-1] if shape else 1
+    return (math.prod(shape) // width if width else 0), width
+
+
 class CheckpointWriter:
     """Writes a checkpoint of known tensors, in any order, into shards laid out beforehand.
 
@@ -165,6 +243,8 @@ class CheckpointWriter:
     and renames them and writes the index last. With `resume`, shards of the right size that an
     earlier process left (under either name) stay as they are and are listed in `kept`: the caller
     knows which of their tensors are valid. All other shards are new and hold zeros.
+
+    `layout` names the shard of each tensor; without it, shards are filled up to `max_shard_bytes`.
     """
 
     def __init__(
@@ -173,6 +253,7 @@ class CheckpointWriter:
         specs: Mapping[str, TensorSpec],
         max_shard_bytes: int = 5 * 10**9,
         resume: bool = False,
+        layout: Mapping[str, str] | None = None,
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out = out
@@ -182,9 +263,15 @@ class CheckpointWriter:
         self._offsets: dict[str, int] = {}
         self._files: dict[str, int] = {}
         groups = _split(self.specs, max_shard_bytes)
-        for i, names in enumerate(groups, 1):
-            many = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
-            self._lay_out("model.safetensors" if len(groups) == 1 else many, names, resume)
+        if layout is None:
+            single = ["model.safetensors"]
+            many = [
+                f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)
+            ]
+            shards = single if len(groups) == 1 else many
+            layout = {n: s for s, names in zip(shards, groups, strict=True) for n in names}
+        for shard in dict.fromkeys(layout.values()):
+            self._lay_out(shard, [name for name in self.specs if layout[name] == shard], resume)
 
     def _lay_out(self, shard: str, names: list[str], resume: bool) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -216,18 +303,27 @@ class CheckpointWriter:
             os.pwrite(fd, struct.pack("<Q", len(text)) + text, 0)
             os.truncate(fd, data_start + offset)
 
-    def write(self, name: str, tensor: Tensor) -> bytes:
-        """Write one tensor; it must have the planned shape and dtype. Returns its bytes."""
-        spec = self.specs[name]
-        assert tuple(tensor.shape) == spec.shape, (name, tensor.shape, spec.shape)
-        assert tensor.dtype == spec.dtype, (name, tensor.dtype, spec.dtype)
-        data = (
-            tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
-        )
-        fd, offset, done = self._files[self.shards[name]], self._offsets[name], 0
-        while done < len(data):  # one call writes at most 2 GiB
-            done += os.pwrite(fd, data[done:], offset + done)
-        return bytes(data) if not len(data) else data  # pyright: ignore
+    def write(self, name: str, tensor: Tensor) -> str:
+        """Write one tensor; it must have the planned shape and dtype. Returns its SHA-256."""
+        assert tuple(tensor.shape) == self.specs[name].shape, (name, tensor.shape)
+        return self.write_parts(name, [tensor])
+
+    def write_parts(self, name: str, parts: Iterable[Tensor]) -> str:
+        """Write one tensor from its parts in order; returns the SHA-256 of its bytes."""
+        spec, digest = self.specs[name], hashlib.sha256()
+        fd, start, done = self._files[self.shards[name]], self._offsets[name], 0
+        for part in parts:
+            assert part.dtype == spec.dtype, (name, part.dtype, spec.dtype)
+            if not part.numel():
+                continue
+            data = part.contiguous().view(-1).view(torch.uint8).numpy().data
+            digest.update(data)
+            stop = done + len(data)
+            assert stop <= spec.byte_count, (name, stop)
+            while done < stop:  # one call writes at most 2 GiB
+                done += os.pwrite(fd, data[done - stop :], start + done)
+        assert done == spec.byte_count, (name, done, spec.byte_count)
+        return digest.hexdigest()
 
     def sync(self) -> None:
         """Make everything written so far durable."""

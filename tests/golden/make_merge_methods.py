@@ -17,12 +17,26 @@ CASES = {
     "slerp": ("slerp", {"t": 0.3}, 2, "first"),
     "nuslerp": ("nuslerp", {"weight": [0.6, 0.2]}, 2, None),
     "nuslerp_base": ("nuslerp", {"weight": [0.6, 0.2]}, 2, "base"),
+    "nuslerp_last": ("nuslerp", {"weight": [0.6, 0.2], "nuslerp_flatten": False}, 2, None),
+    "nuslerp_first": (
+        "nuslerp",
+        {"weight": [0.6, 0.2], "nuslerp_flatten": False, "nuslerp_row_wise": True},
+        2,
+        "base",
+    ),
     "multislerp": ("multislerp", {"weight": [0.5, 0.3, 0.4]}, 3, None),
     "multislerp_base": ("multislerp", {"weight": [0.5, 0.3, 0.4]}, 3, "base"),
     "karcher": ("karcher", {}, 3, None),
+    "karcher_far": ("karcher", {"max_iter": 1, "tol": 0.5}, 3, None),
     "task_arithmetic": ("task_arithmetic", {"weight": [0.5, 0.3, 0.4], "lambda": 0.7}, 3, "base"),
     "ties": ("ties", {"weight": [0.5, 0.3, 0.4], "density": [0.4] * 3}, 3, "base"),
     "ties_one": ("ties", {"weight": [1.0] * 3, "density": [1.0] * 3, "lambda": 0.5}, 3, "base"),
+    "ties_rescaled": (
+        "ties",
+        {"weight": [0.5, 0.3, 0.4], "density": [0.4] * 3, "rescale": True},
+        3,
+        "base",
+    ),
     "breadcrumbs": (
         "breadcrumbs",
         {"weight": [0.5, 0.3, 0.4], "density": [0.6] * 3, "gamma": [0.1] * 3},
@@ -39,9 +53,12 @@ CASES = {
     "sce_topk": ("sce", {"select_topk": 0.5}, 3, "base"),
     "ram": ("ram", {"epsilon": 0.05}, 3, "base"),
     "ramplus_tl": ("ramplus_tl", {"epsilon": 0.05}, 3, "base"),
+    "ramplus_tl_strong": ("ramplus_tl", {"epsilon": 0.05, "r": 0.5, "alpha": 0.8}, 3, "base"),
     "model_stock": ("model_stock", {}, 3, "base"),
+    "model_stock_rows": ("model_stock", {"filter_wise": True}, 3, "base"),
     "nearswap": ("nearswap", {"t": 0.05}, 2, "first"),
     "passthrough": ("passthrough", {}, 1, None),
+    "passthrough_scaled": ("passthrough", {"scale": [0.5]}, 1, None),
 }
 
 

@@ -9,6 +9,7 @@ from types import FrameType
 from tinyr1.config import parse, require
 from tinyr1.errors import UserError, run_main
 from tinyr1.files import owned
+from tinyr1.lab.figure2 import draw_figure2
 from tinyr1.lab.findings import write_findings
 from tinyr1.lab.stages import (
     FULL,
@@ -40,11 +41,14 @@ def main() -> None:
     check_settings(out / "lab.json", {"seed": config.seed, "quick": config.quick})
     sizes = QUICK if config.quick else FULL
     with owned(out):
-        run_stages(Lab(out, sizes, config.seed, config.sandbox, Log(config.quiet)), config.quick)
+        lab = Lab(out, sizes, config.seed, config.sandbox, Log(config.quiet))
+        run_stages(lab, config.quick, config.figure2)
     print(f"report: {config.out / 'report.md'} and report.html beside it")
+    if config.figure2:
+        print(f"figure 2: {config.out / 'figure2' / 'report.md'} and report.html beside it")
 
 
-def run_stages(lab: Lab, quick: bool) -> None:
+def run_stages(lab: Lab, quick: bool, figure2: bool) -> None:
     """Every stage in order; what is done already is skipped."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -56,6 +60,8 @@ def run_stages(lab: Lab, quick: bool) -> None:
             "evaluations": lab.stage("evaluations", lambda: evaluate_models(lab)),
         }
         lab.stage("report", lambda: write_findings(lab, stages, quick) or {})
+        if figure2:
+            lab.stage("figure2", lambda: draw_figure2(lab, quick))
     finally:
         lab.stop_children()
         lab.jobs.close()

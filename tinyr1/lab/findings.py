@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyr1 import plot
 from tinyr1.files import read_json, read_jsonl, write_json
 from tinyr1.lab.stages import MODELS, Lab
 from tinyr1.lab.world import DOMAINS
+from tinyr1.merge_card import draw_shares
 from tinyr1.report import Block, Figure, Heading, Items, Table, percent, write_page
 from tinyr1.stats import mean, paired_difference
 
@@ -256,7 +256,7 @@ def draw(lab: Lab, results: Results) -> list[Block]:
     values = [[100 * results.score(m.folder, d) for d in DOMAINS] for m in MODELS]
     errors = [[100 * results.tasks[m.folder][d]["question_se"] for d in DOMAINS] for m in MODELS]
     plot.grouped_bars(bars, titles, DOMAINS, values, errors, "pass@1 in % ± standard error")
-    draw_heat_map(heat, lab.model("fusion_ms_c") / "merge_report.json")
+    draw_shares(heat, read_json(lab.model("fusion_ms_c") / "merge_report.json"))
     return [
         Figure(bars, "pass@1 of every model by domain, with standard errors over questions."),
         Figure(
@@ -265,27 +265,3 @@ def draw(lab: Lab, results: Results) -> list[Block]:
             "& coding: Left is the coding expert, Right the merged math and science.",
         ),
     ]
-
-
-def draw_heat_map(path: Path, report: Path) -> None:
-    """Layers by kinds of tensor: percent of elements taken from Right in the last step."""
-    shares: dict[str, dict[str, float]] = {}
-    kinds: list[str] = []
-    for name, entry in read_json(report)["tensors"].items():
-        parts = name.removeprefix("model.").split(".")
-        is_block = parts[0] == "layers"
-        row = f"layer {parts[1]}" if is_block else "outside"
-        kind = ".".join(parts[-2:] if is_block else parts[:1])
-        shares.setdefault(row, {})[kind] = 100 * entry.get("steps", [entry])[-1]["share_taken"]
-        if kind not in kinds:
-            kinds.append(kind)
-    blocks = {row: cells for row, cells in shares.items() if row != "outside"}
-    columns = [k for k in kinds if k in next(iter(blocks.values()))]
-    plot.heat_map(
-        path,
-        list(blocks),
-        columns,
-        [[cells[k] for k in columns] for cells in blocks.values()],
-        "Taken from Right by Arcee Fusion",
-        "% of elements",
-    )

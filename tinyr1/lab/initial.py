@@ -28,7 +28,7 @@ from tinyr1.log import Log
 from tinyr1.model import Qwen2, Qwen2Config
 from tinyr1.optim import parameter_groups
 from tinyr1.packing import make_batch
-from tinyr1.parallel import Ranks
+from tinyr1.ranks import Ranks
 from tinyr1.record import Message, Pack
 from tinyr1.sft import train_step
 from tinyr1.weights import CheckpointWriter, TensorSpec

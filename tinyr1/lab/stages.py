@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +114,8 @@ class LabConfig:
     """Seed of the world, the data, the initial model and the sampling."""
     sandbox: Level = "namespaces"
     """Isolation of the programs that the models write; rlimits protects no files."""
+    figure2: bool = False
+    """Also the paper's Figure 2: the math and science experts merged by each of the methods."""
     quiet: bool = False
     """No progress on standard error."""
 
@@ -269,31 +271,34 @@ def train_branches(lab: Lab) -> dict[str, Any]:
     return {"core_seconds": seconds}
 
 
-def merge_models(lab: Lab) -> dict[str, Any]:
+def merge_models(lab: Lab, merges: Mapping[str, Combination] = MERGES) -> dict[str, Any]:
     """Both of the paper's sequences, and the methods that they are compared with."""
 
     def merge(name: str) -> float:
-        models, options, model_option = MERGES[name]
+        models, options, model_option = merges[name]
         arguments = [*(str(lab.model(m)) for m in (*models, name)), *options, "--quiet"]
         if model_option:
             arguments += [model_option[0], str(lab.model(model_option[1]))]
         return lab.run(name, "merge.py", arguments)
 
-    jobs = {name: lambda name=name: merge(name) for name in MERGES}
+    jobs = {name: lambda name=name: merge(name) for name in merges}
     return {"core_seconds": _in_parallel(lab, jobs)}
 
 
-def evaluate_models(lab: Lab) -> dict[str, Any]:
+def evaluate_models(
+    lab: Lab, names: Sequence[str] = tuple(m.folder for m in MODELS), tasks: Path | None = None
+) -> dict[str, Any]:
     """Every model on the same held-out questions, with the same random streams."""
 
     def evaluate(name: str) -> float:
-        arguments = [str(lab.model(name)), "--task-file", str(lab.tasks), "--preset", "plain"]
+        arguments = [str(lab.model(name)), "--task-file", str(tasks or lab.tasks)]
+        arguments += ["--preset", "plain"]
         arguments += ["--out", str(lab.out / "evaluations" / name), "--seed", str(lab.seed)]
         arguments += ["--max-tokens", str(TOKEN_LIMIT), "--slots", "300", "--jobs", "1", "--quiet"]
         arguments += ["--sandbox", lab.sandbox]
         return lab.run(f"evaluate_{name}", "evaluate.py", arguments)
 
-    jobs = {m.folder: lambda name=m.folder: evaluate(name) for m in MODELS}
+    jobs = {name: lambda name=name: evaluate(name) for name in names}
     return {"core_seconds": _in_parallel(lab, jobs, lab.log.bar(total=len(jobs), unit="model"))}
 
 

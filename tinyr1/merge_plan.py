@@ -1,0 +1,401 @@
+"""A merge before any work: its options, its models, everything that is wrong with them.
+
+MergeConfig (the command line) -> Merge, or one UserError that lists every fault
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from tinyr1.config import check_range
+from tinyr1.errors import UserError
+from tinyr1.files import hash_json, read_json
+from tinyr1.fusion import COPIES, EPSILON, FusionOptions
+from tinyr1.log import Log
+from tinyr1.methods import METHODS, MergeParams
+from tinyr1.weights import SIDE_FILES, Checkpoint, TensorSpec
+
+MethodName = Literal[
+    "arcee_fusion",
+    "linear",
+    "slerp",
+    "nuslerp",
+    "multislerp",
+    "karcher",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "sce",
+    "ram",
+    "ramplus_tl",
+    "model_stock",
+    "nearswap",
+    "passthrough",
+]
+# Options that are fields of MergeParams under the same name.
+_SHARED_OPTIONS = tuple(
+    field.name for field in fields(MergeParams) if field.name not in ("normalize", "rescale")
+)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+STREAMING_BYTES = 600 * 10**6  # resident at most, whatever the models' size
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Merge checkpoints of one architecture: merge.py LEFT RIGHT OUT."""
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Checkpoint directories; the last one is OUT. The first is Left, whose files go along."""
+    method: MethodName = "arcee_fusion"
+    """How tensors are merged."""
+    arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
+    """How Arcee Fusion is computed: without rounding noise, as mergekit 0.1.5, or literally."""
+    then: tuple[Path, ...] = ()
+    """Merge the result, as Right, into each of these Lefts in turn, in the same pass."""
+    base: Path | None = None
+    """The common ancestor, for methods that work on changes."""
+    lam: float | None = None
+    """Lambda (by default 1.5 for arcee_fusion, 1.0 for the task-vector methods)."""
+    weights: tuple[float, ...] = ()
+    """One weight a model (by default 1 each)."""
+    normalize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Divide by the sum of the weights (the default of linear, multislerp, ties and della)."""
+    no_normalize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Do not divide by the sum of the weights (the default of the others)."""
+    density: float = 1.0
+    """Share of each task vector that is kept (ties, dare, della, breadcrumbs)."""
+    gamma: float = 0.01
+    """Share of largest changes that breadcrumbs drops."""
+    epsilon: float | None = None
+    """della: spread of the keeping probability (0.15); ram: smallest change that counts (1e-5)."""
+    eps: float = EPSILON
+    """Added to both softmaxes (arcee_fusion), to norms that divide (multislerp)."""
+    quantiles: Literal["all", "changed"] = "all"
+    """arcee_fusion: quartiles over all elements, or over those that differ. With most of a tensor
+    unchanged, the quartiles of all are 0 and Right is taken whole; `changed` is the cure."""
+    t: float = 0.5
+    """slerp: 0 is the first model, 1 the second; nearswap: the swap threshold."""
+    select_topk: float = 1.0
+    """Share of most varying elements that sce keeps."""
+    rescale: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Scale thinned task vectors back to their norm (the default of dare and della)."""
+    no_rescale: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Leave thinned task vectors as they are (the default of ties and breadcrumbs)."""
+    max_iter: int = 10
+    """karcher: most steps to the mean."""
+    tol: float = 1e-5
+    """karcher: a step so short is the last."""
+    r: float = 0.1
+    """ramplus_tl: how much a model's own changes are reinforced."""
+    alpha: float = 0.2
+    """ramplus_tl: largest ratio of shared to own changes that counts."""
+    filter_wise: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """model_stock: one interpolation ratio a row."""
+    nuslerp_flatten: bool = True
+    """nuslerp: one arc for the whole tensor, not one a vector."""
+    nuslerp_row_wise: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """nuslerp without flattening: vectors of the first dimension, not of the last."""
+    scale: float = 1.0
+    """passthrough: factor."""
+    dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Type of the output (by default Left's, tensor by tensor)."""
+    seed: int = 0
+    """Seed of methods that draw at random."""
+    shard_size: float | None = None
+    """Largest output shard in GB (by default Left's shards are kept as they are)."""
+    threads: int = 0
+    """Tensors that arcee_fusion merges at a time (0: one a core)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the arithmetic is done."""
+    allow_nonfinite: bool = False
+    """Copy tensors with NaN or infinity from Left instead of refusing them."""
+    diff: tuple[Path, ...] = ()
+    """Compare two checkpoints instead of merging: --diff A B."""
+    save: Path | None = None
+    """A folder for diff.json, diff.md and diff.png (with --diff)."""
+    dry_run: bool = False
+    """Check the inputs and print the plan; write nothing."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+    def __post_init__(self) -> None:
+        check_range("--shard-size", 1 if self.shard_size is None else self.shard_size, 1e-6)
+        check_range("--threads", self.threads, 0)
+        check_range("--eps", self.eps, 0)
+        for name in ("density", "gamma", "select_topk"):
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
+
+
+def _check_options(config: MergeConfig, model_count: int) -> None:
+    """UserError for options that do not fit the method, or one another."""
+    name, method = config.method, METHODS[config.method]
+    if not method.min_models <= model_count <= (method.max_models or model_count):
+        expected = method.max_models or f"{method.min_models} or more"
+        raise UserError(
+            f"--method {name}: {model_count} models given, expected {expected} and then OUT"
+        )
+    unused = {"rescale", "normalize", *_SHARED_OPTIONS} - set(method.options)
+    if name != "arcee_fusion":
+        unused |= {"arithmetic", "quantiles", "then"}
+    defaults = {field.name: field.default for field in fields(MergeConfig)}
+    for option in sorted(unused & set(defaults)):
+        if any(
+            getattr(config, o) != defaults[o] for o in (option, f"no_{option}") if o in defaults
+        ):
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag}: has no meaning with --method {name}")
+    if config.weights and len(config.weights) != model_count:
+        raise UserError(f"--weights: {len(config.weights)} given for {model_count} models")
+    if name == "linear" and not config.no_normalize and sum(config.weights or (1,)) == 0:
+        raise UserError("--weights: sum to 0; use --no-normalize")
+    for option in ("normalize", "rescale"):
+        if getattr(config, option) and getattr(config, f"no_{option}"):
+            raise UserError(f"--{option} and --no-{option}: choose one")
+    if method.needs_base != (config.base is not None) and not method.takes_base:
+        need = "is required" if method.needs_base else "has no meaning"
+        raise UserError(f"--base: {need} with --method {name}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device here; leave it out")
+
+
+class Merge:
+    """A checked merge: its models, its options, and what the output will hold."""
+
+    def __init__(self, config: MergeConfig) -> None:
+        self.config = config
+        *inputs, self.out = config.paths or (Path(),)
+        _check_options(config, len(inputs))
+        _check_out(self.out, [*inputs, *config.then])
+        self.models = [Checkpoint(path) for path in inputs]
+        self.then = [Checkpoint(path) for path in config.then]
+        self.base = Checkpoint(config.base) if config.base else None
+        # The last Left is the one whose files, names and dtypes the output has.
+        self.left = self.then[-1] if self.then else self.models[0]
+        self.check()
+        self.specs = {
+            name: TensorSpec(spec.shape, DTYPES[config.dtype] if config.dtype else spec.dtype)
+            for name, spec in self.left.specs.items()
+        }
+
+    @property
+    def lam(self) -> float:
+        """Lambda as it is used."""
+        default = 1.5 if self.config.method == "arcee_fusion" else 1.0
+        return default if self.config.lam is None else self.config.lam
+
+    @property
+    def params(self) -> MergeParams:
+        """The options as the methods take them."""
+        values: dict[str, Any] = {name: getattr(self.config, name) for name in _SHARED_OPTIONS}
+        for name in ("normalize", "rescale"):  # None: the method's default
+            on, off = getattr(self.config, name), getattr(self.config, f"no_{name}")
+            values[name] = True if on else (False if off else None)
+        values["lam"] = self.lam
+        return MergeParams(**values)
+
+    @property
+    def fusion_options(self) -> FusionOptions:
+        return FusionOptions(self.lam, self.config.eps, self.config.quantiles)
+
+    @property
+    def streams(self) -> bool:
+        """Whether tensors are merged some rows at a time, so that their size does not matter."""
+        if self.config.method == "arcee_fusion":
+            return self.config.arithmetic == "exact"
+        return METHODS[self.config.method].elementwise
+
+    @property
+    def thread_count(self) -> int:
+        """Tensors merged at a time; whole tensors go one by one, each on all cores."""
+        if not self.streams or self.config.device == "cuda":
+            return 1
+        return self.config.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def layout(self) -> dict[str, str] | None:
+        """Left's shard of each tensor, or None for shards of --shard-size."""
+        return self.left.shards if self.config.shard_size is None else None
+
+    @property
+    def shard_bytes(self) -> int:
+        return int((self.config.shard_size or 5) * 1e9)
+
+    @property
+    def inputs(self) -> list[Checkpoint]:
+        return [*self.models, *self.then, *([self.base] if self.base else [])]
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(spec.byte_count for spec in self.specs.values())
+
+    def check(self) -> None:
+        """UserError listing every difference in names, shapes, kind of model and head."""
+        faults: list[str] = []
+        mine = _config(self.left)
+        for other in self.inputs:
+            faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
+            if other is self.left:
+                continue
+            faults += differences(self.left, other)
+            theirs = _config(other)
+            for key, default in (("model_type", None), ("tie_word_embeddings", False)):
+                if theirs.get(key, default) != mine.get(key, default):
+                    faults.append(
+                        f"{other.path}: {key}={theirs.get(key, default)}, "
+                        f"{self.left.path} has {mine.get(key, default)}"
+                    )
+            sizes = theirs.get("vocab_size"), mine.get("vocab_size")
+            if sizes[0] != sizes[1]:
+                faults.append(
+                    f"{other.path}: vocab_size={sizes[0]}, {self.left.path} has {sizes[1]}; "
+                    "bring both to one vocabulary first"
+                )
+        if faults:
+            raise UserError("the models do not fit together:\n  " + "\n  ".join(faults))
+
+    def check_disk(self, partial: Path) -> None:
+        needed = sum(spec.byte_count for spec in self.specs.values())
+        there = (
+            sum(f.stat().st_blocks * 512 for f in partial.glob("*.partial"))
+            if partial.exists()
+            else 0
+        )
+        free = shutil.disk_usage(_existing_parent(self.out)).free
+        if free < needed - there:
+            raise UserError(
+                f"OUT={self.out}: {needed - there:,} bytes needed, {free:,} free on that disk"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Inputs and options: what the output depends on, without paths and times."""
+        c = self.config
+        roles = [(f"model {i}", m) for i, m in enumerate(self.models)]
+        roles += [(f"then {i}", m) for i, m in enumerate(self.then)]
+        roles += [("base", self.base)] if self.base else []
+        return {
+            "method": c.method,
+            "arithmetic": c.arithmetic if c.method == "arcee_fusion" else None,
+            "quantiles": c.quantiles if c.method == "arcee_fusion" else None,
+            "options": {
+                name: list(value) if isinstance(value, tuple) else value
+                for name in METHODS[c.method].options
+                for value in (getattr(self.params, name),)
+            },
+            "dtype": c.dtype,
+            "device": c.device,
+            "seed": c.seed,
+            "allow_nonfinite": c.allow_nonfinite,
+            "inputs": [_identity(role, model) for role, model in roles],
+        }
+
+
+def _identity(role: str, model: Checkpoint) -> dict[str, Any]:
+    headers = {n: [list(s.shape), str(s.dtype), model.shards[n]] for n, s in model.specs.items()}
+    return {
+        "role": role,
+        "name": model.path.resolve().name,
+        "tensors": len(model.specs),
+        "bytes": sum(spec.byte_count for spec in model.specs.values()),
+        "headers_sha256": hash_json(headers),
+        "fingerprint": model.fingerprint(),
+    }
+
+
+def _config(model: Checkpoint) -> dict[str, Any]:
+    return read_json(model.path / "config.json")
+
+
+def differences(left: Checkpoint, other: Checkpoint) -> list[str]:
+    """One line for each tensor that is missing, unexpected or of another shape in `other`."""
+    faults = [f"{other.path}: {n}: missing" for n in left.specs if n not in other.specs]
+    for name, spec in other.specs.items():
+        if name not in left.specs:
+            faults.append(f"{other.path}: {name}: not in {left.path}")
+        elif spec.shape != left.specs[name].shape:
+            wanted = list(left.specs[name].shape)
+            faults.append(f"{other.path}: {name}: shape {list(spec.shape)}, Left has {wanted}")
+    return faults
+
+
+def _check_out(out: Path, inputs: Sequence[Path]) -> None:
+    resolved = out.resolve()
+    for path in inputs:
+        if resolved == path.resolve() or path.resolve() in resolved.parents:
+            raise UserError(f"OUT={out}: lies in the input {path}; choose another place")
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def main_dtype(merge: Merge) -> torch.dtype:
+    """The dtype of most bytes, which config.json names."""
+    sizes: dict[torch.dtype, int] = {}
+    for spec in merge.specs.values():
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.byte_count
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def plan_lines(merge: Merge) -> list[str]:
+    """What will be done, for people."""
+    names = " + ".join(m.path.name for m in merge.models)
+    lines = [f"method: {merge.config.method} of {names}"]
+    lines += [f"then: Left {m.path.name}" for m in merge.then]
+    shards = len(set((merge.layout or {}).values()))
+    kept = f"{shards} shards as {merge.left.path.name} has" if shards else "new shards"
+    lines.append(
+        f"output: {len(merge.specs)} tensors, {merge.output_bytes:,} bytes, "
+        f"{str(main_dtype(merge)).removeprefix('torch.')}, {kept}; other files from "
+        f"{merge.left.path.name}"
+    )
+    if merge.streams:
+        threads = merge.thread_count
+        lines.append(f"memory: below {STREAMING_BYTES / 1e6:.0f} MB ({threads} threads, streamed)")
+    else:
+        largest = max(4 * spec.byte_count // spec.dtype.itemsize for spec in merge.specs.values())
+        copies = METHODS[merge.config.method].copies(len(merge.models))
+        if merge.config.method == "arcee_fusion":
+            copies = COPIES[merge.config.arithmetic]
+        lines.append(
+            f"memory: below {(STREAMING_BYTES + copies * largest) / 1e6:,.0f} MB "
+            f"({copies} copies of the largest tensor, {largest:,} bytes in float32)"
+        )
+    return lines
+
+
+def warn_differences(merge: Merge, log: Log) -> None:
+    """Warn where a tokenizer or a setting that shapes the outputs is not Left's."""
+    keys = (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rope_theta",
+        "rope_scaling",
+        "rms_norm_eps",
+    )
+    mine = _config(merge.left)
+    for other in merge.inputs:
+        theirs = _config(other)
+        for key in keys:
+            if key in theirs and key in mine and theirs[key] != mine[key]:
+                log.warn(f"{other.path}: {key}={theirs[key]}; the output gets Left's {mine[key]}")
+        for name in SIDE_FILES:
+            a, b = merge.left.path / name, other.path / name
+            both = name.startswith("tokenizer.") and a.exists() and b.exists()
+            if both and a.read_bytes() != b.read_bytes():
+                log.warn(f"{b}: differs from {a}, which the output gets")

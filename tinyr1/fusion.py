@@ -30,7 +30,7 @@ from tinyr1.weights import matrix_shape
 # Shapes: N rows of the last dimension W. A tensor of any rank is seen as (N, W).
 EPSILON = 1e-8  # the paper's, added to both softmaxes
 CHUNK_ELEMENTS = 1 << 19  # so many are read at a time: what is made of them stays near the core
-SAMPLE_ELEMENTS = 1 << 16  # at least so many scores tell where the quartiles lie
+SAMPLE_ELEMENTS = 1 << 13  # at least so many scores tell where the quartiles lie
 MERGEKIT_SAMPLE = 1_000_000  # elements from which mergekit estimates the quartiles
 Quantiles = Literal["all", "changed"]
 
@@ -124,7 +124,7 @@ class ExactFusion:
         double = self.left[slice(0, 1)].dtype == torch.float64
         elements = max(part.stop - part.start for part in self.parts) * matrix_shape(shape)[1]
         dtype = torch.float64 if double else torch.float32
-        self._buffers = torch.empty(5, elements, dtype=dtype, device=self.device)
+        self._buffers = torch.empty(4, elements, dtype=dtype, device=self.device)
         kl, sample = self._measure(shape, options.epsilon)
         unit = 2.0 ** max(math.frexp(float(kl.max()))[1], -1000)
         self._kl = kl / unit
@@ -140,15 +140,15 @@ class ExactFusion:
         return left, self.right[part].to(self.device, left.dtype)
 
     def _widen(self, left: Tensor, right: Tensor) -> Tensor:
-        """Buffers (5, rows, W) in the dtype to compute in: Left, Right, and three of scratch."""
-        wide = self._buffers[:, : left.numel()].view(5, *left.shape)
+        """Buffers (4, rows, W) in the dtype to compute in: Left, Right, and two of scratch."""
+        wide = self._buffers[:, : left.numel()].view(4, *left.shape)
         wide[0].copy_(left)
         wide[1].copy_(right)
         return wide
 
     def _measure(self, shape: tuple[int, ...], epsilon: float) -> tuple[Tensor, Tensor]:
         """KL of each row (N,), and the scores of some elements, both float64."""
-        stride = max(1, self.count // SAMPLE_ELEMENTS)
+        stride = max(1, min(64, self.count // SAMPLE_ELEMENTS), self.count >> 20)
         kl = torch.zeros(matrix_shape(shape)[0], dtype=torch.float64, device=self.device)
         samples: list[Tensor] = []
         for part in self.parts:
@@ -166,7 +166,7 @@ class ExactFusion:
 
     def _scores(self, left: Tensor, right: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """|R - L| and the scores |R - L| * KL of some rows, relative to the largest KL."""
-        wide_left, wide_right, size, scores, _ = self._widen(left, right)
+        wide_left, wide_right, size, scores = self._widen(left, right)
         torch.sub(wide_right, wide_left, out=size).abs_()
         return size, torch.mul(size, self._kl[part, None].to(size.dtype), out=scores)
 
@@ -239,37 +239,36 @@ def row_kl(
 ) -> Tensor:
     """KL(softmax(R) + eps || softmax(L) + eps) of each row of (N, W) -> (N,) float64, >= 0.
 
-    q is the softmax of L; that of R is p = q e^t / E[e^t] with t = R - L - E[R - L], where E is
-    the mean under q. So (without eps) KL = E[e^t t] / E[e^t] - log E[e^t]. The first terms of
-    E[e^t - 1] and E[e^t t] come to zero exactly; the others are summed from the moments of t:
+    q is the softmax of L; that of R is p = q e^t / E[e^t] with t = R - L, where E is the mean
+    under q. So (without eps) KL = E[e^t t] / E[e^t] - log E[e^t]. Both are sums of the moments of
+    t, which float32 gives to some 1e-7 of their size; what cancels is the first moment, exactly:
 
-        KL = S2 / (1 + S1) - log(1 + S1),    S1 = sum over k >= 2 of E[t^k] / k!,
-                                             S2 = sum over k >= 2 of E[t^k] / (k - 1)!
+        E[e^t] - 1 = sum of E[t^k] / k!,    E[e^t t] = sum of E[t^k] / (k - 1)!
 
-    The means are taken under q - eps, which is eps to first order. Rows for which that is not
-    good for 1e-5 (large, tiny or lopsided changes, probabilities near eps) go by `closed_row_kl`.
-    `scratch` (3, N, W) is overwritten; without it there are temporaries.
+    The means are taken under q - eps, which is eps to first order. Rows for which this is not good
+    for 1e-5 (large or tiny changes, a shift of the whole row, which changes no softmax,
+    probabilities near eps) go by `closed_row_kl`. `scratch` (2, N, W) is overwritten; without it
+    there are temporaries.
     """
-    q, change, product = left.new_empty(3, *left.shape) if scratch is None else scratch
+    q, t = left.new_empty(2, *left.shape) if scratch is None else scratch
     torch.softmax(left, -1, out=q)
-    torch.sub(right, left, out=change)
-    mean = torch.mul(q, change, out=product).sum(-1)
-    t = change.sub_(mean[:, None])
+    torch.sub(right, left, out=t)
     spread = torch.maximum(t.amax(-1), -t.amin(-1))
-    regular = (spread < 1 / 8) & (spread > 2**-40) & (mean.abs() < 64 * spread)
-    regular &= q.amin(-1) > 1024 * epsilon
-    power = q.sub_(epsilon).mul_(t)
-    s1 = torch.zeros_like(mean, dtype=torch.float64)
-    s2 = torch.zeros_like(s1)
+    regular = (spread < 1 / 8) & (spread > 2**-40) & (q.amin(-1) > 1024 * epsilon)
     far = spread > 1 / 32  # nearer rows need no fifth and sixth moment
-    for k in range(2, 7 if bool(far.any()) else 5):
-        moment = power.mul_(t).sum(-1).double()
-        if k > 4:
-            moment *= far
-        s1 += moment / math.factorial(k)
-        s2 += moment / math.factorial(k - 1)
-    kl = torch.where(regular, s2 / (1 + s1) - s1.log1p(), 0.0)
-    others = ~regular & ((spread > 0) | (mean != 0))
+    last = 6 if bool(far.any()) else 4
+    power = q.sub_(epsilon).mul_(t)
+    moments = [power.sum(-1).double()]
+    moments += [power.mul_(t).sum(-1).double() for _ in range(1, last)]
+    grown = torch.zeros_like(moments[0])  # E[e^t] - 1
+    tilted = torch.zeros_like(moments[0])  # E[e^t t]
+    for k, moment in enumerate(moments, 1):
+        counted = moment if k <= 4 else moment * far
+        grown += counted / math.factorial(k)
+        tilted += counted / math.factorial(k - 1)
+    regular &= moments[0].square() < 0.5 * moments[1]
+    kl = torch.where(regular, tilted / (1 + grown) - grown.log1p(), 0.0)
+    others = ~regular & (spread != 0)  # NaN among them
     if bool(others.any()):
         kl[others] = closed_row_kl(left[others].double(), right[others].double(), epsilon)
     return kl

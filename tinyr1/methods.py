@@ -216,7 +216,7 @@ def _combine(
     With `elect` only vectors that agree with the sign of the sum count (TIES), element by element.
     """
     shape = (-1, *[1] * base.ndim)
-    weight = torch.tensor(weights, dtype=base.dtype).view(shape).expand(vectors.shape)
+    weight = base.new_tensor(weights).view(shape).expand(vectors.shape)
     if elect:
         sign = torch.where(vectors.sum(0) >= 0, 1.0, -1.0)
         agrees = vectors.sign() == sign
@@ -237,7 +237,7 @@ def _magnitude_ranks(vector: Tensor) -> Tensor:
     """Rank of each element by |value|, 0 for the smallest, in the vector's shape."""
     order = vector.abs().flatten().argsort()
     ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order))
+    ranks[order] = torch.arange(len(order), device=order.device)
     return ranks.view(vector.shape)
 
 
@@ -282,7 +282,8 @@ def trim(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
 
 def drop(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """Keep each element with probability `density` (DARE, arXiv 2311.03099)."""
-    return vector * (torch.rand(vector.shape, generator=generator) < p.density)
+    chance = torch.rand(vector.shape, generator=generator).to(vector.device)
+    return vector * (chance < p.density)
 
 
 def drop_by_rank(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
@@ -294,7 +295,7 @@ def drop_by_rank(vector: Tensor, p: MergeParams, generator: torch.Generator) -> 
     rows = vector if vector.ndim > 1 else vector.view(1, -1)
     rank = rows.abs().argsort(1).argsort(1).float()
     spread = rank / max(rows.shape[1] - 1, 1)
-    chance = torch.rand(rows.shape, generator=generator)
+    chance = torch.rand(rows.shape, generator=generator).to(rows.device)
     kept = chance < (p.density - epsilon) + 2 * epsilon * spread
     return vector * kept.view(vector.shape)
 

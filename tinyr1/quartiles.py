@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,37 +39,33 @@ def order_statistics(parts: Parts, count: int, ranks: Sequence[int], sample: Ten
     margin = math.isqrt(2 * len(guesses)) + 1  # about three standard deviations of a rank
     while missing := sorted(set(ranks) - set(found)):
         brackets = _brackets(guesses, [rank * len(guesses) // count for rank in missing], margin)
-        for values in parts():
-            for bracket in brackets:
-                bracket.add(values)
+        collected = np.concatenate([_collect(values, brackets) for values in parts()])
         for rank, bracket in zip(missing, brackets, strict=True):
-            if bracket.below <= rank < bracket.below + bracket.inside:
-                found[rank] = bracket.value(rank)
+            value = bracket.value(rank, collected)
+            if value is not None:
+                found[rank] = value
         margin *= 16
     return [found[rank] for rank in ranks]
 
 
+@dataclass
 class _Bracket:
-    """Counts of the values below and within [low, high], and the values within."""
+    """[low, high], and how many values are below it and within it."""
 
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-        self.below = self.inside = 0
-        self._collected: list[np.ndarray] = []
+    low: float
+    high: float
+    below: int = 0
+    within: int = 0
 
-    def add(self, values: Tensor) -> None:
-        reaching, within = at_least(values, self.low), at_least(values, self.high, strictly=True)
-        self.below += values.numel() - count_true(reaching)
-        within.logical_not_().logical_and_(reaching)
-        self.inside += count_true(within)
-        if self.low < self.high:  # otherwise all of them are one value
-            self._collected.append(pick(values, within))
-
-    def value(self, rank: int) -> float:
+    def value(self, rank: int, collected: np.ndarray) -> float | None:
+        """The value of that rank, or None if it is outside."""
+        if not self.below <= rank < self.below + self.within:
+            return None
         if self.low == self.high:
             return self.low
+        inside = collected[(collected >= self.low) & (collected <= self.high)]
         place = rank - self.below
-        return float(np.partition(np.concatenate(self._collected), place)[place])
+        return float(np.partition(inside, place)[place])
 
 
 def _brackets(guesses: np.ndarray, middles: list[int], margin: int) -> list[_Bracket]:
@@ -79,6 +76,20 @@ def _brackets(guesses: np.ndarray, middles: list[int], margin: int) -> list[_Bra
     low = (float(ordered[i]) if i >= 0 else -math.inf for i, _ in places)
     high = (float(ordered[i]) if i < len(guesses) else math.inf for _, i in places)
     return [_Bracket(a, b) for a, b in zip(low, high, strict=True)]
+
+
+def _collect(values: Tensor, brackets: Sequence[_Bracket]) -> np.ndarray:
+    """Count one part into the brackets; returns the values inside those wider than a point."""
+    wanted = torch.zeros_like(values, dtype=torch.bool)
+    for bracket in brackets:
+        reaching, beyond = at_least(values, bracket.low), at_least(values, bracket.high, True)
+        reached = count_true(reaching)
+        within = reaching.logical_and_(beyond.logical_not_())
+        bracket.below += values.numel() - reached
+        bracket.within += count_true(within)
+        if bracket.low < bracket.high:
+            wanted.logical_or_(within)
+    return pick(values, wanted)
 
 
 # Comparing and picking: numpy is five to eight times as fast as torch on a CPU, and sees the same

@@ -14,9 +14,10 @@ from tinyr1.config import load_recipe, parse
 from tinyr1.errors import run_main
 from tinyr1.log import Log
 from tinyr1.memory import print_plan
-from tinyr1.parallel import Ranks
 from tinyr1.preview import print_preview
-from tinyr1.sft import TrainConfig, train
+from tinyr1.ranks import Ranks
+from tinyr1.sft import train
+from tinyr1.train_plan import TrainConfig
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 import tinyr1
 from tinyr1.config import check_range, load_recipe, to_json
 from tinyr1.errors import UserError
-from tinyr1.sft import TrainConfig
+from tinyr1.train_plan import TrainConfig
 
 RECIPES = sorted(p.stem for p in (Path(tinyr1.__file__).parent / "recipes").glob("*.toml"))
 

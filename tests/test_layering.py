@@ -23,11 +23,20 @@ ROWS = [
         "sandbox",
     ],
     [
-        *("model", "parallel", "checkpoint", "corpus"),
+        *("model", "flops", "parallel", "checkpoint", "corpus"),
         *("graders.math", "graders.choice", "graders.code", "graders"),
     ],
     [
-        *("tasks", "sampling", "sampling.engine", "sampling.run", "sft", "preview", "memory"),
+        *(
+            "tasks",
+            "sampling",
+            "sampling.engine",
+            "sampling.run",
+            "train_plan",
+            "sft",
+            "preview",
+            "memory",
+        ),
         *("merge_plan", "merge_card", "merging"),
     ],
     ["report", "diff", "evaluation"],

@@ -1,12 +1,16 @@
 """Training against itself: one rank and two, resumed and uninterrupted, packed and one by one."""
 
+import dataclasses
 import json
 import math
+import random
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_checkpoint, metrics, run, training_rows, write_rows
@@ -15,10 +19,12 @@ from tinyr1.chat import Tokenizer
 from tinyr1.corpus import build_corpus
 from tinyr1.errors import UserError
 from tinyr1.files import owned
+from tinyr1.flops import TrainingFlops, peak_tflops
 from tinyr1.log import Log
-from tinyr1.model import Qwen2
+from tinyr1.model import Qwen2, Qwen2Config
 from tinyr1.ranks import Ranks
-from tinyr1.sft import Plan, TrainConfig, train_step
+from tinyr1.sft import forward, train_step
+from tinyr1.train_plan import Plan, TrainConfig
 from tinyr1.weights import Checkpoint
 
 SMALL = "--batch-size 4 --seq-len 128 --lr 1e-3 --warmup-ratio 0 --optim-dtype fp32 --quiet"
@@ -175,7 +181,7 @@ def plan_of(tiny, data, folder, **options):
     corpus = build_corpus(
         (data,), Tokenizer(tiny), "deepseek_r1", "target", True, 128, folder, Log(quiet=True)
     )
-    return Plan(corpus, config)
+    return Plan(corpus, config, TrainingFlops.of(Qwen2Config.from_pretrained(tiny)))
 
 
 def step_of(tiny, plan, packs, learning_rate=0.0):
@@ -205,7 +211,7 @@ def test_packed_step_equals_documents_one_by_one(tiny, data, tmp_path):
     loss = torch.zeros((), dtype=torch.float64)
     for document in documents:
         tokens, is_target = (torch.from_numpy(x.copy()) for x in plan.corpus.read(document))
-        logits = model(tokens[None].long())[0, :-1]
+        logits = model(tokens[None].long()).detach()[0, :-1]
         wanted = torch.where(is_target[1:], tokens[1:].long(), -100)
         loss = loss + torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
     (loss / total).backward()
@@ -240,7 +246,7 @@ def test_weightings_give_each_its_vote(tiny, data, tmp_path):
                 torch.from_numpy(x.copy()) for x in plans["token"].corpus.read(document)
             )
             with torch.no_grad():
-                logits = model(tokens[None].long())[0, :-1]
+                logits = model(tokens[None].long()).detach()[0, :-1]
             each = torch.nn.functional.cross_entropy(logits, tokens[1:].long(), reduction="none")
             losses.append(each[is_target[1:]])
         per_pack.append(losses)
@@ -452,3 +458,101 @@ def test_bf16_compute_stays_near_fp32_with_fp32_master_weights(data, tmp_path, t
     assert low["loss"] != full["loss"]
     trained = weights(tmp_path / "bf16")["model.layers.0.mlp.up_proj.weight"]
     assert not torch.equal(trained, trained.bfloat16().float())  # the master has more bits
+
+
+def test_predicted_operations_are_those_that_torch_counts(tiny, data, tmp_path):
+    """torch counts attention without its causal mask, so twice ours; the rest to the operation."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    plan = plan_of(tiny, data, tmp_path)
+    packs = plan.packs(1)
+    model = Qwen2.from_pretrained(tiny)
+    (batch,) = plan_of(tiny, data, tmp_path, micro_batch_size=9).batches(packs, Ranks())
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        forward(model, batch, torch.device("cpu"))
+    lengths = [plan.corpus.lengths[d] for p in packs for d in p.documents]
+    targets = len(batch.targets)
+    flops = plan.flops
+    unmasked = dataclasses.replace(flops, per_square=2 * flops.per_square)
+    # The loss computes the head's gradient beside it: two more products with its weight.
+    head = flops.per_target * targets
+    forward_only = (unmasked.of_sequences(lengths, targets) - head) / 3
+    assert counter.get_total_flops() - head == pytest.approx(forward_only, rel=1e-6)
+
+
+def test_packs_are_dealt_so_that_ranks_finish_together(tiny, data, tmp_path):
+    plan = plan_of(tiny, data, tmp_path, micro_batch_size=2)
+    packs = [p for step in (1, 2, 3) for p in plan.packs(step)]
+    dealt = plan.deal(packs, 2)
+    assert sorted(p for hands in dealt for hand in hands for p in hand) == sorted(packs)
+    assert all(len(hand) <= 2 for hands in dealt for hand in hands)
+    assert len(dealt) == -(-len(packs) // 4)
+
+    assert plan.deal(packs, 2) == dealt
+    assert plan.deal(packs[:1], 2) == [[packs[:1], []]]
+
+
+def test_dealing_by_cost_leaves_ranks_little_to_wait_for():
+    """Eight ranks, 96 packs a step, lengths as reasoning data have them, a 32B model's costs."""
+    rng = random.Random(0)
+    lengths = [min(16384, max(200, int(rng.lognormvariate(8.2, 0.8)))) for _ in range(3000)]
+    corpus = SimpleNamespace(lengths=lengths, target_counts=[n * 9 // 10 for n in lengths])
+    config = TrainConfig(seq_len=16384, batch_size=96)
+    flops = TrainingFlops(per_token=6 * 31e9, per_target=6 * 0.78e9, per_square=6 * 64 * 5120)
+    plan = Plan(corpus, config, flops)
+
+    def waiting(micro_steps):
+        costs = [[sum(map(plan.pack_flops, hand)) for hand in hands] for hands in micro_steps]
+        return 1 - sum(map(sum, costs)) / sum(8 * max(c) for c in costs)
+
+    packs = plan.packs(1)
+    as_they_come = [[[p] for p in packs[i : i + 8]] for i in range(0, 96, 8)]
+    assert waiting(plan.deal(packs, 8)) < 0.01 < 0.02 < waiting(as_they_come)
+
+
+def test_peak_of_known_cards():
+    assert peak_tflops("NVIDIA H800") == peak_tflops("NVIDIA H100 80GB HBM3") == 989
+    assert peak_tflops("some other card") is None
+
+
+def test_held_out_loss(tiny, data, tmp_path):
+    held_out = write_rows(tmp_path / "held.jsonl", training_rows(7, seed=5))
+    extra = ["--epochs", "1", "--eval-data", held_out, "--eval-every", "2"]
+    done = train(tiny, data, tmp_path / "one", *extra)
+    assert done.returncode == 0, done.stderr
+    two = train(tiny, data, tmp_path / "two", *extra, ranks=2)
+    assert two.returncode == 0, two.stderr
+    rows, others = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    evaluated = [row["step"] for row in rows if "eval_loss" in row]
+    assert evaluated == sorted({*range(2, len(rows) + 1, 2), len(rows)})
+    for a, b in zip(rows, others, strict=True):
+        assert a.get("eval_loss", 0) == pytest.approx(b.get("eval_loss", 0), rel=1e-5)
+    # The finished model, document by document.
+    model, tokenizer = Qwen2.from_pretrained(tmp_path / "one"), Tokenizer(tiny)
+    total, count = 0.0, 0
+    corpus = build_corpus(
+        (held_out,), tokenizer, "deepseek_r1", "target", True, 128, tmp_path, Log(quiet=True)
+    )
+    for i in range(len(corpus)):
+        tokens, is_target = (torch.as_tensor(np.array(part)) for part in corpus.read(i))
+        logits = model(tokens[None].long()).detach()[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, tokens[1:].long(), reduction="none")
+        total += float(losses[is_target[1:]].sum())
+        count += int(is_target[1:].sum())
+    assert rows[-1]["eval_loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.parametrize("option", [["--replicate", "2"], ["--cpu-offload"]])
+def test_other_ways_to_shard_train_the_same(one_rank, tiny, data, tmp_path, option):
+    done = train(tiny, data, tmp_path / "run", "--epochs", "2", *option, ranks=2)
+    assert done.returncode == 0, done.stderr
+    pairs = list(zip(metrics(one_rank), metrics(tmp_path / "run"), strict=True))
+    assert max(abs(a["loss"] - b["loss"]) for a, b in pairs) < 1e-5
+    assert largest_difference(weights(one_rank), weights(tmp_path / "run")) < 1e-4
+
+
+def test_replicas_that_do_not_divide_the_ranks_are_refused(tiny, data, tmp_path):
+    done = train(tiny, data, tmp_path / "run", "--replicate", "2")
+    assert done.returncode == 2
+    assert "--replicate=2: does not divide 1 ranks" in done.stderr

@@ -15,7 +15,7 @@ from tinyr1.chat import TOKENIZER_FILES
 from tinyr1.config import require, to_json
 from tinyr1.log import Log
 from tinyr1.model import Qwen2Config
-from tinyr1.sft import TrainConfig, describe, prepare
+from tinyr1.train_plan import TrainConfig, describe, prepare
 
 GIB = 2**30
 CARD_GIB = 80
@@ -60,7 +60,7 @@ def print_plan(config: TrainConfig, log: Log) -> None:
         print(f"{name} = {value}")
     print(f"\nmodel: {model.parameter_count():,} parameters")
     if config.data and any((config.model / n).exists() for n in TOKENIZER_FILES):
-        _, corpus, plan = prepare(config, log)
+        _, corpus, plan, _ = prepare(config, log)
         for line in describe(config, corpus, plan):
             print(line)
     parts = memory_parts(model, config)

@@ -7,12 +7,13 @@ the embedding and the head, and last of the whole.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -26,31 +27,53 @@ from tinyr1.weights import Checkpoint
 ActivationCheckpointing = Literal["full", "selective", "none"]
 
 
-def shard(
-    model: Qwen2,
-    ranks: Ranks,
-    compute_dtype: torch.dtype,
-    checkpointing: ActivationCheckpointing = "none",
-) -> None:
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is spread over the ranks."""
+
+    compute_dtype: torch.dtype = torch.float32
+    checkpointing: ActivationCheckpointing = "none"
+    replicate: int = 1  # copies of the sharded model (HSDP); gradients are averaged over them
+    cpu_offload: bool = False  # parameters live on the host and are updated there
+    compile: bool = False
+
+
+def shard(model: Qwen2, ranks: Ranks, how: Sharding) -> None:
     """Split every parameter of `model` (its first dimension) over the ranks, in place.
 
-    Parameters stay in their own dtype; with a lower `compute_dtype` they are cast when gathered,
+    Parameters stay in their own dtype; with a lower compute dtype they are cast when gathered,
     and gradients are summed in float32. Gradients come out averaged over ranks (gloo knows no
     premultiplied sum): the training step multiplies its loss by the world size.
     """
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    policy = MixedPrecisionPolicy()
-    if compute_dtype != torch.float32:
-        # Inputs stay as they are: the loss weights among them must not be rounded.
-        policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
-    wrap = functools.partial(fully_shard, mesh=mesh, mp_policy=policy)
+    wrap = functools.partial(fully_shard, mesh=_mesh(ranks, how.replicate), **_policies(ranks, how))
     for block in model.model.layers:
-        checkpoint_activations(block, checkpointing)
+        checkpoint_activations(block, how.checkpointing)
+        if how.compile:
+            block.compile()
         wrap(block)
     if not model.config.tie_word_embeddings:  # tied weights must stay in one unit: the root's
         wrap(model.model.embed_tokens)
         wrap(model.lm_head)
     wrap(model)
+
+
+def _mesh(ranks: Ranks, replicate: int) -> DeviceMesh:
+    if replicate == 1:
+        return init_device_mesh(ranks.device.type, (ranks.world_size,))
+    shape = (replicate, ranks.world_size // replicate)
+    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def _policies(ranks: Ranks, how: Sharding) -> dict[str, Any]:
+    policies: dict[str, Any] = {}
+    if how.compute_dtype != torch.float32:
+        # Inputs stay as they are: the loss weights among them must not be rounded.
+        policies["mp_policy"] = MixedPrecisionPolicy(
+            how.compute_dtype, torch.float32, cast_forward_inputs=False
+        )
+    if how.cpu_offload:
+        policies["offload_policy"] = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda")
+    return policies
 
 
 def checkpoint_activations(block: nn.Module, mode: ActivationCheckpointing) -> None:
@@ -69,15 +92,17 @@ def _keep_attention(ctx: Any, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def load_weights(model: Qwen2, source: Checkpoint, ranks: Ranks) -> None:
+def load_weights(model: Qwen2, source: Checkpoint, device: torch.device) -> None:
     """Fill a sharded meta-device model; each rank reads only its own rows of each tensor."""
-    model.to_empty(device=ranks.device)
+    model.to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            local = cast("Any", parameter).to_local()
+            sharded = cast("Any", parameter)
+            local = sharded.to_local()
+            parts, mine = sharded.device_mesh.size(-1), sharded.device_mesh.get_coordinate()[-1]
             # FSDP2 cuts dimension 0 as torch.chunk does: equal parts, the last ones shorter.
-            rows = -(-parameter.shape[0] // ranks.world_size)
-            start = min(ranks.rank * rows, parameter.shape[0])
+            rows = -(-parameter.shape[0] // parts)
+            start = min(mine * rows, parameter.shape[0])
             if len(local):
                 local.copy_(source.rows(name, start, start + len(local)))
 

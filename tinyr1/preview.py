@@ -9,7 +9,7 @@ from __future__ import annotations
 from tinyr1.chat import Tokenizer
 from tinyr1.log import Log
 from tinyr1.packing import make_batch
-from tinyr1.sft import TrainConfig, describe, prepare
+from tinyr1.train_plan import TrainConfig, describe, prepare
 
 PACKS = 2
 DOCUMENTS = 3
@@ -17,7 +17,7 @@ DOCUMENTS = 3
 
 def print_preview(config: TrainConfig, log: Log) -> None:
     """Print the first documents of the first packs, targets marked, with every token id."""
-    tokenizer, corpus, plan = prepare(config, log)
+    tokenizer, corpus, plan, _ = prepare(config, log)
     for line in describe(config, corpus, plan):
         print(line)
     for number, pack in enumerate(plan.packs(1)[:PACKS]):

@@ -1,6 +1,6 @@
 """Supervised fine-tuning of one branch (paper section 2.1 and 3.1.1): the step and the loop.
 
-    TrainConfig -> Corpus -> Plan (which packs make up which step) -> train_step ... -> export
+    Plan -> train_step, train_step, ... -> export
 
 The loss of an optimizer step is the sum over its targets divided once by their number over all
 ranks and micro-steps, so neither packing nor accumulation nor the number of GPUs changes the
@@ -13,187 +13,29 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from tinyr1 import checkpoint, plot
-from tinyr1.chat import TemplateName, ThinkIn, Tokenizer, check_template
-from tinyr1.config import check_range, require, to_json
-from tinyr1.corpus import Corpus, build_corpus
+from tinyr1.config import require, to_json
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import Journal, owned, write_json, write_jsonl
+from tinyr1.flops import peak_tflops
 from tinyr1.log import Log
 from tinyr1.model import Qwen2, Qwen2Config
-from tinyr1.optim import Schedule, learning_rate, make_optimizer
-from tinyr1.packing import Packing, Weighting, epoch_packs, make_batch
-from tinyr1.parallel import ActivationCheckpointing, clip_gradients, load_weights, shard
+from tinyr1.optim import learning_rate, make_optimizer
+from tinyr1.parallel import Sharding, clip_gradients, load_weights, shard
 from tinyr1.ranks import Ranks
-from tinyr1.record import Batch, Pack
+from tinyr1.record import Batch
+from tinyr1.train_plan import DTYPES, Prepared, TrainConfig, describe, prepare
 from tinyr1.weights import Checkpoint
 
-Dtype = Literal["fp32", "bf16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_BAD_STEPS = 3  # non-finite steps in a row before the run stops
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Fine-tune a Qwen2 checkpoint on teacher trajectories."""
-
-    model: Path | None = None
-    """Hugging Face checkpoint directory to start from (download first)."""
-    data: tuple[Path, ...] = ()
-    """Training files (JSON lines); their union is used, shuffled by --seed."""
-    out: Path | None = None
-    """Directory for metrics, checkpoints and the finished model."""
-    epochs: int = 5
-    """Passes over the data."""
-    batch_size: int = 96
-    """Packs per optimizer step over all ranks; rows where --packing none."""
-    micro_batch_size: int = 1
-    """Packs that one rank puts into one forward."""
-    seq_len: int = 16384
-    """Capacity of a pack in tokens; longer examples are dropped and counted."""
-    lr: float = 1e-5
-    """Peak learning rate."""
-    schedule: Schedule = "constant"
-    """What the rate does after warm-up."""
-    warmup_ratio: float = 0.0
-    """Share of all steps in which the rate rises linearly from 0."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the two moments."""
-    eps: float = 1e-8
-    """AdamW's epsilon."""
-    weight_decay: float = 0.01
-    """Decoupled decay of matrices; biases and norms do not decay."""
-    clip_norm: float = 1.0
-    """Largest global gradient norm (inf: no clipping)."""
-    packing: Packing = "neat"
-    """neat: documents isolated; naive: one causal sequence a pack; none: one example a row."""
-    loss_weighting: Weighting = "token"
-    """What has one vote in the loss: each target token, each document or each pack."""
-    seed: int = 42
-    """Order of the data."""
-    save_every: int = 100
-    """Steps between checkpoints (one is always written at the end)."""
-    keep: int = 2
-    """Checkpoints kept."""
-    max_steps: int = 0
-    """End after so many steps (0: all epochs); the schedule spans what will run."""
-    optim_dtype: Dtype = "fp32"
-    """Type of AdamW's moments; bf16 rounds stochastically."""
-    dtype: Dtype | None = None
-    """Compute type (by default bf16 on CUDA, fp32 on CPU); master weights are fp32 always."""
-    export_dtype: Dtype | None = None
-    """Type of the finished checkpoint (by default --dtype's)."""
-    activation_checkpointing: ActivationCheckpointing | None = None
-    """Recompute blocks in backward (by default full on CUDA, none on CPU)."""
-    cache_dir: Path | None = None
-    """Where the tokenised data lie (by default OUT/cache)."""
-    template: TemplateName = "deepseek_r1"
-    """Chat template."""
-    think_in: ThinkIn = "target"
-    """Whether the opening <think> is learned or given with the prompt."""
-    require_think: bool = True
-    """Refuse training rows without a well-formed <think>...</think>."""
-    resume: bool = True
-    """Continue from the newest checkpoint in --out; --no-resume refuses a non-empty --out."""
-    dry_run: bool = False
-    """Print the plan and the memory per GPU, train nothing."""
-    world_size: int = 8
-    """GPUs that --dry-run plans for."""
-    preview: bool = False
-    """Print the first packs as text, ids and targets, train nothing."""
-    quiet: bool = False
-    """No progress on standard error."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "micro_batch_size",
-            "save_every",
-            "keep",
-            "world_size",
-        ):
-            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1)
-        check_range("--seq-len", self.seq_len, 2)
-        check_range("--max-steps", self.max_steps, 0)
-        check_range("--lr", self.lr, 0)
-        check_range("--eps", self.eps, 0)
-        check_range("--warmup-ratio", self.warmup_ratio, 0, 1)
-        check_range("--weight-decay", self.weight_decay, 0)
-        check_range("--clip-norm", self.clip_norm, 1e-12)
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise UserError(f"--betas={self.betas}: expected two numbers in [0, 1)")
-
-    def compute_dtype(self, device: torch.device) -> torch.dtype:
-        return DTYPES[self.dtype or ("bf16" if device.type == "cuda" else "fp32")]
-
-
-class Plan:
-    """Which packs each optimizer step trains on: a pure function of (corpus, config)."""
-
-    def __init__(self, corpus: Corpus, config: TrainConfig) -> None:
-        self.corpus, self.config = corpus, config
-        self._epoch = -1
-        self._packs: list[Pack] = []
-        self._load(0)
-        # Best fit sees only lengths, so every epoch has the same number of packs.
-        self.packs_per_epoch = len(self._packs)
-        self.steps_per_epoch = math.ceil(self.packs_per_epoch / config.batch_size)
-        whole = self.steps_per_epoch * config.epochs
-        self.total_steps = min(config.max_steps, whole) if config.max_steps else whole
-
-    def _load(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            c = self.config
-            self._packs = epoch_packs(self.corpus.lengths, c.seq_len, c.packing, c.seed, epoch)
-            self._epoch = epoch
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch (from 0) of step 1..total_steps."""
-        return (step - 1) // self.steps_per_epoch
-
-    def packs(self, step: int) -> list[Pack]:
-        """The packs of a step; the last step of an epoch may have fewer."""
-        self._load(self.epoch_of(step))
-        start = (step - 1) % self.steps_per_epoch * self.config.batch_size
-        return self._packs[start : start + self.config.batch_size]
-
-    def total_weight(self, packs: Sequence[Pack]) -> float:
-        """What the summed loss of these packs is divided by, known before the first forward."""
-        counts = [[self.corpus.target_counts[d] for d in p.documents] for p in packs]
-        if self.config.loss_weighting == "token":
-            return float(sum(sum(c) for c in counts))
-        if self.config.loss_weighting == "sequence":
-            return float(sum(n > 0 for c in counts for n in c))
-        return float(sum(sum(c) > 0 for c in counts))
-
-    def batches(self, packs: Sequence[Pack], ranks: Ranks) -> list[Batch]:
-        """This rank's micro-batches. All ranks get equally many: FSDP's collectives need it."""
-        size = self.config.micro_batch_size
-        # On a GPU every micro-batch has one shape, so that memory does not fragment.
-        pad_to = self.config.seq_len * size if ranks.device.type == "cuda" else 1
-        mine = packs[ranks.rank :: ranks.world_size]
-        most = math.ceil(len(packs) / ranks.world_size)
-        return [
-            make_batch(
-                mine[start : start + size],
-                self.corpus.read,
-                self.config.packing,
-                self.config.loss_weighting,
-                pad_to,
-            )
-            for start in range(0, most, size)
-        ]
 
 
 class StepStats(NamedTuple):
@@ -223,15 +65,7 @@ def train_step(
     """
     loss_sum = torch.zeros((), device=ranks.device)
     for batch in batches:
-        loss = model(
-            batch.tokens[None].to(ranks.device),
-            positions=batch.positions[None].to(ranks.device),
-            cu_seqlens=batch.cu_seqlens.to(ranks.device),
-            max_len=batch.max_len,
-            target_rows=batch.target_rows.to(ranks.device),
-            targets=batch.targets.to(ranks.device),
-            weights=batch.weights.to(ranks.device),
-        )
+        loss = forward(model, batch, ranks.device)
         # FSDP averages gradients over ranks; times the world size that is the sum we want.
         (loss * (ranks.world_size / total_weight)).backward()
         loss_sum += loss.detach()
@@ -244,6 +78,19 @@ def train_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepStats(loss_value, norm_value, finite, wishes > 0)
+
+
+def forward(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
+    """The weighted sum of a micro-batch's cross-entropies."""
+    return model(
+        batch.tokens[None].to(device),
+        positions=batch.positions[None].to(device),
+        cu_seqlens=batch.cu_seqlens.to(device),
+        max_len=batch.max_len,
+        target_rows=batch.target_rows.to(device),
+        targets=batch.targets.to(device),
+        weights=batch.weights.to(device),
+    )
 
 
 class StopSignal:
@@ -274,64 +121,15 @@ TRAJECTORY = (
 )
 
 
-def prepare(config: TrainConfig, log: Log) -> tuple[Tokenizer, Corpus, Plan]:
-    """Tokenise and plan; needs no process group, so nothing can time out meanwhile."""
-    require(config, "model", "data")
-    assert config.model is not None
-    model_config = Qwen2Config.from_pretrained(config.model)
-    tokenizer = Tokenizer(config.model)
-    check_template(tokenizer, config.template)
-    planning = config.dry_run or config.preview  # these leave nothing behind
-    temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
-    cache_dir = config.cache_dir or (Path(temporary.name) if temporary else None)
-    if cache_dir is None:
-        require(config, "out")
-        cache_dir = config.out / "cache"  # pyright: ignore[reportOptionalOperand]
-    corpus = build_corpus(
-        config.data,
-        tokenizer,
-        config.template,
-        config.think_in,
-        config.require_think,
-        config.seq_len,
-        cache_dir,
-        log,
-    )
-    if temporary:
-        temporary.cleanup()  # the files stay mapped until the corpus is dropped
-    if tokenizer.vocab_size > model_config.vocab_size:
-        raise UserError(
-            f"{config.model}: the tokenizer has {tokenizer.vocab_size} tokens, "
-            f"config.json says vocab_size={model_config.vocab_size}"
-        )
-    return tokenizer, corpus, Plan(corpus, config)
-
-
-def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:
-    """The arithmetic of a run, for people."""
-    meta = corpus.meta
-    fill = meta["tokens"] / (plan.packs_per_epoch * config.seq_len)
-    unit = "rows" if config.packing == "none" else f"packs ({fill:.1%} full)"
-    return [
-        f"data: {meta['documents']:,} examples, {meta['tokens']:,} tokens, "
-        f"{meta['target_tokens']:,} targets; {meta['dropped_over_long']:,} longer than "
-        f"{config.seq_len:,} dropped (longest {meta['longest']:,})",
-        f"epoch: {plan.packs_per_epoch:,} {unit}, {plan.steps_per_epoch:,} steps "
-        f"of {config.batch_size}",
-        f"run: {plan.total_steps:,} steps, {config.epochs} epochs at most, "
-        f"{meta['tokens'] * plan.total_steps / plan.steps_per_epoch:,.0f} tokens",
-    ]
-
-
 class Run:
     """A training run in progress: the sharded model, its optimizer, and where it stands."""
 
-    def __init__(
-        self, config: TrainConfig, corpus: Corpus, plan: Plan, ranks: Ranks, log: Log
-    ) -> None:
+    def __init__(self, config: TrainConfig, prepared: Prepared, ranks: Ranks, log: Log) -> None:
         assert config.model is not None
         assert config.out is not None
-        self.config, self.corpus, self.plan, self.ranks, self.log = config, corpus, plan, ranks, log
+        self.config, self.ranks, self.log = config, ranks, log
+        self.corpus, self.plan = prepared.corpus, prepared.plan
+        self.held_out = prepared.held_out
         self.source, self.out = config.model, config.out
         self.compute_dtype = config.compute_dtype(ranks.device)
         model_config = Qwen2Config.from_pretrained(self.source)
@@ -341,13 +139,17 @@ class Run:
         with torch.device("meta"):
             self.model = Qwen2(model_config)
         on_gpu = ranks.device.type == "cuda"
-        shard(
-            self.model,
-            ranks,
-            self.compute_dtype,
-            config.activation_checkpointing or ("full" if on_gpu else "none"),
+        sharding = Sharding(
+            compute_dtype=self.compute_dtype,
+            checkpointing=config.activation_checkpointing or ("full" if on_gpu else "none"),
+            replicate=config.replicate,
+            cpu_offload=config.cpu_offload,
+            compile=config.compile,
         )
-        load_weights(self.model, weights, ranks)
+        shard(self.model, ranks, sharding)
+        load_weights(
+            self.model, weights, torch.device("cpu") if config.cpu_offload else ranks.device
+        )
         self.optimizer = make_optimizer(
             self.model,
             config.lr,
@@ -356,7 +158,7 @@ class Run:
             config.weight_decay,
             DTYPES[config.optim_dtype],
         )
-        self.step = self._resume()
+        self.step, self.skipped = self._resume(), 0
 
     def _settings(self) -> dict[str, Any]:
         values = to_json(self.config)
@@ -404,9 +206,11 @@ class Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        batches = self.plan.batches(packs, self.ranks)
+        waited = time.perf_counter() - started
         stats = train_step(
             self.model,
-            self.plan.batches(packs, self.ranks),
+            batches,
             self.plan.total_weight(packs),
             self.optimizer,
             self.ranks,
@@ -414,6 +218,7 @@ class Run:
             stop,
         )
         self.step = step
+        self.skipped += not stats.updated
         seconds = time.perf_counter() - started
         tokens = sum(p.token_count for p in packs)
         row: dict[str, Any] = {
@@ -426,12 +231,28 @@ class Run:
             "target_tokens": sum(self.corpus.target_counts[d] for p in packs for d in p.documents),
             "tokens_per_s": tokens / seconds,
             "seconds": seconds,
+            "data_seconds": waited,
+            "skipped_steps": self.skipped,
         }
+        flops = sum(self.plan.pack_flops(p) for p in packs)
+        row["tflops_per_gpu"] = flops / seconds / self.ranks.world_size / 1e12
         if self.ranks.device.type == "cuda":
             row["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            if peak := peak_tflops(torch.cuda.get_device_name()):
+                row["mfu"] = row["tflops_per_gpu"] / peak
         if not stats.updated:
             row["skipped"] = True
         return stats, row
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss per target of the held-out documents, each alone in its context."""
+        assert self.held_out is not None
+        sums = torch.zeros((), device=self.ranks.device)
+        for batch in self.held_out.batches(self.held_out.all_packs(), self.ranks):
+            sums += forward(self.model, batch, self.ranks.device)
+        targets = sum(self.held_out.corpus.target_counts)
+        return float(self.ranks.sum(sums)) / max(targets, 1)
 
     def culprits(self) -> str:
         """The records of the step just taken, for the message of a run that stops."""
@@ -448,15 +269,17 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
         raise UserError(f"--out={config.out}: not empty, and --no-resume was given")
     if config.model is not None and config.out.resolve() == config.model.resolve():
         raise UserError(f"--out={config.out}: is --model; choose another place")
-    _, corpus, plan = prepare(config, log)
-    for line in describe(config, corpus, plan):
+    prepared = prepare(config, log)
+    for line in describe(config, prepared.corpus, prepared.plan):
         log.say(line)
+    if ranks.world_size % config.replicate:
+        raise UserError(f"--replicate={config.replicate}: does not divide {ranks.world_size} ranks")
     ranks.connect()
     stop = StopSignal()
     owner = owned(config.out) if ranks.is_main else contextlib.nullcontext()
     try:
         with owner:
-            _train(config, corpus, plan, ranks, log, stop)
+            _train(config, prepared, ranks, log, stop)
         ranks.barrier()  # nobody leaves while another still talks
     finally:
         stop.restore()
@@ -464,13 +287,13 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
 
 
 def _train(
-    config: TrainConfig, corpus: Corpus, plan: Plan, ranks: Ranks, log: Log, stop: StopSignal
+    config: TrainConfig, prepared: Prepared, ranks: Ranks, log: Log, stop: StopSignal
 ) -> None:
     """The run itself, with the process group up and --out to itself."""
     assert config.out is not None
-    run = Run(config, corpus, plan, ranks, log)
+    run = Run(config, prepared, ranks, log)
     finished = config.out / "config.json"  # what an export writes last
-    if run.step == plan.total_steps and finished.exists():
+    if run.step == run.plan.total_steps and finished.exists():
         log.say(f"already trained: {config.out}")
         return
     ranks.barrier()
@@ -486,12 +309,18 @@ def _loop(run: Run, stop: StopSignal) -> bool:
     """Step until done (True) or asked to stop (False); either way a checkpoint is on disk."""
     config, total = run.config, run.plan.total_steps
     metrics = _open_metrics(run) if run.ranks.is_main else None
+    board = TensorBoard(run.out) if metrics and config.tensorboard else None
     bad_steps, saved = 0, run.step
     with run.log.bar(total=total, initial=run.step, desc="training", unit="step") as bar:
         while run.step < total:
             stats, row = run.take_step(stop.requested)
+            last = run.step == total or stats.stop_requested
+            if run.held_out and (run.step % config.eval_every == 0 or last):
+                row["eval_loss"] = run.evaluate()
             if metrics:
                 metrics.append(row)
+            if board:
+                board.add(row)
             run.log.say(_line(row, total))
             bar.update()
             bad_steps = 0 if stats.updated else bad_steps + 1
@@ -506,10 +335,32 @@ def _loop(run: Run, stop: StopSignal) -> bool:
             if stats.stop_requested and run.step < total:
                 run.log.say(f"stopped after step {saved}; the same command continues")
                 break
+    if board:
+        board.close()
     if metrics:
         metrics.close()
         _draw(run, metrics.path)
     return run.step == total
+
+
+class TensorBoard:
+    """The numbers of metrics.jsonl as scalars under OUT/tensorboard."""
+
+    def __init__(self, out: Path) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "--tensorboard: not installed; pip install 'tinyr1[tensorboard]'"
+            ) from None
+        self._writer = SummaryWriter(str(out / "tensorboard"))
+
+    def add(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, float(value), row["step"])
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _open_metrics(run: Run) -> Journal:
@@ -536,7 +387,9 @@ def _line(row: dict[str, Any], total: int) -> str:
     """One greppable line a step."""
     memory = f" | mem {row['memory_gib']:.1f}G" if "memory_gib" in row else ""
     skipped = " | SKIPPED: not finite" if row.get("skipped") else ""
+    mfu = f" | mfu {row['mfu']:.1%}" if "mfu" in row else ""
+    held_out = f" | eval {row['eval_loss']:.4f}" if "eval_loss" in row else ""
     return (
         f"step {row['step']:05d}/{total} | loss {row['loss']:.4f} | grad {row['grad_norm']:.2f} | "
-        f"lr {row['lr']:.1e} | tok/s {row['tokens_per_s']:,.0f}{memory}{skipped}"
+        f"lr {row['lr']:.1e} | tok/s {row['tokens_per_s']:,.0f}{mfu}{memory}{held_out}{skipped}"
     )

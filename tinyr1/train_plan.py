@@ -1,0 +1,300 @@
+"""A training run before any GPU is asked: its options, its tokens, and which packs make which step.
+
+    TrainConfig (recipe and command line) -> Corpus -> Plan: (epoch, step) -> packs -> micro-batches
+
+Everything that is decided here is decided by (seed, epoch, step), so a run can be resumed from the
+number of its last step alone.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import tyro
+
+from tinyr1.chat import TemplateName, ThinkIn, Tokenizer, check_template
+from tinyr1.config import check_range, require
+from tinyr1.corpus import Corpus, build_corpus
+from tinyr1.errors import UserError
+from tinyr1.flops import TrainingFlops
+from tinyr1.log import Log
+from tinyr1.model import Qwen2Config
+from tinyr1.optim import Schedule
+from tinyr1.packing import Packing, Weighting, epoch_packs, make_batch
+from tinyr1.parallel import ActivationCheckpointing
+from tinyr1.ranks import Ranks
+from tinyr1.record import Batch, Pack
+
+Dtype = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune a Qwen2 checkpoint on teacher trajectories."""
+
+    model: Path | None = None
+    """Hugging Face checkpoint directory to start from (download first)."""
+    data: tuple[Path, ...] = ()
+    """Training files (JSON lines); their union is used, shuffled by --seed."""
+    out: Path | None = None
+    """Directory for metrics, checkpoints and the finished model."""
+    epochs: int = 5
+    """Passes over the data."""
+    batch_size: int = 96
+    """Packs per optimizer step over all ranks; rows where --packing none."""
+    micro_batch_size: int = 1
+    """Packs that one rank puts into one forward."""
+    seq_len: int = 16384
+    """Capacity of a pack in tokens; longer examples are dropped and counted."""
+    lr: float = 1e-5
+    """Peak learning rate."""
+    schedule: Schedule = "constant"
+    """What the rate does after warm-up."""
+    warmup_ratio: float = 0.0
+    """Share of all steps in which the rate rises linearly from 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled decay of matrices; biases and norms do not decay."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm (inf: no clipping)."""
+    packing: Packing = "neat"
+    """neat: documents isolated; naive: one causal sequence a pack; none: one example a row."""
+    loss_weighting: Weighting = "token"
+    """What has one vote in the loss: each target token, each document or each pack."""
+    seed: int = 42
+    """Order of the data."""
+    save_every: int = 100
+    """Steps between checkpoints (one is always written at the end)."""
+    keep: int = 2
+    """Checkpoints kept."""
+    eval_data: tuple[Path, ...] = ()
+    """Held-out files of the same kind: their loss per target is reported."""
+    eval_every: int = 100
+    """Steps between evaluations of --eval-data (one is always made at the end)."""
+    max_steps: int = 0
+    """End after so many steps (0: all epochs); the schedule spans what will run."""
+    optim_dtype: Dtype = "fp32"
+    """Type of AdamW's moments; bf16 rounds stochastically."""
+    dtype: Dtype | None = None
+    """Compute type (by default bf16 on CUDA, fp32 on CPU); master weights are fp32 always."""
+    export_dtype: Dtype | None = None
+    """Type of the finished checkpoint (by default --dtype's)."""
+    activation_checkpointing: ActivationCheckpointing | None = None
+    """Recompute blocks in backward (by default full on CUDA, none on CPU)."""
+    replicate: int = 1
+    """Copies of the sharded model (HSDP): shard within a node, replicate over nodes."""
+    cpu_offload: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep weights, gradients and moments in host memory and update them there."""
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compile each block (minutes at the start, faster steps on a GPU)."""
+    cache_dir: Path | None = None
+    """Where the tokenised data lie (by default OUT/cache)."""
+    template: TemplateName = "deepseek_r1"
+    """Chat template."""
+    think_in: ThinkIn = "target"
+    """Whether the opening <think> is learned or given with the prompt."""
+    require_think: bool = True
+    """Refuse training rows without a well-formed <think>...</think>."""
+    resume: bool = True
+    """Continue from the newest checkpoint in --out; --no-resume refuses a non-empty --out."""
+    dry_run: bool = False
+    """Print the plan and the memory per GPU, train nothing."""
+    world_size: int = 8
+    """GPUs that --dry-run plans for."""
+    gpu_memory_gib: float = 80.0
+    """Memory of a GPU that --dry-run plans for."""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also write the metrics to OUT/tensorboard."""
+    preview: bool = False
+    """Print the first packs as text, ids and targets, train nothing."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "batch_size",
+            "micro_batch_size",
+            "save_every",
+            "keep",
+            "world_size",
+            "eval_every",
+            "replicate",
+        ):
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        check_range("--seq-len", self.seq_len, 2)
+        check_range("--max-steps", self.max_steps, 0)
+        check_range("--lr", self.lr, 0)
+        check_range("--eps", self.eps, 0)
+        check_range("--warmup-ratio", self.warmup_ratio, 0, 1)
+        check_range("--weight-decay", self.weight_decay, 0)
+        check_range("--clip-norm", self.clip_norm, 1e-12)
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise UserError(f"--betas={self.betas}: expected two numbers in [0, 1)")
+
+    def compute_dtype(self, device: torch.device) -> torch.dtype:
+        return DTYPES[self.dtype or ("bf16" if device.type == "cuda" else "fp32")]
+
+
+class Plan:
+    """Which packs each optimizer step trains on: a pure function of (corpus, config)."""
+
+    def __init__(self, corpus: Corpus, config: TrainConfig, flops: TrainingFlops) -> None:
+        self.corpus, self.config, self.flops = corpus, config, flops
+        self._epoch = -1
+        self._packs: list[Pack] = []
+        self._load(0)
+        # Best fit sees only lengths, so every epoch has the same number of packs.
+        self.packs_per_epoch = len(self._packs)
+        self.steps_per_epoch = math.ceil(self.packs_per_epoch / config.batch_size)
+        whole = self.steps_per_epoch * config.epochs
+        self.total_steps = min(config.max_steps, whole) if config.max_steps else whole
+
+    def _load(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            c = self.config
+            self._packs = epoch_packs(self.corpus.lengths, c.seq_len, c.packing, c.seed, epoch)
+            self._epoch = epoch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch (from 0) of step 1..total_steps."""
+        return (step - 1) // self.steps_per_epoch
+
+    def packs(self, step: int) -> list[Pack]:
+        """The packs of a step; the last step of an epoch may have fewer."""
+        self._load(self.epoch_of(step))
+        start = (step - 1) % self.steps_per_epoch * self.config.batch_size
+        return self._packs[start : start + self.config.batch_size]
+
+    def all_packs(self) -> list[Pack]:
+        """The packs of the first epoch, which hold every document once."""
+        self._load(0)
+        return self._packs
+
+    def total_weight(self, packs: Sequence[Pack]) -> float:
+        """What the summed loss of these packs is divided by, known before the first forward."""
+        counts = [[self.corpus.target_counts[d] for d in p.documents] for p in packs]
+        if self.config.loss_weighting == "token":
+            return float(sum(sum(c) for c in counts))
+        if self.config.loss_weighting == "sequence":
+            return float(sum(n > 0 for c in counts for n in c))
+        return float(sum(sum(c) > 0 for c in counts))
+
+    def batches(self, packs: Sequence[Pack], ranks: Ranks) -> list[Batch]:
+        """This rank's micro-batches. All ranks get equally many: FSDP's collectives need it."""
+        size = self.config.micro_batch_size
+        # On a GPU every micro-batch has one shape, so that memory does not fragment.
+        pad_to = self.config.seq_len * size if ranks.device.type == "cuda" else 1
+        return [
+            make_batch(
+                dealt[ranks.rank],
+                self.corpus.read,
+                self.config.packing,
+                self.config.loss_weighting,
+                pad_to,
+            )
+            for dealt in self.deal(packs, ranks.world_size)
+        ]
+
+    def deal(self, packs: Sequence[Pack], world_size: int) -> list[list[list[Pack]]]:
+        """Micro-step by micro-step, the packs of each rank.
+
+        Ranks wait for the slowest in every micro-step, so packs of about equal cost share one:
+        they are dealt in order of predicted operations, forwards and backwards in turn.
+        """
+        costly_first = sorted(packs, key=self.pack_flops, reverse=True)
+        share = world_size * self.config.micro_batch_size
+        micro_steps: list[list[list[Pack]]] = []
+        for start in range(0, len(costly_first), share):
+            hands: list[list[Pack]] = [[] for _ in range(world_size)]
+            for i, pack in enumerate(costly_first[start : start + share]):
+                lap, seat = divmod(i, world_size)
+                hands[seat if lap % 2 == 0 else world_size - 1 - seat].append(pack)
+            micro_steps.append(hands)
+        return micro_steps
+
+    def pack_flops(self, pack: Pack) -> float:
+        """Operations that training on a pack needs."""
+        lengths = [self.corpus.lengths[d] for d in pack.documents]
+        if self.config.packing == "naive":
+            lengths = [pack.token_count]
+        targets = sum(self.corpus.target_counts[d] for d in pack.documents)
+        return self.flops.of_sequences(lengths, targets)
+
+
+class Prepared(NamedTuple):
+    """What a run needs of its data."""
+
+    tokenizer: Tokenizer
+    corpus: Corpus
+    plan: Plan
+    held_out: Plan | None  # of --eval-data; its one epoch is the evaluation
+
+
+def prepare(config: TrainConfig, log: Log) -> Prepared:
+    """Tokenise and plan; needs no process group, so nothing can time out meanwhile."""
+    require(config, "model", "data")
+    assert config.model is not None
+    model_config = Qwen2Config.from_pretrained(config.model)
+    tokenizer = Tokenizer(config.model)
+    check_template(tokenizer, config.template)
+    planning = config.dry_run or config.preview  # these leave nothing behind
+    temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
+    cache_dir = config.cache_dir or (Path(temporary.name) if temporary else None)
+    if cache_dir is None:
+        require(config, "out")
+        cache_dir = config.out / "cache"  # pyright: ignore[reportOptionalOperand]
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise UserError(
+            f"{config.model}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"config.json says vocab_size={model_config.vocab_size}"
+        )
+
+    def tokenised(files: tuple[Path, ...]) -> Corpus:
+        return build_corpus(
+            files,
+            tokenizer,
+            config.template,
+            config.think_in,
+            config.require_think,
+            config.seq_len,
+            cache_dir,
+            log,
+        )
+
+    corpus = tokenised(config.data)
+    flops = TrainingFlops.of(model_config)
+    plan, held_out = Plan(corpus, config, flops), None
+    if config.eval_data:
+        # Isolated documents, one vote a target: what is measured does not depend on the recipe.
+        plain = replace(config, packing="neat", loss_weighting="token")
+        held_out = Plan(tokenised(config.eval_data), plain, flops)
+    if temporary:
+        temporary.cleanup()  # the files stay mapped until the corpus is dropped
+    return Prepared(tokenizer, corpus, plan, held_out)
+
+
+def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:
+    """The arithmetic of a run, for people."""
+    meta = corpus.meta
+    fill = meta["tokens"] / (plan.packs_per_epoch * config.seq_len)
+    unit = "rows" if config.packing == "none" else f"packs ({fill:.1%} full)"
+    return [
+        f"data: {meta['documents']:,} examples, {meta['tokens']:,} tokens, "
+        f"{meta['target_tokens']:,} targets; {meta['dropped_over_long']:,} longer than "
+        f"{config.seq_len:,} dropped (longest {meta['longest']:,})",
+        f"epoch: {plan.packs_per_epoch:,} {unit}, {plan.steps_per_epoch:,} steps "
+        f"of {config.batch_size}",
+        f"run: {plan.total_steps:,} steps, {config.epochs} epochs at most, "
+        f"{meta['tokens'] * plan.total_steps / plan.steps_per_epoch:,.0f} tokens",
+    ]

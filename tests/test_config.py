@@ -23,6 +23,7 @@ def test_every_recipe_parses(name):
     ("name", "epochs", "batch", "schedule", "packing"),
     [
         ("math", 5, 96, "constant", "none"),
+        ("math_released", 5, 96, "constant", "naive"),
         ("science", 5, 32, "cosine", "neat"),
         ("coding", 15, 96, "constant", "neat"),
     ],

@@ -389,27 +389,6 @@ def test_two_runs_into_one_place(tiny, data, tmp_path):
     assert "another process is writing" in done.stderr
 
 
-def test_dry_run_needs_only_a_config(tmp_path):
-    config = {
-        "model_type": "qwen2",
-        "vocab_size": 152064,
-        "hidden_size": 5120,
-        "intermediate_size": 27648,
-        "num_hidden_layers": 64,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    done = run("train.py", "math", "--model", tmp_path, "--dry-run", "--world-size", 8)
-    assert done.returncode == 0, done.stderr
-    assert "32,763,876,352 parameters" in done.stdout
-    assert "peak memory per GPU: " in done.stdout
-    assert "--optim-dtype bf16" in done.stdout
-    fits = {line.split()[1]: line for line in done.stdout.splitlines() if "--optim-dtype" in line}
-    assert "does not fit" in fits["fp32:"]
-    assert ", fits" in fits["bf16:"]
-
-
 def test_preview_shows_targets(tiny, data, tmp_path):
     done = run(
         "train.py", "coding", "--model", tiny, "--data", data, "--preview",

@@ -1,74 +1,196 @@
-"""`train.py --dry-run`: steps, tokens and memory per GPU, before anything is started.
+"""`train.py --dry-run`: steps, tokens, hours and memory per GPU, before anything is started.
 
-The parts are computed from shapes: what every parameter costs in each of its roles, and what the
-activations of a row of `seq_len` tokens cost when the fullest moment comes, which is the start of
-the second micro-step's backward: all checkpoints are stored, and the gradients of the first
-micro-step lie beside them.
+Memory is not guessed from a formula: the training step itself runs at two small depths, with fake
+tensors and a fake process group, under FSDP2's own memory tracker. Every part of the peak grows
+linearly with depth, so two depths give any other. The step is the fullest one: gradients of an
+earlier micro-step lie beside all stored activations. No weights are read, only config.json.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from tinyr1.chat import TOKENIZER_FILES
 from tinyr1.config import require, to_json
+from tinyr1.errors import UserError
+from tinyr1.flops import TrainingFlops
 from tinyr1.log import Log
-from tinyr1.model import Qwen2Config
-from tinyr1.train_plan import TrainConfig, describe, prepare
+from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.parallel import Sharding, make_mesh, shard
+from tinyr1.ranks import Ranks
+from tinyr1.record import Pack
+from tinyr1.train_plan import DTYPES, Plan, TrainConfig, describe, prepare
 
 GIB = 2**30
-CARD_GIB = 80
-RESERVE_GIB = 3.0  # CUDA context, NCCL buffers, fragmentation
+LIMIT = 0.95  # of a card: the rest is the CUDA context, NCCL's buffers and fragmentation
+DEPTHS = (4, 8)
+Parts = dict[str, float]  # GiB by what it is
+
+# The tracker's names for what lies on the card, and ours.
+NAMES = {
+    "SHARDED_PARAM": "master weights",
+    "SHARDED_GRAD": "gradients",
+    "OPT": "moments",
+    "UNSHARDED_PARAM": "gathered weights",
+    "ALL_GATHER": "all-gather buffer",
+    "REDUCE_SCATTER": "reduce-scatter buffer",
+    "UNSHARDED_GRAD": "unsharded gradients",
+    "ACT": "stored activations",
+    "TEMP": "temporaries of one block",
+}
+HOST_PARTS = ("master weights", "gradients", "moments")  # with --cpu-offload
 
 
-def memory_parts(model: Qwen2Config, config: TrainConfig) -> dict[str, float]:
-    """Peak memory per GPU in GiB by part, for bf16 compute and fp32 master weights under FSDP."""
-    shapes = model.tensor_shapes()
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    shard = sum(sizes.values()) / config.world_size
-    block = sum(n for name, n in sizes.items() if name.startswith("model.layers.0."))
-    unit = max(block, sizes["model.embed_tokens.weight"])
-    tokens = config.seq_len * config.micro_batch_size
-    compute = 4 if config.dtype == "fp32" else 2
-    width, mlp = model.hidden_size, model.intermediate_size
-    # Within one block: four tensors of the MLP's width and a dozen of the model's are saved, and
-    # three of the MLP's width appear as gradients.
-    in_block = tokens * compute * (7 * mlp + 12 * width)
-    checkpointed = config.activation_checkpointing != "none"
-    stored = tokens * compute * (width if checkpointed else 4 * mlp + 12 * width)
-    moments = 4 if config.optim_dtype == "fp32" else 2
-    parts = {
-        "master weights (fp32)": 4 * shard,
-        "gradients (fp32)": 4 * shard,
-        f"moments ({config.optim_dtype})": 2 * moments * shard,
-        "gathered units": 2 * compute * block,
-        "reduce-scatter buffer": 4 * unit,
-        "stored activations": model.num_hidden_layers * stored,
-        "activations of one block": in_block,
-        "context and reserve": RESERVE_GIB * GIB,
-    }
-    return {name: size / GIB for name, size in parts.items()}
+@contextmanager
+def fake_ranks(world_size: int, replicate: int) -> Iterator[DeviceMesh]:
+    """A mesh of ranks that do not exist; collectives return at once."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
+    try:
+        yield make_mesh(Ranks(world_size=world_size), replicate)
+    finally:
+        dist.destroy_process_group()
+
+
+def traced_parts(model_config: Qwen2Config, config: TrainConfig, depth: int) -> Parts:
+    """Parts of the peak of one training step of the model with `depth` layers, moments in fp32."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+
+    shallow = replace(model_config, num_hidden_layers=depth)
+    how = Sharding(DTYPES[config.dtype or "bf16"], config.activation_checkpointing or "full")
+    with (
+        fake_ranks(config.world_size, config.replicate) as mesh,
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        model = Qwen2(shallow)
+        shard(model, mesh, how)
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+        token_count = config.seq_len * config.micro_batch_size
+        tokens = torch.zeros(1, token_count, dtype=torch.int64)
+        inputs: dict[str, Any] = {
+            "positions": torch.arange(token_count)[None],
+            "target_rows": torch.arange(token_count),
+            "targets": torch.zeros(token_count, dtype=torch.int64),
+            "weights": torch.ones(token_count),
+        }
+
+        def step(tracker: Any = None) -> None:
+            for _ in range(2):  # the second micro-step finds the gradients of the first
+                if tracker:
+                    tracker.reset_mod_stats()
+                model(tokens, **inputs).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()  # untracked: sharding rules that are worked out once make temporaries of their own
+        tracker = FSDPMemTracker(model, optimizer)
+        tracker.track_inputs((tokens, *inputs.values()))
+        with tracker:
+            step(tracker)
+        (peak,) = tracker.get_tracker_snapshot("peak").values()
+    sizes = {str(kind).rpartition(".")[2]: size for kind, size in peak.items()}
+    parts = {name: sizes.get(kind, 0) / GIB for kind, name in NAMES.items()}
+    parts["other"] = max(0.0, sizes["Total"] / GIB - sum(parts.values()))
+    return parts
+
+
+def memory_parts(model_config: Qwen2Config, config: TrainConfig) -> Parts:
+    """Peak memory per GPU in GiB, by part."""
+    layers = model_config.num_hidden_layers
+    if layers <= max(DEPTHS):
+        parts = traced_parts(model_config, config, layers)
+    else:
+        low, high = (traced_parts(model_config, config, depth) for depth in DEPTHS)
+        share = (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+        parts = {name: low[name] + share * (high[name] - low[name]) for name in low}
+    if config.optim_dtype == "bf16":
+        parts["moments"] /= 2
+    if config.cpu_offload:
+        parts |= dict.fromkeys(HOST_PARTS, 0.0)
+    return parts
+
+
+def first_that_fits(model_config: Qwen2Config, config: TrainConfig) -> str:
+    """The gentlest options with which the plan would fit, for the message of one that does not."""
+    options: list[str] = []
+    for option, value in (
+        ("optim_dtype", "bf16"),
+        ("activation_checkpointing", "full"),
+        ("micro_batch_size", 1),
+        ("cpu_offload", True),
+    ):
+        if getattr(config, option) in (value, None):
+            continue
+        config = replace(config, **{option: value})
+        flag = "--" + option.replace("_", "-")
+        options.append(flag if value is True else f"{flag} {value}")
+        if sum(memory_parts(model_config, config).values()) <= LIMIT * config.gpu_memory_gib:
+            return f"{' '.join(options)} would fit"
+    return "use more GPUs or a smaller --seq-len"
 
 
 def print_plan(config: TrainConfig, log: Log) -> None:
-    """Print the resolved config, what follows from it, and whether it fits."""
+    """Print the resolved config, what follows from it, and whether it fits; UserError if not."""
     require(config, "model")
     assert config.model is not None
     model = Qwen2Config.from_pretrained(config.model)
+    if config.world_size % config.replicate:
+        raise UserError(
+            f"--replicate={config.replicate}: does not divide --world-size {config.world_size}"
+        )
     for name, value in to_json(config).items():
         print(f"{name} = {value}")
     print(f"\nmodel: {model.parameter_count():,} parameters")
+    flops = TrainingFlops.of(model)
     if config.data and any((config.model / n).exists() for n in TOKENIZER_FILES):
         _, corpus, plan, _ = prepare(config, log)
         for line in describe(config, corpus, plan):
             print(line)
+        print(_hours(config, plan))
+    else:
+        full = config.batch_size * flops.of_sequences([config.seq_len], config.seq_len)
+        print(f"a step of {config.batch_size} full sequences: {full:.2e} floating-point operations")
+    print_memory(model, config)
+
+
+def _hours(config: TrainConfig, plan: Plan) -> str:
+    packs: list[Pack] = plan.all_packs()
+    epochs = plan.total_steps / plan.steps_per_epoch
+    total = epochs * sum(plan.pack_flops(pack) for pack in packs)
+    speed = config.world_size * config.peak_tflops * 1e12 * config.assumed_mfu
+    return (
+        f"work: {total:.2e} floating-point operations; about {total / speed / 3600:.1f} hours on "
+        f"{config.world_size} GPUs at {config.assumed_mfu:.0%} of {config.peak_tflops:.0f} TFLOP/s"
+    )
+
+
+def print_memory(model: Qwen2Config, config: TrainConfig) -> None:
+    """Print the parts of the peak and the verdict; UserError if the plan does not fit."""
     parts = memory_parts(model, config)
-    peak = sum(parts.values())
-    print(f"\npeak memory per GPU: {peak:.1f} GiB of {CARD_GIB} GiB (computed from shapes)")
+    peak, card = sum(parts.values()), config.gpu_memory_gib
+    traced = " and ".join(str(d) for d in DEPTHS)
+    print(f"\npeak memory per GPU: {peak:.1f} GiB of {card:.0f} GiB (traced at {traced} layers)")
     for name, size in parts.items():
         print(f"  {size:7.2f} GiB  {name}")
-    for dtype in ("fp32", "bf16"):
-        other = sum(memory_parts(model, replace(config, optim_dtype=dtype)).values())
-        verdict = "fits" if other <= CARD_GIB else "does not fit"
+    moments = parts["moments"]
+    for dtype, factor in (("fp32", 2.0), ("bf16", 1.0)):
+        own = 2.0 if config.optim_dtype == "fp32" else 1.0
+        other = peak - moments + moments / own * factor
+        verdict = "fits" if other <= LIMIT * card else "does not fit"
         print(f"--optim-dtype {dtype}: {other:.1f} GiB, {verdict}")
+    if not math.isfinite(peak) or peak > LIMIT * card:
+        raise UserError(
+            f"--gpu-memory-gib={card:g}: the plan needs {peak:.1f} GiB, more than {LIMIT:.0%} "
+            f"of it; {first_that_fits(model, config)}"
+        )

@@ -33,19 +33,26 @@ class Sharding:
 
     compute_dtype: torch.dtype = torch.float32
     checkpointing: ActivationCheckpointing = "none"
-    replicate: int = 1  # copies of the sharded model (HSDP); gradients are averaged over them
     cpu_offload: bool = False  # parameters live on the host and are updated there
     compile: bool = False
 
 
-def shard(model: Qwen2, ranks: Ranks, how: Sharding) -> None:
+def make_mesh(ranks: Ranks, replicate: int = 1) -> DeviceMesh:
+    """All ranks in a row; with `replicate`, so many copies of the sharded model (HSDP)."""
+    if replicate == 1:
+        return init_device_mesh(ranks.device.type, (ranks.world_size,))
+    shape = (replicate, ranks.world_size // replicate)
+    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(model: Qwen2, mesh: DeviceMesh, how: Sharding) -> None:
     """Split every parameter of `model` (its first dimension) over the ranks, in place.
 
     Parameters stay in their own dtype; with a lower compute dtype they are cast when gathered,
     and gradients are summed in float32. Gradients come out averaged over ranks (gloo knows no
     premultiplied sum): the training step multiplies its loss by the world size.
     """
-    wrap = functools.partial(fully_shard, mesh=_mesh(ranks, how.replicate), **_policies(ranks, how))
+    wrap = functools.partial(fully_shard, mesh=mesh, **_policies(mesh, how))
     for block in model.model.layers:
         checkpoint_activations(block, how.checkpointing)
         if how.compile:
@@ -57,14 +64,7 @@ def shard(model: Qwen2, ranks: Ranks, how: Sharding) -> None:
     wrap(model)
 
 
-def _mesh(ranks: Ranks, replicate: int) -> DeviceMesh:
-    if replicate == 1:
-        return init_device_mesh(ranks.device.type, (ranks.world_size,))
-    shape = (replicate, ranks.world_size // replicate)
-    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
-
-
-def _policies(ranks: Ranks, how: Sharding) -> dict[str, Any]:
+def _policies(mesh: DeviceMesh, how: Sharding) -> dict[str, Any]:
     policies: dict[str, Any] = {}
     if how.compute_dtype != torch.float32:
         # Inputs stay as they are: the loss weights among them must not be rounded.
@@ -72,7 +72,7 @@ def _policies(ranks: Ranks, how: Sharding) -> dict[str, Any]:
             how.compute_dtype, torch.float32, cast_forward_inputs=False
         )
     if how.cpu_offload:
-        policies["offload_policy"] = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda")
+        policies["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     return policies
 
 

@@ -29,7 +29,7 @@ from tinyr1.flops import peak_tflops
 from tinyr1.log import Log
 from tinyr1.model import Qwen2, Qwen2Config
 from tinyr1.optim import learning_rate, make_optimizer
-from tinyr1.parallel import Sharding, clip_gradients, load_weights, shard
+from tinyr1.parallel import Sharding, clip_gradients, load_weights, make_mesh, shard
 from tinyr1.ranks import Ranks
 from tinyr1.record import Batch
 from tinyr1.train_plan import DTYPES, Prepared, TrainConfig, describe, prepare
@@ -142,11 +142,10 @@ class Run:
         sharding = Sharding(
             compute_dtype=self.compute_dtype,
             checkpointing=config.activation_checkpointing or ("full" if on_gpu else "none"),
-            replicate=config.replicate,
             cpu_offload=config.cpu_offload,
             compile=config.compile,
         )
-        shard(self.model, ranks, sharding)
+        shard(self.model, make_mesh(ranks, config.replicate), sharding)
         load_weights(
             self.model, weights, torch.device("cpu") if config.cpu_offload else ranks.device
         )

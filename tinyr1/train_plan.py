@@ -113,6 +113,10 @@ class TrainConfig:
     """GPUs that --dry-run plans for."""
     gpu_memory_gib: float = 80.0
     """Memory of a GPU that --dry-run plans for."""
+    peak_tflops: float = 989.0
+    """Dense bf16 peak of a GPU that --dry-run plans for (H100, H800, H200)."""
+    assumed_mfu: float = 0.4
+    """Share of that peak from which --dry-run computes hours."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write the metrics to OUT/tensorboard."""
     preview: bool = False
@@ -133,6 +137,9 @@ class TrainConfig:
         ):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         check_range("--seq-len", self.seq_len, 2)
+        check_range("--gpu-memory-gib", self.gpu_memory_gib, 0)
+        check_range("--peak-tflops", self.peak_tflops, 1e-9)
+        check_range("--assumed-mfu", self.assumed_mfu, 1e-9, 1)
         check_range("--max-steps", self.max_steps, 0)
         check_range("--lr", self.lr, 0)
         check_range("--eps", self.eps, 0)

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,7 +213,7 @@ def test_packed_step_equals_documents_one_by_one(tiny, data, tmp_path):
     loss = torch.zeros((), dtype=torch.float64)
     for document in documents:
         tokens, is_target = (torch.from_numpy(x.copy()) for x in plan.corpus.read(document))
-        logits = model(tokens[None].long()).detach()[0, :-1]
+        logits = model(tokens[None].long())[0, :-1]
         wanted = torch.where(is_target[1:], tokens[1:].long(), -100)
         loss = loss + torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
     (loss / total).backward()
@@ -380,6 +382,45 @@ def test_full_disk_is_one_line_and_exit_1(tiny, data, tmp_path):
     assert done.stderr.startswith("stopped: saving")
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("step-000001"))
+
+
+def test_saving_in_the_background_changes_nothing(one_rank, tiny, data, tmp_path):
+    extra = ["--epochs", "2", "--save-every", "1", "--keep", "3", "--export-every", "2"]
+    done = train(tiny, data, tmp_path / "run", *extra, ranks=2)
+    assert done.returncode == 0, done.stderr
+    rows, others = metrics(tmp_path / "run"), metrics(one_rank)
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(rows, others, strict=True)) < 1e-5
+    steps = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert steps == [f"step-{len(rows) - i:06d}" for i in (2, 1, 0)]
+    # What was written beside the training of the next step is the state of its own step.
+    shutil.copytree(tmp_path / "run", tmp_path / "back")
+    for name in steps[1:]:
+        shutil.rmtree(tmp_path / "back" / "checkpoints" / name)
+    again = train(tiny, data, tmp_path / "back", *extra, ranks=2)
+    assert again.returncode == 0, again.stderr
+    assert [r["loss"] for r in metrics(tmp_path / "back")] == [r["loss"] for r in rows]
+    assert largest_difference(weights(tmp_path / "back"), weights(tmp_path / "run")) == 0
+    exported = sorted(p.name for p in (tmp_path / "run" / "exports").iterdir())
+    assert exported == [f"step-{step:06d}" for step in range(2, len(rows), 2)]
+    assert Qwen2.from_pretrained(tmp_path / "run" / "exports" / exported[0])
+
+
+def test_kill_9_and_resume_at_another_world_size(one_rank, tiny, data, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--model", tiny, "--data", data, "--out", out, *SMALL.split()]
+    arguments += ["--epochs", "2", "--save-every", "1"]
+    command = [sys.executable, ROOT / "train.py", "coding", *arguments]
+    process = subprocess.Popen([str(part) for part in command], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(out.glob("checkpoints/step-*/meta.json")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = train(tiny, data, out, "--epochs", "2", "--save-every", "1", ranks=2)
+    assert done.returncode == 0, done.stderr
+    rows, others = metrics(out), metrics(one_rank)
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(rows, others, strict=True)) < 1e-5
+    assert not list(out.rglob("*.partial"))
 
 
 def test_two_runs_into_one_place(tiny, data, tmp_path):

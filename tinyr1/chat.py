@@ -67,7 +67,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` and nothing else: no BOS, no template."""
-        return self._fast.encode(text, add_special_tokens=False).ids
+        # As a batch of one: unlike `encode`, this lets other threads work meanwhile.
+        return self._fast.encode_batch([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids` without special tokens, but with the thinking tags."""
@@ -142,8 +143,8 @@ class _SentencePiece:
         control = (i for i in range(self.model.vocab_size()) if self.model.is_control(i))
         return {i: AddedToken(self.model.id_to_piece(i), special=True) for i in control}
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> _Ids:
-        return _Ids(self.model.encode(text))
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[_Ids]:
+        return [_Ids(self.model.encode(text)) for text in texts]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         """Control tokens decode to nothing in the library; here they are written out."""

@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
-from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
+from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 
 from tinyr1.errors import RunStopped
 from tinyr1.files import fsync_directory, read_json, write_json
@@ -53,34 +55,62 @@ def completed_steps(out: Path) -> list[int]:
     )
 
 
-def save(
-    out: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    meta: dict[str, Any],
-    ranks: Ranks,
-    keep: int,
-) -> None:
-    """Write the checkpoint of `step` and drop all but the newest `keep`."""
-    final = step_path(out, step)
-    partial = final.with_name(final.name + ".partial")
-    if ranks.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    ranks.barrier()
-    weights, moments = get_state_dict(model, optimizer)
-    with failing_plainly(f"saving {partial}"):
-        save_sharded({"model": weights, "optimizer": moments}, checkpoint_id=str(partial))
-    ranks.barrier()
-    if ranks.is_main:
-        write_json(partial / "meta.json", {"step": step, **meta})
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        fsync_directory(final.parent)
-        for old in completed_steps(out)[:-keep]:
-            shutil.rmtree(step_path(out, old))
-    ranks.barrier()
+class Saver:
+    """Writes checkpoints in the background while training goes on, one at a time.
+
+    The state is copied to the host first; threads then write it. Their collectives run on a process
+    group of their own: on the training's they would interleave with its collectives.
+    """
+
+    def __init__(self, out: Path, ranks: Ranks, keep: int) -> None:
+        self.out, self.ranks, self.keep = out, ranks, keep
+        self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        meta: dict[str, Any],
+    ) -> None:
+        """Begin to write the checkpoint of `step`; it gets its name when it is whole."""
+        self.wait()
+        final = step_path(self.out, step)
+        partial = final.with_name(final.name + ".partial")
+        if self.ranks.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.ranks.barrier()
+        weights, moments = get_state_dict(model, optimizer)
+        with failing_plainly(f"saving {partial}"):
+            written = save_in_background(
+                {"model": weights, "optimizer": moments},
+                checkpoint_id=str(partial),
+                process_group=self._group,
+            )
+        everything = {"step": step, **meta}
+        self._writing = self._thread.submit(self._finish, written, partial, final, everything)
+
+    def _finish(self, written: Any, partial: Path, final: Path, meta: dict[str, Any]) -> None:
+        """Give a checkpoint its name. The main rank's part ends only when every rank's has."""
+        with failing_plainly(f"saving {partial}"):
+            written.result()
+        if self.ranks.is_main:
+            write_json(partial / "meta.json", meta)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            fsync_directory(final.parent)
+            for old in completed_steps(self.out)[: -self.keep]:
+                shutil.rmtree(step_path(self.out, old))
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more; RunStopped if it failed."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+            self.ranks.barrier()
 
 
 def read_meta(out: Path, step: int) -> dict[str, Any]:

@@ -158,6 +158,7 @@ class Run:
             DTYPES[config.optim_dtype],
         )
         self.step, self.skipped = self._resume(), 0
+        self.saver = checkpoint.Saver(self.out, ranks, config.keep)
 
     def _settings(self) -> dict[str, Any]:
         values = to_json(self.config)
@@ -190,10 +191,15 @@ class Run:
         return done[-1]
 
     def save(self) -> None:
+        """Begin a checkpoint of the step just taken."""
         meta = {"settings": self._settings(), "world_size": self.ranks.world_size}
-        checkpoint.save(
-            self.out, self.step, self.model, self.optimizer, meta, self.ranks, self.config.keep
-        )
+        self.saver.save(self.step, self.model, self.optimizer, meta)
+
+    def export(self, out: Path) -> None:
+        """Write the model as a Hugging Face checkpoint."""
+        dtype = self.config.export_dtype
+        export_dtype = DTYPES[dtype] if dtype else self.compute_dtype
+        checkpoint.export(self.model, self.source, out, export_dtype, self.ranks)
 
     def take_step(self, stop: bool) -> tuple[StepStats, dict[str, Any]]:
         """Train on the next step's packs; returns its figures as they go to metrics.jsonl."""
@@ -299,8 +305,7 @@ def _train(
     if ranks.is_main:
         finished.unlink(missing_ok=True)  # of a shorter run that this one continues
     if _loop(run, stop):
-        export_dtype = DTYPES[config.export_dtype] if config.export_dtype else run.compute_dtype
-        checkpoint.export(run.model, run.source, run.out, export_dtype, ranks)
+        run.export(config.out)
         log.say(f"finished: {config.out}")
 
 
@@ -331,9 +336,12 @@ def _loop(run: Run, stop: StopSignal) -> bool:
             if run.step % config.save_every == 0 or stats.stop_requested or run.step == total:
                 run.save()
                 saved = run.step
+            if config.export_every and run.step % config.export_every == 0 and run.step < total:
+                run.export(run.out / "exports" / f"step-{run.step:06d}")
             if stats.stop_requested and run.step < total:
                 run.log.say(f"stopped after step {saved}; the same command continues")
                 break
+    run.saver.wait()
     if board:
         board.close()
     if metrics:

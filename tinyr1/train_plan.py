@@ -77,6 +77,8 @@ class TrainConfig:
     """Steps between checkpoints (one is always written at the end)."""
     keep: int = 2
     """Checkpoints kept."""
+    export_every: int = 0
+    """Steps between Hugging Face exports under OUT/exports (0: only the finished model)."""
     eval_data: tuple[Path, ...] = ()
     """Held-out files of the same kind: their loss per target is reported."""
     eval_every: int = 100
@@ -141,6 +143,7 @@ class TrainConfig:
         check_range("--peak-tflops", self.peak_tflops, 1e-9)
         check_range("--assumed-mfu", self.assumed_mfu, 1e-9, 1)
         check_range("--max-steps", self.max_steps, 0)
+        check_range("--export-every", self.export_every, 0)
         check_range("--lr", self.lr, 0)
         check_range("--eps", self.eps, 0)
         check_range("--warmup-ratio", self.warmup_ratio, 0, 1)

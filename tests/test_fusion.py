@@ -8,7 +8,7 @@ import torch
 from conftest import SHARED_DATA
 from safetensors.torch import load_file
 
-from tinyr1 import fusion
+from tinyr1 import fusion, quartiles
 from tinyr1.fusion import (
     ExactFusion,
     FusionOptions,
@@ -241,6 +241,57 @@ def test_lambda_and_epsilon_reach_every_arithmetic():
         assert fuse(left, right, FusionOptions(lam=0.5), arithmetic)[1].taken > usual.taken
         changed = fuse(left, right, FusionOptions(epsilon=0.1), arithmetic)[1]
         assert changed.threshold < 0.9 * usual.threshold
+
+
+def test_equal_scores_are_all_taken_whatever_the_rounding():
+    """Every |R - L| is one step: every score equals the threshold, to the bit."""
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        left = 1 + torch.randint(0, 64, (1, 896), generator=generator) / 128
+        up = torch.randint(0, 2, (1, 896), generator=generator) * 2 - 1
+        right = left + up * (2 * seed + 1) / 1024
+        stats = fuse(left, right, DEFAULTS)[1]
+        assert stats.taken == 896
+        assert stats.threshold == stats.quartiles[1]
+
+
+def test_columns_that_repeat_do_not_blind_the_sample(monkeypatch):
+    """Every 64th column is unchanged, and one of 63: still only a few scores are collected."""
+    collected = []
+    original = quartiles.pick
+    monkeypatch.setattr(
+        quartiles, "pick", lambda *a: collected.append(len(original(*a))) or original(*a)
+    )
+    for period in (63, 64):
+        torch.manual_seed(period)
+        left = 0.02 * torch.randn(1024, 1024)
+        right = left + 1e-3 * torch.randn(1024, 1024)
+        right[:, ::period] = left[:, ::period]
+        collected.clear()
+        fused = arcee_fusion(left, right)
+        assert sum(collected) < left.numel() / 4
+        scores = importance(left, right).flatten().sort().values
+        q1, median, q3 = (float(scores[int(q * (len(scores) - 1))]) for q in (0.25, 0.5, 0.75))
+        threshold = median + 1.5 * (q3 - q1)
+        clear = (importance(left, right) - threshold).abs() > 1e-5 * threshold
+        expected = torch.where(importance(left, right) >= threshold, right, left)
+        assert torch.equal(fused[clear], expected[clear])
+
+
+def test_non_finite_in_both_and_what_does_not_fit_are_refused():
+    for arithmetic in fusion.ARITHMETICS:
+        same = torch.tensor([1.0, math.nan, 2.0])
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            arcee_fusion(same, same, arithmetic=arithmetic)
+        with pytest.raises(ValueError, match="NaN or infinity"):  # 70000 is infinite in float16
+            arcee_fusion(torch.ones(3).half(), torch.full((3,), 7e4), arithmetic=arithmetic)
+
+
+def test_parameters_are_tensors():
+    left, right = torch.nn.Parameter(torch.randn(4, 5)), torch.nn.Parameter(torch.randn(4, 5))
+    for arithmetic in fusion.ARITHMETICS:
+        fused = arcee_fusion(left, right, arithmetic=arithmetic)
+        assert torch.equal(fused, arcee_fusion(left.data, right.data, arithmetic=arithmetic))
 
 
 def golden_cases():

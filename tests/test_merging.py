@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -327,6 +328,9 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
         ("{math} {science} {out} --method linear --arithmetic paper", "--arithmetic: has no"),
         ("{math} {science} {out} --method linear --then {coding}", "--then: has no"),
         ("{math} {science} {out} --method linear --density 0.5", "--density: has no"),
+        ("{math} {science} {out} --method multislerp --weights 1 -1", "sum to 0"),
+        ("{math} {science} {base}/out --method ties --base {base}", "lies in the input"),
+        ("{math} {science} {out} --eps 0", "--eps=0.0"),
         ("{math} {science} {out} --device cuda", "no CUDA device"),
         ("{math} {science} {out} --method slerp --quantiles changed", "--quantiles: has no"),
         ("{math} {science} {math}/out", "lies in the input"),
@@ -506,6 +510,79 @@ def test_configs_that_differ(experts, tmp_path, change, message):
     assert done.returncode == (0 if "rope_theta" in change else 2)
 
 
+def test_values_beyond_the_outputs_range_are_refused(experts, tmp_path):
+    shutil.copytree(experts["math"], tmp_path / "large")
+    file = tmp_path / "large" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = 1e5
+    save_file(tensors, file)
+    for options in ([], ["--method", "linear"]):
+        with pytest.raises(UserError, match=r"model.norm.weight: values beyond the range"):
+            merged(
+                *(tmp_path / "large", experts["science"], tmp_path / "out"),
+                *("--dtype", "fp16", *options),
+            )
+        shutil.rmtree(tmp_path / "out.partial")
+    half = tmp_path / "half"
+    shutil.copytree(experts["science"], half)
+    halves = {k: v.half() for k, v in load_file(half / "model.safetensors").items()}
+    save_file(halves, half / "model.safetensors")
+    with pytest.raises(UserError, match=r"does not fit Left's dtype"):
+        merged(half, tmp_path / "large", tmp_path / "out")
+
+
+def test_a_crash_between_a_lost_shard_and_the_journal_writes_no_zeros(
+    experts, tmp_path, monkeypatch
+):
+    def config(out):
+        paths = (experts["science"], experts["math"], tmp_path / out)
+        return MergeConfig(paths, shard_size=6e-5, threads=1)
+
+    run_merge(config("whole"), QUIET)
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_merge(config("out"), QUIET)
+    sorted((tmp_path / "out.partial").glob("*.safetensors"))[0].unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "write_jsonl", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_merge(config("out"), QUIET)
+    run_merge(config("out"), QUIET)
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+
+
+def test_a_merge_that_died_at_its_end_needs_no_more_disk(experts, tmp_path, monkeypatch):
+    def config():
+        return MergeConfig((experts["science"], experts["math"], tmp_path / "out"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_merge(config(), QUIET)
+    free = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    run_merge(config(), QUIET)
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_odd_inputs(experts, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match="not an empty directory"):
+        merged(experts["math"], experts["science"], file)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    save_file({}, tmp_path / "empty" / "model.safetensors")
+    with pytest.raises(UserError, match="no tensors in it"):
+        merged(tmp_path / "empty", tmp_path / "empty", tmp_path / "out")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    merged(experts["math"], experts["science"], ".", "--method", "linear")
+    assert (tmp_path / "here" / "merge_report.json").exists()
+
+
 def test_damaged_shards_are_named(experts, tmp_path):
     shutil.copytree(experts["math"], tmp_path / "cut")
     file = tmp_path / "cut" / "model.safetensors"
@@ -526,6 +603,10 @@ def test_diff_by_hand(tmp_path):
     assert diff(a[:0], a[:0]).cosine == 1
     assert diff(a * 0, a * 0).relative_norm == 0
     assert diff(a * 0, a).relative_norm == float("inf")
+    c = torch.tensor([float("nan"), 1.0])
+    assert diff(c, c).share_changed == 0
+    assert diff(c, c + 1).share_changed == 0.5
+    assert math.isnan(diff(c, c + 1).largest)
 
 
 def test_diff_through_the_command_line(experts):
@@ -542,8 +623,8 @@ def test_diff_saved(experts, tmp_path):
     assert done.returncode == 0, done.stderr
     saved = json.loads((tmp_path / "diff" / "diff.json").read_text())
     entry = saved["tensors"]["model.norm.weight"]
-    base, math = (tensors_of(experts[name])["model.norm.weight"] for name in ("base", "math"))
-    assert entry["relative_norm"] == pytest.approx(float((math - base).norm() / base.norm()), 1e-5)
+    base, other = (tensors_of(experts[n])["model.norm.weight"] for n in ("base", "math"))
+    assert entry["relative_norm"] == pytest.approx(float((other - base).norm() / base.norm()), 1e-5)
     assert (tmp_path / "diff" / "diff.md").read_text() == done.stdout
     assert (tmp_path / "diff" / "diff.png").read_bytes().startswith(b"\x89PNG")
 

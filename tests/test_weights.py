@@ -141,3 +141,25 @@ def test_side_files_go_along_and_config_names_the_dtype(tmp_path, tiny):
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / name).read_bytes() == (tiny / name).read_bytes()
+
+
+def test_one_shard_of_another_name_gets_an_index(tmp_path):
+    layout = dict.fromkeys(TENSORS, "model-00001-of-00001.safetensors")
+    write(tmp_path, TENSORS, layout=layout)
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.shards == layout
+    assert torch.equal(checkpoint.tensor("a.weight"), TENSORS["a.weight"])
+
+
+def test_mapped_rows_at_any_alignment(tmp_path):
+    """Headers of other writers need not be padded; windows may be smaller than a slice."""
+    tensor = torch.randn(50, 7)
+    for padding in range(4):
+        header = {"x": {"dtype": "F32", "shape": [50, 7], "data_offsets": [0, 1400]}}
+        text = json.dumps(header).encode() + b" " * padding
+        data = len(text).to_bytes(8, "little") + text + tensor.numpy().tobytes()
+        (tmp_path / "model.safetensors").write_bytes(data)
+        with Checkpoint(tmp_path).mapped("x", window=100) as rows:
+            for _ in range(2):
+                parts = [rows[slice(i, min(i + 9, 50))] for i in range(0, 50, 9)]
+                assert torch.equal(torch.cat(parts), tensor)

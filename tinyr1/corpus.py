@@ -31,6 +31,7 @@ from tinyr1.files import (
     write_json,
 )
 from tinyr1.log import Log
+from tinyr1.ranks import core_count
 from tinyr1.record import Record
 
 A = TypeVar("A")
@@ -160,7 +161,7 @@ def _tokenise(
 
 def in_threads(work: Callable[[A], B], items: Iterable[A]) -> Generator[B, None, None]:
     """`map` on all cores, in order, a few items ahead. Tokenising leaves the interpreter's lock."""
-    threads = len(os.sched_getaffinity(0))
+    threads = core_count()
     pool = ThreadPoolExecutor(threads)
     ahead: deque[Future[B]] = deque()
     try:

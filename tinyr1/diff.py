@@ -32,8 +32,8 @@ def diff_rows(a: Rows, b: Rows, shape: tuple[int, ...]) -> TensorDiff:
     for part in row_parts(shape):
         x, y = a[part].double(), b[part].double()
         change = y - x
-        changed += int(change.count_nonzero())
-        largest = max(largest, float(change.abs().max()))
+        changed += int(((x != y) & ~(x.isnan() & y.isnan())).sum())
+        largest = float(change.abs().max().clamp(min=largest))  # NaN stays NaN
         squares_a += float(x.square().sum())
         squares_b += float(y.square().sum())
         squares_change += float(change.square().sum())
@@ -72,9 +72,8 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
     if save:
         write_atomic(save / "diff.md", text + "\n")
         names = {"a": a.path.resolve().name, "b": b.path.resolve().name}
-        write_json(
-            save / "diff.json", names | {"tensors": {n: d._asdict() for n, d in diffs.items()}}
-        )
+        tensors = {name: _plain(d) for name, d in diffs.items()}
+        write_json(save / "diff.json", names | {"tensors": tensors})
         if plot.available():
             values = {name: 100 * d.relative_norm for name, d in diffs.items()}
             draw_by_layer(save / "diff.png", values, "|B - A| / |A|", "%")
@@ -82,12 +81,22 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
             log.warn("matplotlib is not installed: no diff.png (pip install tinyr1[plot])")
 
 
+def _plain(diff: TensorDiff) -> dict[str, float | None]:
+    """For JSON, which knows neither NaN nor infinity."""
+    return {key: value if math.isfinite(value) else None for key, value in diff._asdict().items()}
+
+
 def _diff_tensors(a: Checkpoint, b: Checkpoint, log: Log) -> dict[str, TensorDiff]:
     for mine, other in ((a, b), (b, a)):
         for name in mine.specs.keys() - other.specs.keys():
             log.warn(f"{name}: only in {mine.path}")
     diffs: dict[str, TensorDiff] = {}
+    for model in (a, b):
+        for line in model.dtype_faults():
+            log.warn(f"{model.path}: {line}; left out")
     for name in log.bar([n for n in a.specs if n in b.specs], desc="comparing", unit="tensor"):
+        if name in a.unsupported or name in b.unsupported:
+            continue
         if a.specs[name].shape != b.specs[name].shape:
             log.warn(f"{name}: shape {a.specs[name].shape} and {b.specs[name].shape}")
             continue

@@ -73,6 +73,7 @@ def fuse(
     left: Tensor, right: Tensor, options: FusionOptions, arithmetic: str = "exact"
 ) -> tuple[Tensor, FusionStats]:
     """`arcee_fusion` with all options, and with its figures."""
+    left, right = left.detach(), right.detach()
     if arithmetic not in ARITHMETICS:
         raise ValueError(f"arithmetic={arithmetic!r}: expected one of {', '.join(ARITHMETICS)}")
     if left.shape != right.shape:
@@ -125,10 +126,12 @@ class ExactFusion:
         elements = max(part.stop - part.start for part in self.parts) * matrix_shape(shape)[1]
         dtype = torch.float64 if double else torch.float32
         self._buffers = torch.empty(4, elements, dtype=dtype, device=self.device)
-        kl, sample = self._measure(shape, options.epsilon)
+        kl, sampled = self._measure(shape, options.epsilon)
         unit = 2.0 ** max(math.frexp(float(kl.max()))[1], -1000)
         self._kl = kl / unit
-        low, median, high = self._quartiles((sample / unit).to(dtype), options.quantiles)
+        # Scores by the very operations of `_scores`: a sample must be some of them, to the bit.
+        sample = torch.cat([sizes * self._kl[rows].to(dtype) for rows, sizes in sampled])
+        low, median, high = self._quartiles(sample, options.quantiles)
         threshold = torch.tensor(median + options.lam * (high - low), dtype=dtype)
         self._threshold = float(threshold)
         self.threshold = self._threshold * unit
@@ -146,11 +149,15 @@ class ExactFusion:
         wide[1].copy_(right)
         return wide
 
-    def _measure(self, shape: tuple[int, ...], epsilon: float) -> tuple[Tensor, Tensor]:
-        """KL of each row (N,), and the scores of some elements, both float64."""
+    def _measure(
+        self, shape: tuple[int, ...], epsilon: float
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """KL of each row (N,) float64; for some elements, part by part, their rows and |R - L|."""
         stride = max(1, min(64, self.count // SAMPLE_ELEMENTS), self.count >> 20)
+        stride -= stride % 2 == 0  # odd, so that it meets every column of the usual widths
         kl = torch.zeros(matrix_shape(shape)[0], dtype=torch.float64, device=self.device)
-        samples: list[Tensor] = []
+        samples: list[tuple[Tensor, Tensor]] = []
+        width = matrix_shape(shape)[1]
         for part in self.parts:
             pair = self._pair(part)
             changed = count_true(differing(*pair))
@@ -158,11 +165,14 @@ class ExactFusion:
             left, right, *scratch = self._widen(*pair)
             if changed:
                 kl[part] = row_kl(left, right, epsilon, scratch)
-            sizes = (right[:, ::stride] - left[:, ::stride]).abs_()
-            samples.append((sizes * kl[part, None]).flatten())
+            elif not bool(left.isfinite().all()):
+                raise NonFiniteError("NaN or infinity in both inputs")
+            rows = torch.arange(0, left.numel(), stride, device=self.device) // width
+            sizes = (right.flatten()[::stride] - left.flatten()[::stride]).abs_()
+            samples.append((part.start + rows, sizes))
         if not bool(kl.isfinite().all()):
             raise NonFiniteError("NaN or infinity in an input")
-        return kl, torch.cat(samples)
+        return kl, samples
 
     def _scores(self, left: Tensor, right: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """|R - L| and the scores |R - L| * KL of some rows, relative to the largest KL."""
@@ -369,9 +379,10 @@ def tukey_hinges(scores: Tensor) -> tuple[float, float, float]:
 
 def _checked(left: Tensor, right: Tensor) -> Tensor:
     """Right in Left's dtype; ValueError for NaN and infinity."""
+    right = right.to(left.dtype)  # where it may become infinite
     if not (bool(left.isfinite().all()) and bool(right.isfinite().all())):
         raise NonFiniteError("NaN or infinity in an input")
-    return right.to(left.dtype)
+    return right
 
 
 def _stats(

@@ -20,9 +20,14 @@ CHUNK_ELEMENTS = 1 << 27  # 512 MiB of float32 logits at a time
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        rows: int,
+        needs_grad: bool,
     ) -> Tensor:
-        needs_grad = any(ctx.needs_input_grad[:2])
         hidden_grad = torch.empty_like(hidden) if needs_grad else None
         # Summed over chunks in float32: in bfloat16 late chunks would be rounded away.
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
@@ -49,7 +54,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad = ctx.saved_tensors
         scale = grads[0]
-        return hidden_grad * scale, weight_grad * scale, None, None, None
+        return hidden_grad * scale, weight_grad * scale, None, None, None, None
 
 
 def cross_entropy_sum(
@@ -63,4 +68,7 @@ def cross_entropy_sum(
     if weights is None:
         weights = torch.ones(len(targets), dtype=torch.float32, device=hidden.device)
     rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-    return _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, rows)  # pyright: ignore
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _ChunkedCrossEntropy.apply(  # pyright: ignore
+        hidden, weight, targets, weights, rows, needs_grad
+    )

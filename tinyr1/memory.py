@@ -25,7 +25,6 @@ from tinyr1.flops import TrainingFlops
 from tinyr1.log import Log
 from tinyr1.model import Qwen2, Qwen2Config
 from tinyr1.parallel import Sharding, make_mesh, shard
-from tinyr1.ranks import Ranks
 from tinyr1.record import Pack
 from tinyr1.train_plan import DTYPES, Plan, TrainConfig, describe, prepare
 
@@ -56,7 +55,7 @@ def fake_ranks(world_size: int, replicate: int) -> Iterator[DeviceMesh]:
 
     dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     try:
-        yield make_mesh(Ranks(world_size=world_size), replicate)
+        yield make_mesh("cpu", world_size, replicate)  # whatever this machine has
     finally:
         dist.destroy_process_group()
 
@@ -179,7 +178,8 @@ def print_memory(model: Qwen2Config, config: TrainConfig) -> None:
     """Print the parts of the peak and the verdict; UserError if the plan does not fit."""
     parts = memory_parts(model, config)
     peak, card = sum(parts.values()), config.gpu_memory_gib
-    traced = " and ".join(str(d) for d in DEPTHS)
+    depths = DEPTHS if model.num_hidden_layers > max(DEPTHS) else (model.num_hidden_layers,)
+    traced = " and ".join(str(d) for d in depths)
     print(f"\npeak memory per GPU: {peak:.1f} GiB of {card:.0f} GiB (traced at {traced} layers)")
     for name, size in parts.items():
         print(f"  {size:7.2f} GiB  {name}")

@@ -97,11 +97,15 @@ def draw_shares(path: Path, report: Mapping[str, Any]) -> bool:
 
 
 def draw_by_layer(path: Path, values: Mapping[str, float], title: str, label: str) -> bool:
-    """A heat map of one value a tensor; tensors outside the layers form rows of their own."""
+    """A heat map of one value a tensor; tensors outside the layers share a row."""
+    matches = {name: LAYER.match(name) for name in values}
+    towers = {match["before"] for match in matches.values() if match}
     cells: dict[str, dict[str, float]] = {}
     for name, value in values.items():
-        match = LAYER.match(name)
+        match = matches[name]
         row, column = (match["layer"], match["kind"]) if match else ("outside", name)
+        if match and len(towers) > 1:  # encoder and decoder, text and vision
+            row = match["before"] + row
         column = column.removesuffix(".weight").removeprefix("model.")
         cells.setdefault(row, {})[column] = value
     rows = sorted(cells, key=lambda row: (row != "outside", len(row), row))

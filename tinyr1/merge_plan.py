@@ -18,9 +18,10 @@ import tyro
 from tinyr1.config import check_range
 from tinyr1.errors import UserError
 from tinyr1.files import hash_json, read_json
-from tinyr1.fusion import COPIES, EPSILON, FusionOptions
+from tinyr1.fusion import CHUNK_ELEMENTS, COPIES, EPSILON, FusionOptions
 from tinyr1.log import Log
 from tinyr1.methods import METHODS, MergeParams
+from tinyr1.ranks import Ranks, core_count
 from tinyr1.weights import SIDE_FILES, Checkpoint, TensorSpec
 
 MethodName = Literal[
@@ -50,7 +51,8 @@ _SHARED_OPTIONS = tuple(
     field.name for field in fields(MergeParams) if field.name not in ("normalize", "rescale")
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-STREAMING_BYTES = 600 * 10**6  # resident at most, whatever the models' size
+MAX_THREADS = 8  # by default; more share the memory system and the interpreter
+RESIDENT_BYTES = 400 * 10**6  # torch, what is mapped of the inputs, what quartiles collect
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class MergeConfig:
     def __post_init__(self) -> None:
         check_range("--shard-size", 1 if self.shard_size is None else self.shard_size, 1e-6)
         check_range("--threads", self.threads, 0)
-        check_range("--eps", self.eps, 0)
+        check_range("--eps", self.eps, 1e-12)
         for name in ("density", "gamma", "select_topk"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
 
@@ -159,7 +161,8 @@ def _check_options(config: MergeConfig, model_count: int) -> None:
             raise UserError(f"--{flag}: has no meaning with --method {name}")
     if config.weights and len(config.weights) != model_count:
         raise UserError(f"--weights: {len(config.weights)} given for {model_count} models")
-    if name == "linear" and not config.no_normalize and sum(config.weights or (1,)) == 0:
+    divides = name in ("linear", "multislerp") and not config.no_normalize
+    if divides and sum(config.weights or (1,)) == 0:
         raise UserError("--weights: sum to 0; use --no-normalize")
     for option in ("normalize", "rescale"):
         if getattr(config, option) and getattr(config, f"no_{option}"):
@@ -174,11 +177,14 @@ def _check_options(config: MergeConfig, model_count: int) -> None:
 class Merge:
     """A checked merge: its models, its options, and what the output will hold."""
 
-    def __init__(self, config: MergeConfig) -> None:
-        self.config = config
-        *inputs, self.out = config.paths or (Path(),)
+    def __init__(self, config: MergeConfig, ranks: Ranks = Ranks()) -> None:  # noqa: B008
+        self.config, self.ranks = config, ranks
+        on_gpu = config.device == "cuda"
+        self.device = torch.device("cuda", ranks.local_rank) if on_gpu else torch.device("cpu")
+        *inputs, out = config.paths or (Path(),)
+        self.out = Path(os.path.abspath(out))  # "." has no name to write beside
         _check_options(config, len(inputs))
-        _check_out(self.out, [*inputs, *config.then])
+        _check_out(self.out, [*inputs, *config.then, *([config.base] if config.base else [])])
         self.models = [Checkpoint(path) for path in inputs]
         self.then = [Checkpoint(path) for path in config.then]
         self.base = Checkpoint(config.base) if config.base else None
@@ -222,7 +228,21 @@ class Merge:
         """Tensors merged at a time; whole tensors go one by one, each on all cores."""
         if not self.streams or self.config.device == "cuda":
             return 1
-        return self.config.threads or len(os.sched_getaffinity(0))
+        own_cores = max(1, core_count() // self.ranks.local_world_size)
+        return self.config.threads or min(MAX_THREADS, own_cores)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory that will not be exceeded."""
+        largest = max(4 * spec.element_count for spec in self.specs.values())
+        if self.config.method == "arcee_fusion" and self.config.arithmetic != "exact":
+            return RESIDENT_BYTES + COPIES[self.config.arithmetic] * largest
+        if not self.streams:
+            copies = METHODS[self.config.method].copies(len(self.models))
+            return RESIDENT_BYTES + copies * largest
+        # A row is never cut; four buffers and as much again in passing hold a chunk of rows.
+        rows = max(spec.shape[-1] if spec.shape else 1 for spec in self.specs.values())
+        return RESIDENT_BYTES + self.thread_count * 10 * 4 * max(CHUNK_ELEMENTS, rows)
 
     @property
     def layout(self) -> dict[str, str] | None:
@@ -243,7 +263,7 @@ class Merge:
 
     def check(self) -> None:
         """UserError listing every difference in names, shapes, kind of model and head."""
-        faults: list[str] = []
+        faults = [f"{m.path}: no tensors in it" for m in self.inputs if not m.specs]
         mine = _config(self.left)
         for other in self.inputs:
             faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
@@ -268,11 +288,7 @@ class Merge:
 
     def check_disk(self, partial: Path) -> None:
         needed = sum(spec.byte_count for spec in self.specs.values())
-        there = (
-            sum(f.stat().st_blocks * 512 for f in partial.glob("*.partial"))
-            if partial.exists()
-            else 0
-        )
+        there = sum(f.stat().st_blocks * 512 for f in partial.glob("*.safetensors*"))
         free = shutil.disk_usage(_existing_parent(self.out)).free
         if free < needed - there:
             raise UserError(
@@ -364,18 +380,14 @@ def plan_lines(merge: Merge) -> list[str]:
         f"{str(main_dtype(merge)).removeprefix('torch.')}, {kept}; other files from "
         f"{merge.left.path.name}"
     )
-    if merge.streams:
-        threads = merge.thread_count
-        lines.append(f"memory: below {STREAMING_BYTES / 1e6:.0f} MB ({threads} threads, streamed)")
-    else:
-        largest = max(4 * spec.byte_count // spec.dtype.itemsize for spec in merge.specs.values())
+    held = f"{merge.thread_count} threads, streamed"
+    if not merge.streams:
+        largest = max(4 * spec.element_count for spec in merge.specs.values())
         copies = METHODS[merge.config.method].copies(len(merge.models))
         if merge.config.method == "arcee_fusion":
             copies = COPIES[merge.config.arithmetic]
-        lines.append(
-            f"memory: below {(STREAMING_BYTES + copies * largest) / 1e6:,.0f} MB "
-            f"({copies} copies of the largest tensor, {largest:,} bytes in float32)"
-        )
+        held = f"{copies} copies of the largest tensor, {largest:,} bytes in float32"
+    lines.append(f"memory: below {merge.memory_bytes / 1e6:,.0f} MB ({held})")
     return lines
 
 

@@ -73,7 +73,7 @@ class FusedTensor:
         self._stats: list[Callable[[], FusionStats]] = []
         for left in lefts:
             if merge.config.arithmetic == "exact":
-                fusion = ExactFusion(left, self._rows, shape, options, merge.config.device)
+                fusion = ExactFusion(left, self._rows, shape, options, merge.device)
                 self._rows = fusion
                 self._stats.append(lambda fusion=fusion: fusion.stats)
             else:
@@ -130,7 +130,7 @@ class MethodTensor:
             raise UserError(str(error)) from None
 
     def __getitem__(self, part: slice, /) -> Tensor:
-        device = self._merge.config.device
+        device = self._merge.device
         left = self._models[0][part].to(device)
         if self._result is None:
             models = [left, *(rows[part].to(device) for rows in self._models[1:])]
@@ -180,7 +180,10 @@ def merge_tensor(
 
         def parts() -> Iterator[Tensor]:
             for part in merged.parts:
-                yield (rows := merged[part].to("cpu", spec.dtype))
+                rows = merged[part].to("cpu")
+                if rows.dtype != spec.dtype:
+                    rows = _cast(rows, spec.dtype)
+                yield rows
                 done(rows.nbytes)
 
         digest = writer.write_parts(name, parts())
@@ -192,9 +195,17 @@ def _mapped(merge: Merge, model: Checkpoint, name: str) -> MappedRows:
     return model.mapped(name, WINDOW_BYTES // (merge.thread_count * len(merge.inputs)))
 
 
+def _cast(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """`rows` in the output's dtype; UserError where a finite value would become infinite."""
+    cast = rows.to(dtype)
+    if bool((cast.isinf() & ~rows.isinf()).any()):
+        raise UserError(f"values beyond the range of {dtype}; use another --dtype")
+    return cast
+
+
 def _whole(rows: Rows, shape: tuple[int, ...], merge: Merge) -> Tensor:
     count = matrix_shape(shape)[0]
-    return rows[slice(0, count)].to(merge.config.device).view(shape)
+    return rows[slice(0, count)].to(merge.device).view(shape)
 
 
 def _tensor_seed(seed: int, name: str) -> int:
@@ -208,19 +219,19 @@ def _tensor_seed(seed: int, name: str) -> int:
 def run_merge(config: MergeConfig, log: Log) -> None:
     """Merge into OUT, or continue a merge that was interrupted."""
     ranks = Ranks.from_env()
-    merge = Merge(config)
+    merge = Merge(config, ranks)
     for line in plan_lines(merge):
         print(line) if config.dry_run and ranks.is_main else log.say(line)
     warn_differences(merge, log)
     out, partial = merge.out, merge.out.with_name(merge.out.name + ".partial")
-    if out.exists() and any(out.iterdir()) and not config.dry_run:
-        raise UserError(f"OUT={out}: not empty; choose another place or remove it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"OUT={out}: not an empty directory; choose another place or remove it")
     if ranks.is_main:
         merge.check_disk(partial)
     if config.dry_run:
         return
     if ranks.world_size > 1:
-        ranks.connect()
+        ranks.connect(gpu=config.device == "cuda")
     started = time.perf_counter()
     with owned(partial) if ranks.is_main else ExitStack():
         _merge_into(partial, merge, ranks, log)
@@ -235,12 +246,15 @@ def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
             torn.unlink()
         _check_same_merge(partial / "merge_state.json", merge)
         entries = _entries(partial.glob("merge_journal*.jsonl"))
-        with _writer(merge, partial, resume=bool(entries)) as writer:
-            # The journal vouches for bytes in shards that are still there, and for no others.
-            kept = {n: e for n, e in entries.items() if writer.shards[n] in writer.kept}
+        # The journal vouches for bytes in shards that are still there, and for no others. It says
+        # so before new shards are made, or a crash in between would make them pass for old ones.
+        there = CheckpointWriter(partial, merge.specs, merge.shard_bytes, True, merge.layout)
+        kept = {n: e for n, e in entries.items() if there.shards[n] in there.kept}
         write_jsonl(partial / DONE_NAME, [{"name": n, **e} for n, e in kept.items()])
         for journal in partial.glob("merge_journal.*.jsonl"):
             journal.unlink()
+        with _writer(merge, partial, resume=bool(kept)) as writer:
+            writer.open()
         if kept:
             log.say(f"continuing: {len(kept)} of {len(merge.specs)} tensors are done")
     ranks.barrier()
@@ -319,9 +333,13 @@ def _result(future: Future[Entry], name: str, merge: Merge) -> Entry:
     try:
         return future.result()
     except NonFiniteError:
-        names = "\n  ".join(nonfinite_tensors(merge))
+        names = nonfinite_tensors(merge)
+        if not names:
+            raise UserError(
+                f"{name}: a value of Right does not fit Left's dtype; give the wider one first"
+            ) from None
         raise UserError(
-            f"NaN or infinity in inputs (--allow-nonfinite copies Left):\n  {names}"
+            "NaN or infinity in inputs (--allow-nonfinite copies Left):\n  " + "\n  ".join(names)
         ) from None
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

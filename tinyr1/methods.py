@@ -323,7 +323,7 @@ def sce(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator
         mask = torch.zeros_like(variance)
         mask[variance.topk(count).indices] = 1
         vectors = vectors * mask.view(base.shape)
-    squares = vectors.square().flatten(1).mean(1)
+    squares = vectors.square().reshape(len(models), -1).mean(1)
     total = float(squares.sum())
     weights = squares / total if total >= 1e-6 else torch.full_like(squares, 1 / len(models))
     sign = torch.where(vectors.sum(0) >= 0, 1.0, -1.0)
@@ -346,8 +346,8 @@ def _reinforced(models: Models, base: Tensor, p: MergeParams, boost: float) -> T
     changed = vectors.abs() > (1e-5 if p.epsilon is None else p.epsilon)
     count = changed.sum(0)
     vectors = vectors * changed
-    own = (changed & (count == 1)).flatten(1).sum(1)
-    shared = (changed & (count > 1)).flatten(1).sum(1)
+    own = (changed & (count == 1)).reshape(len(models), -1).sum(1)
+    shared = (changed & (count > 1)).reshape(len(models), -1).sum(1)
     scale = 1 + boost * (shared / own.clamp(min=1)).clamp(max=p.alpha)
     alone = vectors * (count == 1) * scale.view(-1, *[1] * base.ndim)
     return (alone + vectors * (count > 1) / count.clamp(min=1)).sum(0)

@@ -21,7 +21,6 @@ from torch.utils.checkpoint import (
 )
 
 from tinyr1.model import Qwen2
-from tinyr1.ranks import Ranks
 from tinyr1.weights import Checkpoint
 
 ActivationCheckpointing = Literal["full", "selective", "none"]
@@ -37,12 +36,12 @@ class Sharding:
     compile: bool = False
 
 
-def make_mesh(ranks: Ranks, replicate: int = 1) -> DeviceMesh:
+def make_mesh(device_type: str, world_size: int, replicate: int = 1) -> DeviceMesh:
     """All ranks in a row; with `replicate`, so many copies of the sharded model (HSDP)."""
     if replicate == 1:
-        return init_device_mesh(ranks.device.type, (ranks.world_size,))
-    shape = (replicate, ranks.world_size // replicate)
-    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(device_type, (world_size,))
+    shape = (replicate, world_size // replicate)
+    return init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def shard(model: Qwen2, mesh: DeviceMesh, how: Sharding) -> None:

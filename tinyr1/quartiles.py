@@ -44,7 +44,7 @@ def order_statistics(parts: Parts, count: int, ranks: Sequence[int], sample: Ten
             value = bracket.value(rank, collected)
             if value is not None:
                 found[rank] = value
-        margin *= 16
+        margin *= 4
     return [found[rank] for rank in ranks]
 
 

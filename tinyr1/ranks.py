@@ -21,6 +21,7 @@ class Ranks:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1  # processes on this machine
 
     @staticmethod
     def from_env() -> Ranks:
@@ -29,6 +30,7 @@ class Ranks:
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
             world_size=int(os.environ.get("WORLD_SIZE", 1)),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         )
 
     @property
@@ -41,10 +43,11 @@ class Ranks:
             return torch.device("cuda", self.local_rank)
         return torch.device("cpu")
 
-    def connect(self) -> None:
-        """Start the process group: NCCL on GPUs, gloo on CPUs."""
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        if self.device.type == "cuda":
+    def connect(self, gpu: bool = True) -> None:
+        """Start the process group: NCCL on GPUs, gloo on CPUs or without `gpu`."""
+        on_gpu = gpu and self.device.type == "cuda"
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        if on_gpu:
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
@@ -66,3 +69,9 @@ class Ranks:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+
+def core_count() -> int:
+    """CPU cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -145,7 +145,8 @@ class Run:
             cpu_offload=config.cpu_offload,
             compile=config.compile,
         )
-        shard(self.model, make_mesh(ranks, config.replicate), sharding)
+        mesh = make_mesh(ranks.device.type, ranks.world_size, config.replicate)
+        shard(self.model, mesh, sharding)
         load_weights(
             self.model, weights, torch.device("cpu") if config.cpu_offload else ranks.device
         )
@@ -318,8 +319,8 @@ def _loop(run: Run, stop: StopSignal) -> bool:
     with run.log.bar(total=total, initial=run.step, desc="training", unit="step") as bar:
         while run.step < total:
             stats, row = run.take_step(stop.requested)
-            last = run.step == total or stats.stop_requested
-            if run.held_out and (run.step % config.eval_every == 0 or last):
+            due = run.step % config.eval_every == 0 or run.step == total
+            if run.held_out and due and not stats.stop_requested:  # who stops us does not wait long
                 row["eval_loss"] = run.evaluate()
             if metrics:
                 metrics.append(row)

@@ -242,7 +242,8 @@ class CheckpointWriter:
     Shards have their full size from the start under a name ending in `.partial`; `finish` fsyncs
     and renames them and writes the index last. With `resume`, shards of the right size that an
     earlier process left (under either name) stay as they are and are listed in `kept`: the caller
-    knows which of their tensors are valid. All other shards are new and hold zeros.
+    knows which of their tensors are valid. All other shards are new and hold zeros. Nothing on
+    disk changes before `open`, which the first write calls.
 
     `layout` names the shard of each tensor; without it, shards are filled up to `max_shard_bytes`.
     """
@@ -255,13 +256,14 @@ class CheckpointWriter:
         resume: bool = False,
         layout: Mapping[str, str] | None = None,
     ) -> None:
-        out.mkdir(parents=True, exist_ok=True)
         self.out = out
         self.specs = dict(specs)
         self.shards: dict[str, str] = {}
         self.kept: set[str] = set()
         self._offsets: dict[str, int] = {}
         self._files: dict[str, int] = {}
+        self._headers: dict[str, bytes] = {}
+        self._sizes: dict[str, int] = {}
         groups = _split(self.specs, max_shard_bytes)
         if layout is None:
             single = ["model.safetensors"]
@@ -271,9 +273,14 @@ class CheckpointWriter:
             shards = single if len(groups) == 1 else many
             layout = {n: s for s, names in zip(shards, groups, strict=True) for n in names}
         for shard in dict.fromkeys(layout.values()):
-            self._lay_out(shard, [name for name in self.specs if layout[name] == shard], resume)
+            self._lay_out(shard, [name for name in self.specs if layout[name] == shard])
+            if resume and any(
+                path.exists() and path.stat().st_size == self._sizes[shard]
+                for path in (out / f"{shard}.partial", out / shard)
+            ):
+                self.kept.add(shard)
 
-    def _lay_out(self, shard: str, names: list[str], resume: bool) -> None:
+    def _lay_out(self, shard: str, names: list[str]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name in names:
@@ -291,17 +298,24 @@ class CheckpointWriter:
         data_start = 8 + len(text)
         for name in names:
             self._offsets[name] += data_start
-        path, renamed = self.out / f"{shard}.partial", self.out / shard
-        if resume and renamed.exists() and not path.exists():
-            os.replace(renamed, path)  # an earlier `finish` did not get to its end
-        keep = resume and path.exists() and path.stat().st_size == data_start + offset
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
-        self._files[shard] = fd
-        if keep:
-            self.kept.add(shard)
-        else:
-            os.pwrite(fd, struct.pack("<Q", len(text)) + text, 0)
-            os.truncate(fd, data_start + offset)
+        self._headers[shard] = struct.pack("<Q", len(text)) + text
+        self._sizes[shard] = data_start + offset
+
+    def open(self) -> None:
+        """Make the shards that are not kept, and open all."""
+        if self._files:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        for shard, size in self._sizes.items():
+            path, renamed = self.out / f"{shard}.partial", self.out / shard
+            keep = shard in self.kept
+            if keep and renamed.exists() and not path.exists():
+                os.replace(renamed, path)  # an earlier `finish` did not get to its end
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
+            self._files[shard] = fd
+            if not keep:
+                os.pwrite(fd, self._headers[shard], 0)
+                os.truncate(fd, size)
 
     def write(self, name: str, tensor: Tensor) -> str:
         """Write one tensor; it must have the planned shape and dtype. Returns its SHA-256."""
@@ -310,6 +324,7 @@ class CheckpointWriter:
 
     def write_parts(self, name: str, parts: Iterable[Tensor]) -> str:
         """Write one tensor from its parts in order; returns the SHA-256 of its bytes."""
+        self.open()
         spec, digest = self.specs[name], hashlib.sha256()
         fd, start, done = self._files[self.shards[name]], self._offsets[name], 0
         for part in parts:
@@ -327,6 +342,7 @@ class CheckpointWriter:
 
     def sync(self) -> None:
         """Make everything written so far durable."""
+        self.open()
         for fd in self._files.values():
             os.fsync(fd)
 
@@ -340,7 +356,7 @@ class CheckpointWriter:
             stale.discard(self.out / shard)
         for path in stale:  # of an earlier export with another number of shards
             path.unlink()
-        if len(self._files) > 1:
+        if set(self.shards.values()) != {"model.safetensors"}:
             total = sum(spec.byte_count for spec in self.specs.values())
             index = {"metadata": {"total_size": total}, "weight_map": self.shards}
             write_json(self.out / INDEX_NAME, index)
@@ -353,6 +369,7 @@ class CheckpointWriter:
                 self._files[shard] = -1
 
     def __enter__(self) -> CheckpointWriter:
+        self.open()
         return self
 
     def __exit__(

@@ -519,7 +519,7 @@ def test_values_beyond_the_outputs_range_are_refused(experts, tmp_path):
     for options in ([], ["--method", "linear"]):
         with pytest.raises(UserError, match=r"model.norm.weight: values beyond the range"):
             merged(
-                *(tmp_path / "large", experts["science"], tmp_path / "out"),
+                *(experts["science"], tmp_path / "large", tmp_path / "out"),
                 *("--dtype", "fp16", *options),
             )
         shutil.rmtree(tmp_path / "out.partial")

@@ -119,7 +119,7 @@ class MergeConfig:
     shard_size: float | None = None
     """Largest output shard in GB (by default Left's shards are kept as they are)."""
     threads: int = 0
-    """Tensors that arcee_fusion merges at a time (0: one a core)."""
+    """Tensors that streaming methods merge at a time (0: one a core, at most 8)."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the arithmetic is done."""
     allow_nonfinite: bool = False

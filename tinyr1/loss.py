@@ -29,32 +29,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         needs_grad: bool,
     ) -> Tensor:
         hidden_grad = torch.empty_like(hidden) if needs_grad else None
-        # Summed over chunks in float32: in bfloat16 late chunks would be rounded away.
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        weight_grad: Tensor | None = None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             h, y, w = hidden[part], targets[part, None], weights[part, None]
-            logits = (h @ weight.T).float()  # (rows, V)
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            loss += ((log_sum - logits.gather(1, y)) * w).sum()
-            if hidden_grad is None or weight_grad is None:
+            logits = (h @ weight.T).float()  # (rows, V); all that follows happens in its place
+            torch.log_softmax(logits, -1, out=logits)
+            loss -= (logits.gather(1, y) * w).sum()
+            if hidden_grad is None:
                 continue
-            # d loss / d logits = w * (softmax - one_hot), built in place of the logits.
-            grad = logits.sub_(log_sum).exp_()
-            grad.scatter_add_(1, y, torch.full_like(w, -1.0))
+            # d loss / d logits = w * (softmax - one_hot)
+            grad = logits.exp_().scatter_add_(1, y, torch.full_like(w, -1.0))
             grad = grad.mul_(w).to(hidden.dtype)
             hidden_grad[part] = grad @ weight
-            weight_grad += grad.T @ h
-        if weight_grad is not None:
-            ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
+            if weight_grad is None:  # in float32: in bfloat16 late chunks would be rounded away
+                weight_grad = (grad.T @ h).float()
+            else:
+                weight_grad += grad.T @ h
+        if hidden_grad is not None:
+            if weight_grad is None:  # no rows
+                weight_grad = torch.zeros_like(weight)
+            ctx.gradients = (hidden_grad, weight_grad.to(weight.dtype))
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, weight_grad = ctx.saved_tensors
-        scale = grads[0]
-        return hidden_grad * scale, weight_grad * scale, None, None, None, None
+        hidden_grad, weight_grad = ctx.gradients
+        del ctx.gradients  # scaled in place, so good for one backward pass only
+        hidden_grad *= grads[0]
+        weight_grad *= grads[0]
+        return hidden_grad, weight_grad, None, None, None, None
 
 
 def cross_entropy_sum(

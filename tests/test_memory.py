@@ -56,7 +56,7 @@ def test_two_depths_predict_a_third():
 
 
 def test_without_checkpoints_and_on_the_host():
-    shallow = dataclasses.replace(SMALL, num_hidden_layers=2)
+    shallow = dataclasses.replace(SMALL, num_hidden_layers=3)
     config = TrainConfig(seq_len=1024, world_size=4)
     stored = [
         memory_parts(shallow, dataclasses.replace(config, activation_checkpointing=mode))
@@ -65,6 +65,9 @@ def test_without_checkpoints_and_on_the_host():
     assert stored[1]["stored activations"] > 4 * stored[0]["stored activations"]
     host = memory_parts(shallow, dataclasses.replace(config, cpu_offload=True))
     assert host["master weights"] == host["moments"] == 0
+    kept = memory_parts(shallow, dataclasses.replace(config, offload_checkpoints=True))
+    inputs = (shallow.num_hidden_layers - 2) * 1024 * shallow.hidden_size * 2 / 2**30
+    assert stored[0]["stored activations"] - kept["stored activations"] == pytest.approx(inputs)
 
 
 def test_dry_run_of_the_paper_needs_only_a_config(tmp_path):

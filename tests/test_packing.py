@@ -50,9 +50,11 @@ def test_each_document_went_where_it_left_the_least_room():
             break
 
 
-def test_fills_a_reasoning_corpus_almost_completely():
+# Means of 4957, 7528 and 3259 tokens: maths, coding and science, each with a long tail.
+@pytest.mark.parametrize(("mu", "sigma"), [(8.25, 0.8), (8.9, 0.75), (7.75, 0.85)])
+def test_fills_a_reasoning_corpus_almost_completely(mu, sigma):
     rng = random.Random(0)
-    lengths = [min(16384, max(200, int(rng.lognormvariate(8.2, 0.8)))) for _ in range(5000)]
+    lengths = [min(16384, max(200, int(rng.lognormvariate(mu, sigma)))) for _ in range(5000)]
     packs = plan_packs(lengths, 16384)
     assert sum(lengths) / (len(packs) * 16384) > 0.985
 

@@ -26,7 +26,7 @@ from tinyr1.log import Log
 from tinyr1.model import Qwen2, Qwen2Config
 from tinyr1.ranks import Ranks
 from tinyr1.sft import forward, train_step
-from tinyr1.train_plan import Plan, TrainConfig
+from tinyr1.train_plan import Plan, TrainConfig, prepare
 from tinyr1.weights import Checkpoint
 
 SMALL = "--batch-size 4 --seq-len 128 --lr 1e-3 --warmup-ratio 0 --optim-dtype fp32 --quiet"
@@ -50,6 +50,17 @@ def weights(folder):
 
 def largest_difference(a, b):
     return max(float((a[n].double() - b[n].double()).abs().max()) for n in a)
+
+
+class Said(Log):
+    """A log that keeps what it is told."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +108,37 @@ def test_two_ranks_equal_one(one_rank, tiny, data, tmp_path):
     assert abs(pairs[0][0]["loss"] - pairs[0][1]["loss"]) < 1e-6
     assert abs(pairs[0][0]["grad_norm"] - pairs[0][1]["grad_norm"]) < 1e-5
     assert largest_difference(weights(one_rank), weights(tmp_path / "run")) < 1e-4
+
+
+def test_losses_are_those_of_transformers(tiny, data, tmp_path):
+    """Eight steps of transformers' model and torch's AdamW, one document at a time."""
+    transformers = pytest.importorskip("transformers")
+    done = train(tiny, data, tmp_path / "run", "--max-steps", "8")
+    assert done.returncode == 0, done.stderr
+    plan = plan_of(tiny, data, tmp_path, max_steps=8, batch_size=4)
+    model = transformers.Qwen2ForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+    steps = metrics(tmp_path / "run")
+    assert len(steps) == 8
+    for row in steps:
+        packs, loss_sum = plan.packs(row["step"]), 0.0
+        total = plan.total_weight(packs)
+        for document in (d for p in packs for d in p.documents):
+            tokens, is_target = (torch.as_tensor(np.array(x)) for x in plan.corpus.read(document))
+            labels = torch.where(is_target, tokens, -100).long()[None]
+            mean = model(input_ids=tokens[None].long(), labels=labels, use_cache=False).loss
+            part = mean * int(is_target[1:].sum()) / total
+            part.backward()
+            loss_sum += part.item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert row["loss"] == pytest.approx(loss_sum, rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
 
 
 def test_second_call_does_nothing(one_rank, tiny, data):
@@ -179,7 +221,8 @@ def epochs_so_far(out):
 
 
 def plan_of(tiny, data, folder, **options):
-    config = TrainConfig(model=tiny, data=(data,), seq_len=128, batch_size=3, **options)
+    values = {"model": tiny, "data": (data,), "seq_len": 128, "batch_size": 3, **options}
+    config = TrainConfig(**values)
     corpus = build_corpus(
         (data,), Tokenizer(tiny), "deepseek_r1", "target", True, 128, folder, Log(quiet=True)
     )
@@ -455,9 +498,9 @@ def test_other_packings_and_checkpointing(tiny, data, tmp_path, packing, checkpo
 
 
 def test_untied_model_on_one_and_two_ranks(data, tmp_path):
-    """Embedding and head are FSDP units of their own; odd sizes are cut unevenly."""
+    """Embedding and head are FSDP units of their own; an odd vocabulary is cut unevenly."""
     model = make_checkpoint(tmp_path / "untied", tied=False)
-    assert "lm_head.weight" in Checkpoint(model).specs
+    assert Checkpoint(model).specs["lm_head.weight"].shape[0] % 2 == 1
     for ranks in (1, 2):
         done = train(model, data, tmp_path / str(ranks), "--max-steps", "3", ranks=ranks)
         assert done.returncode == 0, done.stderr
@@ -563,7 +606,9 @@ def test_held_out_loss(tiny, data, tmp_path):
     assert rows[-1]["eval_loss"] == pytest.approx(total / count, rel=1e-4)
 
 
-@pytest.mark.parametrize("option", [["--replicate", "2"], ["--cpu-offload"]])
+@pytest.mark.parametrize(
+    "option", [["--replicate", "2"], ["--cpu-offload"], ["--offload-checkpoints"]]
+)
 def test_other_ways_to_shard_train_the_same(one_rank, tiny, data, tmp_path, option):
     done = train(tiny, data, tmp_path / "run", "--epochs", "2", *option, ranks=2)
     assert done.returncode == 0, done.stderr
@@ -572,7 +617,23 @@ def test_other_ways_to_shard_train_the_same(one_rank, tiny, data, tmp_path, opti
     assert largest_difference(weights(one_rank), weights(tmp_path / "run")) < 1e-4
 
 
-def test_replicas_that_do_not_divide_the_ranks_are_refused(tiny, data, tmp_path):
+def test_worlds_that_cannot_share_the_work_are_refused(tiny, data, tmp_path):
     done = train(tiny, data, tmp_path / "run", "--replicate", "2")
     assert done.returncode == 2
     assert "--replicate=2: does not divide 1 ranks" in done.stderr
+    done = train(tiny, data, tmp_path / "run", "--batch-size", "1", ranks=2)
+    assert done.returncode != 0  # torchrun's own
+    assert "--batch-size=1: leaves some of 2 ranks without any work" in done.stderr
+    options = ["--offload-checkpoints", "--activation-checkpointing", "none"]
+    done = train(tiny, data, tmp_path / "run", *options)
+    assert done.returncode == 2
+    assert "--offload-checkpoints: needs --activation-checkpointing full" in done.stderr
+
+
+def test_an_end_of_answer_that_stops_nothing_is_warned_of(tiny, data, tmp_path):
+    model = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    (model / "generation_config.json").write_text("{}")
+    prepare(TrainConfig(model=model, data=(data,), cache_dir=tmp_path / "c"), said := Said())
+    assert "names as a stop" in said.lines[0]

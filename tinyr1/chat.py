@@ -35,6 +35,7 @@ USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+TEMPLATE_END = {"deepseek_r1": EOS, "qwen": IM_END}  # what ends an answer
 TEMPLATE_TOKENS = {"deepseek_r1": (BOS, EOS, USER, ASSISTANT), "qwen": (IM_START, IM_END)}
 
 
@@ -188,7 +189,7 @@ def guess_template(tokenizer: Tokenizer) -> TemplateName:
 
 def stop_ids(tokenizer: Tokenizer, template: TemplateName) -> tuple[int, ...]:
     """Every id that ends an answer: the tokenizer's and the one that `template` trains."""
-    end = tokenizer.special(EOS if template == "deepseek_r1" else IM_END)
+    end = tokenizer.special(TEMPLATE_END[template])
     return tuple(sorted({*tokenizer.eos_ids(), end}))
 
 
@@ -230,7 +231,7 @@ def render(
             # Cut where the generation prompt ends, so that training sees the tokens of sampling.
             add(tokenizer.encode(THINK_OPEN + "\n"))
             content = content.removeprefix(THINK_OPEN).removeprefix("\n")
-        end = tokenizer.special(EOS if template == "deepseek_r1" else IM_END)
+        end = tokenizer.special(TEMPLATE_END[template])
         add([*tokenizer.encode(content), end], target=True)
         if template == "qwen" and i + 1 < len(messages):
             add(tokenizer.encode("\n"))

@@ -115,6 +115,12 @@ def memory_parts(model_config: Qwen2Config, config: TrainConfig) -> Parts:
         parts = {name: low[name] + share * (high[name] - low[name]) for name in low}
     if config.optim_dtype == "bf16":
         parts["moments"] /= 2
+    if config.offload_checkpoints:
+        # One input (tokens, hidden) a block; the block at work and the one on its way stay.
+        size = config.seq_len * config.micro_batch_size * model_config.hidden_size
+        size *= DTYPES[config.dtype or "bf16"].itemsize
+        saved = max(layers - 2, 0) * size / GIB
+        parts["stored activations"] = max(0.0, parts["stored activations"] - saved)
     if config.cpu_offload:
         parts |= dict.fromkeys(HOST_PARTS, 0.0)
     return parts
@@ -127,6 +133,7 @@ def first_that_fits(model_config: Qwen2Config, config: TrainConfig) -> str:
         ("optim_dtype", "bf16"),
         ("activation_checkpointing", "full"),
         ("micro_batch_size", 1),
+        ("offload_checkpoints", True),
         ("cpu_offload", True),
     ):
         if getattr(config, option) in (value, None):
@@ -144,10 +151,7 @@ def print_plan(config: TrainConfig, log: Log) -> None:
     require(config, "model")
     assert config.model is not None
     model = Qwen2Config.from_pretrained(config.model)
-    if config.world_size % config.replicate:
-        raise UserError(
-            f"--replicate={config.replicate}: does not divide --world-size {config.world_size}"
-        )
+    config.check_world(config.world_size, f"--world-size {config.world_size}")
     for name, value in to_json(config).items():
         print(f"{name} = {value}")
     print(f"\nmodel: {model.parameter_count():,} parameters")

@@ -32,6 +32,7 @@ class Sharding:
 
     compute_dtype: torch.dtype = torch.float32
     checkpointing: ActivationCheckpointing = "none"
+    offload_checkpoints: bool = False  # what full checkpointing keeps waits on the host
     cpu_offload: bool = False  # parameters live on the host and are updated there
     compile: bool = False
 
@@ -53,7 +54,7 @@ def shard(model: Qwen2, mesh: DeviceMesh, how: Sharding) -> None:
     """
     wrap = functools.partial(fully_shard, mesh=mesh, **_policies(mesh, how))
     for block in model.model.layers:
-        checkpoint_activations(block, how.checkpointing)
+        checkpoint_activations(block, how.checkpointing, how.offload_checkpoints)
         if how.compile:
             block.compile()
         wrap(block)
@@ -75,15 +76,27 @@ def _policies(mesh: DeviceMesh, how: Sharding) -> dict[str, Any]:
     return policies
 
 
-def checkpoint_activations(block: nn.Module, mode: ActivationCheckpointing) -> None:
-    """Recompute the block in backward: all of it, or all but the outputs of attention."""
+def checkpoint_activations(
+    block: nn.Module, mode: ActivationCheckpointing, offload: bool = False
+) -> None:
+    """Recompute the block in backward: all of it, or all but the outputs of attention.
+
+    With `offload` the block's input, the one thing that is kept for it, goes to pinned host memory
+    on a GPU's copy engine while the next block computes.
+    """
     if mode == "none":
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         contexts = functools.partial(create_selective_checkpoint_contexts, _keep_attention)
         options["context_fn"] = contexts
-    block.forward = functools.partial(checkpoint, block.forward, **options)
+    recomputed = functools.partial(checkpoint, block.forward, **options)
+
+    def on_host(*args: Any, **kwargs: Any) -> Any:
+        with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+            return recomputed(*args, **kwargs)
+
+    block.forward = on_host if offload else recomputed
 
 
 def _keep_attention(ctx: Any, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:

@@ -141,7 +141,9 @@ class Run:
         on_gpu = ranks.device.type == "cuda"
         sharding = Sharding(
             compute_dtype=self.compute_dtype,
-            checkpointing=config.activation_checkpointing or ("full" if on_gpu else "none"),
+            checkpointing=config.activation_checkpointing
+            or ("full" if on_gpu or config.offload_checkpoints else "none"),
+            offload_checkpoints=config.offload_checkpoints,
             cpu_offload=config.cpu_offload,
             compile=config.compile,
         )
@@ -275,11 +277,10 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
         raise UserError(f"--out={config.out}: not empty, and --no-resume was given")
     if config.model is not None and config.out.resolve() == config.model.resolve():
         raise UserError(f"--out={config.out}: is --model; choose another place")
+    config.check_world(ranks.world_size, f"{ranks.world_size} ranks")
     prepared = prepare(config, log)
     for line in describe(config, prepared.corpus, prepared.plan):
         log.say(line)
-    if ranks.world_size % config.replicate:
-        raise UserError(f"--replicate={config.replicate}: does not divide {ranks.world_size} ranks")
     ranks.connect()
     stop = StopSignal()
     owner = owned(config.out) if ranks.is_main else contextlib.nullcontext()

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 import tyro
 
-from tinyr1.chat import TemplateName, ThinkIn, Tokenizer, check_template
+from tinyr1.chat import TEMPLATE_END, TemplateName, ThinkIn, Tokenizer, check_template
 from tinyr1.config import check_range, require
 from tinyr1.corpus import Corpus, build_corpus
 from tinyr1.errors import UserError
@@ -93,6 +93,8 @@ class TrainConfig:
     """Type of the finished checkpoint (by default --dtype's)."""
     activation_checkpointing: ActivationCheckpointing | None = None
     """Recompute blocks in backward (by default full on CUDA, none on CPU)."""
+    offload_checkpoints: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep the inputs of recomputed blocks in host memory between forward and backward."""
     replicate: int = 1
     """Copies of the sharded model (HSDP): shard within a node, replicate over nodes."""
     cpu_offload: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -151,6 +153,22 @@ class TrainConfig:
         check_range("--clip-norm", self.clip_norm, 1e-12)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"--betas={self.betas}: expected two numbers in [0, 1)")
+
+        if self.offload_checkpoints and self.activation_checkpointing in ("none", "selective"):
+            raise UserError(
+                f"--offload-checkpoints: needs --activation-checkpointing full, "
+                f"not {self.activation_checkpointing}"
+            )
+
+    def check_world(self, world_size: int, option: str) -> None:
+        """UserError where so many ranks cannot share this run's work."""
+        if world_size % self.replicate:
+            raise UserError(f"--replicate={self.replicate}: does not divide {option}")
+        if self.batch_size < world_size:
+            raise UserError(
+                f"--batch-size={self.batch_size}: leaves some of {option} without any work; "
+                "use a larger batch or fewer ranks"
+            )
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         return DTYPES[self.dtype or ("bf16" if device.type == "cuda" else "fp32")]
@@ -264,6 +282,12 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
     if cache_dir is None:
         require(config, "out")
         cache_dir = config.out / "cache"  # pyright: ignore[reportOptionalOperand]
+    end = tokenizer.special(TEMPLATE_END[config.template])
+    if end not in tokenizer.eos_ids():
+        log.say(
+            f"warning: {config.model}: --template {config.template} trains token {end} to end an "
+            "answer, which neither the tokenizer nor generation_config.json names as a stop"
+        )
     if tokenizer.vocab_size > model_config.vocab_size:
         raise UserError(
             f"{config.model}: the tokenizer has {tokenizer.vocab_size} tokens, "

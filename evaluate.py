@@ -1,7 +1,9 @@
 """Sample, grade and report: `python evaluate.py MODEL --task-file tasks.jsonl --out DIR`.
 
-`--regrade samples.jsonl` grades without a model, `--compare DIR DIR` sets evaluations side by side,
-`--show-prompts` prints what would be asked.
+Under `torchrun --nproc-per-node N`, or with `--replicas N`, so many processes share the requests.
+`--ask "question"` streams one answer to the terminal, `--regrade samples.jsonl` grades without a
+model, `--compare DIR DIR` sets evaluations side by side, `--show-prompts` prints what would be
+asked.
 """
 
 from __future__ import annotations
@@ -10,26 +12,28 @@ import sys
 from pathlib import Path
 
 from tinyr1.config import parse
-from tinyr1.errors import UserError, run_main
-from tinyr1.evaluation import EvalConfig, compare, evaluate, regrade, show_prompts
+from tinyr1.errors import run_main
+from tinyr1.evaluation import EvalConfig, ask, compare, evaluate, regrade, show_prompts
 from tinyr1.log import Log
+from tinyr1.sampling.build import share_among_replicas
 
 
 def main() -> None:
     args = sys.argv[1:]
     model = Path(args.pop(0)) if args and not args[0].startswith("-") else None
     config = parse(EvalConfig, args, prog="evaluate.py [MODEL]")
-    log = Log(config.quiet)
+    ranks = share_among_replicas(config)
+    log = Log(config.quiet, ranks.is_main)
     if config.compare:
         compare(config, log)
     elif config.show_prompts:
         show_prompts(model, config)
     elif config.regrade:
         regrade(config, log)
-    elif model is None:
-        raise UserError("MODEL: required as the first argument; see evaluate.py --help")
+    elif config.ask is not None:
+        ask(model, config, log)
     else:
-        evaluate(model, config, log)
+        evaluate(model, config, log, ranks)
 
 
 if __name__ == "__main__":

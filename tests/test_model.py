@@ -199,7 +199,7 @@ def test_decoding_with_a_cache_equals_a_forward_over_everything():
     model = small_model(torch.float64)
     tokens = torch.randint(0, 64, (3, 12))
     whole = model(tokens)
-    cache = KVCache(model.config, slots=4, capacity=6, dtype=torch.float64, device="cpu")
+    cache = KVCache(model.config, slots=4, dtype=torch.float64, device="cpu")
     cache.first = 1  # rows live in slots 1..3
     first = model(tokens[:, :5], cache=cache)
     assert (first - whole[:, :5]).abs().max() < 1e-12
@@ -211,7 +211,7 @@ def test_decoding_with_a_cache_equals_a_forward_over_everything():
 
 def test_cache_slot_copied_and_reused_reads_nothing_stale():
     model = small_model(torch.float64)
-    cache = KVCache(model.config, slots=2, capacity=16, dtype=torch.float64, device="cpu")
+    cache = KVCache(model.config, slots=2, dtype=torch.float64, device="cpu")
     model(torch.randint(0, 64, (2, 16)), cache=cache)  # fill both with something else
     prompt, following = torch.randint(0, 64, (1, 6)), torch.randint(0, 64, (2, 1))
     model(prompt, cache=cache)  # slot 0

@@ -14,9 +14,12 @@ from tinyr1.errors import UserError
 from tinyr1.log import Log
 from tinyr1.model import Qwen2
 from tinyr1.record import Prompt
+from tinyr1.sampling import draw as draw_module
 from tinyr1.sampling import engine as engine_module
-from tinyr1.sampling.engine import Engine, SamplingSettings, draw, stream_key, uniforms
+from tinyr1.sampling.draw import draw, uniforms
+from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.run import sample_missing
+from tinyr1.sampling.sampler import SamplingSettings, stream_key
 from tinyr1.tasks import make_prompts
 
 assert sampling.__doc__
@@ -66,7 +69,7 @@ def test_wide_nucleus_is_sorted_whole_and_exact():
     """More candidates than are sorted first: the fallback must give the same as the definition."""
     logits = torch.linspace(0, 0.5, 1000)
     expected = reference_probabilities(logits, 1.0, 0.95)
-    assert int((expected > 0).sum()) > engine_module.TOP_CANDIDATES
+    assert int((expected > 0).sum()) > draw_module.TOP_CANDIDATES
     order = expected.argsort(descending=True, stable=True)
     cdf = expected[order].cumsum(0)
     u = torch.rand(200, dtype=torch.float64)
@@ -106,10 +109,10 @@ def prompts(tiny):
 
 
 def engine_of(tiny, slots, **settings):
-    options = {"max_tokens": 40, "seed": 5} | settings
     model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
     stops = stop_ids(tokenizer, "deepseek_r1")
-    return Engine(model, tokenizer, SamplingSettings(**options), slots, 200, stops)
+    options = {"max_tokens": 40, "seed": 5, "stop_ids": stops} | settings
+    return Engine(model, tokenizer, SamplingSettings(**options), slots, 200)
 
 
 def collect(engine, prompts):
@@ -158,7 +161,8 @@ def test_limits_are_kept_and_recorded(tiny, prompts):
     model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
     longest = max(len(p.tokens) for p in prompts)
     stops = stop_ids(tokenizer, "deepseek_r1")
-    engine = Engine(model, tokenizer, SamplingSettings(max_tokens=500), 8, longest + 2, stops)
+    settings = SamplingSettings(max_tokens=500, stop_ids=stops)
+    engine = Engine(model, tokenizer, settings, 8, longest + 2)
     samples = collect(engine, prompts)
     for prompt in prompts:
         limit = longest + 2 - len(prompt.tokens)

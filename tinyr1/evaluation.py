@@ -6,27 +6,25 @@ samples made elsewhere are graded by --regrade, and grading again gives the same
 
 from __future__ import annotations
 
+import contextlib
 import json
-import platform
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
-from tinyr1 import __version__, report
-from tinyr1.chat import TemplateName, Tokenizer, check_template, guess_template, stop_ids
+from tinyr1 import report
 from tinyr1.config import check_range, require
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import hash_json, owned, read_json, read_jsonl, write_json, write_jsonl
 from tinyr1.graders import SandboxUnavailable, grade
 from tinyr1.log import Log
-from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.ranks import Ranks
 from tinyr1.record import Grade, Prompt, Sample
-from tinyr1.sampling.engine import Engine, SamplingSettings
+from tinyr1.sampling.build import Backend, EngineConfig
+from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import mean, pass_at_1
@@ -35,7 +33,7 @@ from tinyr1.weights import Checkpoint
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(EngineConfig):
     """Sample a model on tasks, grade the answers, report pass@1 with standard errors."""
 
     task_file: Path | None = None
@@ -46,32 +44,16 @@ class EvalConfig:
     """Grade this samples.jsonl; no model is loaded."""
     compare: tuple[Path, ...] = ()
     """Compare finished evaluations (their --out directories) by paired differences."""
+    ask: str | None = None
+    """Stream one answer to this question to the terminal."""
     show_prompts: bool = False
     """Print the prompts as JSON lines, sample nothing."""
     preset: Preset = "tinyr1"
     """Prompts and trials: the paper's, DeepSeek's advice, or the row's prompt as it is."""
-    template: Literal["auto", "deepseek_r1", "qwen"] = "auto"
-    """Chat template; auto goes by the tokenizer's special tokens."""
     trials: int | None = None
     """Samples of each question (by default the preset's)."""
     limit: int | None = None
     """Only the first so many rows of each task."""
-    temperature: float = 0.6
-    """0 is greedy."""
-    top_p: float = 0.95
-    """Nucleus mass."""
-    top_k: int = 0
-    """Largest logits considered (0: all)."""
-    max_tokens: int = 32768
-    """New tokens a sample may have."""
-    max_model_len: int | None = None
-    """Prompt and answer together (by default the config's max_position_embeddings)."""
-    seed: int = 0
-    """Seed of all random streams."""
-    slots: int = 64
-    """Sequences sampled at once."""
-    dtype: Literal["fp32", "bf16"] | None = None
-    """Type of weights and cache (by default bf16 on CUDA, fp32 on CPU)."""
     jobs: int = 2
     """Programs graded at once."""
     sandbox: Level = "namespaces"
@@ -80,13 +62,11 @@ class EvalConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "limit", "max_tokens", "max_model_len", "slots", "jobs"):
+        super().__post_init__()
+        for name in ("trials", "limit", "jobs"):
             value = getattr(self, name)
             if value is not None:
                 check_range(f"--{name.replace('_', '-')}", value, 1)
-        check_range("--temperature", self.temperature, 0)
-        check_range("--top-p", self.top_p, 1e-9, 1)
-        check_range("--top-k", self.top_k, 0)
 
 
 def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
@@ -108,57 +88,74 @@ def show_prompts(model: Path | None, config: EvalConfig) -> None:
         for line in prompt_lines(rows, config.preset, config.trials, template_opens=True):
             print(line)
         return
-    tokenizer = Tokenizer(model)
-    template, opens = choose_template(tokenizer, config), tokenizer.opens_thinking()
+    backend = Backend(model, replace(config, engine="torch"), Ranks())
+    tokenizer, template = backend.tokenizer, backend.template
+    assert tokenizer is not None
+    opens = tokenizer.opens_thinking()
     for p in make_prompts(rows, tokenizer, template, config.preset, config.trials, opens):
         text = tokenizer.decode_raw(list(p.tokens))
         line = {"task": p.task, "id": p.id, "trial": p.trial, "prompt": text}
         print(json.dumps(line, ensure_ascii=False))
 
 
-def evaluate(model_path: Path, config: EvalConfig, log: Log) -> None:
+def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> None:
     """Sample what is missing in --out, grade everything, write results and report."""
     require(config, "out", "task_file")
     assert config.out is not None
     rows = load_rows(config)
     # What can fail for want of a sandbox fails before hours of sampling.
     check_sandbox(rows, config, log)
-    model_config = Qwen2Config.from_pretrained(model_path)
-    tokenizer = Tokenizer(model_path)
-    template = choose_template(tokenizer, config)
+    backend = Backend(model, config, ranks)
+    opens = backend.tokenizer.opens_thinking() if backend.tokenizer else False
     prompts = make_prompts(
-        rows, tokenizer, template, config.preset, config.trials, tokenizer.opens_thinking()
+        rows, backend.tokenizer, backend.template, config.preset, config.trials, opens
     )
-    max_len = config.max_model_len or model_config.max_position_embeddings
-    check_lengths(prompts, max_len)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    settings = SamplingSettings(
-        config.temperature, config.top_p, config.top_k, config.max_tokens, config.seed
-    )
-    record = asdict(settings) | {
-        "model": model_path.resolve().name,
-        "model_fingerprint": Checkpoint(model_path).fingerprint(),
+    check_lengths(prompts, backend.max_model_len)
+    record = asdict(backend.settings) | {
+        "model": model.resolve().name if model else config.model_name,
+        "model_fingerprint": Checkpoint(model).fingerprint() if model_is_here(backend) else None,
         "preset": config.preset,
-        "template": template,
-        "engine": "torch",
-        "dtype": dtype,
-        "max_model_len": max_len,
+        "template": backend.template if backend.tokenizer else None,
+        "engine": backend.engine,
+        "dtype": backend.dtype if backend.engine != "openai" else None,
+        "max_model_len": backend.max_model_len,
     }
-    weights_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
-    model = Qwen2.from_pretrained(model_path, weights_dtype, device)
-    slots = min(config.slots, len(prompts))
-    engine = Engine(model, tokenizer, settings, slots, max_len, stop_ids(tokenizer, template))
-    with owned(config.out):
-        samples = sample_missing(engine, prompts, config.out, record, log)
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    versions = {
-        "tinyr1": __version__,
-        "torch": torch.__version__,
-        "hardware": hardware,
-        "prompts_sha256": hash_json([[*p.key, list(p.tokens)] for p in prompts]),
-    }
-    finish(rows, samples, config, record | versions, log)
+    if backend.engine == "openai":
+        record |= {"base_url": config.base_url, "model_name": config.model_name, "api": config.api}
+    record = from_json(record)  # as it will be read back: tuples are lists
+    queue = WorkQueue(ranks)
+    with owned(config.out) if ranks.is_main else contextlib.nullcontext():
+        samples = sample_missing(backend.open, prompts, config.out, record, log, queue)
+        if ranks.is_main:
+            hashes = {f"{p.task}/{p.id}": p.fingerprint() for p in prompts}
+            about = backend.versions() | {"prompts_sha256": hash_json(hashes)}
+            finish(rows, samples, config, record | about, log)
+    queue.meet("finished")
+
+
+def model_is_here(backend: Backend) -> bool:
+    """Whether the weights that are sampled are those under MODEL."""
+    return backend.engine != "openai"
+
+
+def from_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
+    """Print the answer to one question as it comes."""
+    assert config.ask is not None
+    backend = Backend(model, config, Ranks())
+    row = {"task": "ask", "id": "0", "kind": "math", "prompt": config.ask}
+    (prompt,) = make_prompts([row], backend.tokenizer, backend.template, "plain", 1, False)
+    check_lengths([prompt], backend.max_model_len)
+    sampler = backend.open(1)
+    try:
+        for piece in sampler.stream(prompt):
+            print(piece, end="", flush=True)
+    finally:
+        print()
+        sampler.close()
 
 
 def regrade(config: EvalConfig, log: Log) -> None:
@@ -189,16 +186,10 @@ def regrade(config: EvalConfig, log: Log) -> None:
     finish(rows, samples, config, {"regraded": True}, log)
 
 
-def choose_template(tokenizer: Tokenizer, config: EvalConfig) -> TemplateName:
-    if config.template == "auto":
-        return guess_template(tokenizer)
-    check_template(tokenizer, config.template)
-    return config.template
-
-
-def check_lengths(prompts: Sequence[Prompt], max_len: int) -> None:
+def check_lengths(prompts: Sequence[Prompt], max_len: int | None) -> None:
+    """UserError naming a prompt after which nothing could be sampled."""
     for prompt in prompts:
-        if len(prompt.tokens) >= max_len:
+        if max_len and len(prompt.tokens) >= max_len:
             raise UserError(
                 f"task={prompt.task} id={prompt.id}: the prompt has {len(prompt.tokens)} tokens, "
                 f"max_model_len is {max_len}; raise --max-model-len or drop the row"

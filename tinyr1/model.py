@@ -280,60 +280,58 @@ def _variable_length_kernel() -> Callable[[Tensor, Tensor, Tensor, Tensor, int],
 
 
 class KVCache:
-    """Keys and values already computed, for `slots` sequences of up to `capacity` tokens.
+    """Keys and values already computed, for `slots` sequences.
 
     Row i of a forward belongs to slot `first + i`. What lies in a slot beyond the current
-    position is never read, so a slot needs no clearing before it is used again.
+    position is never read, so a slot needs no clearing before it is used again. Memory grows with
+    the longest sequence that is there, not with the longest that may come.
     """
 
     GROWTH = 128  # tokens; growing copies everything, so it must not happen at each step
 
     def __init__(
-        self,
-        config: Qwen2Config,
-        slots: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, config: Qwen2Config, slots: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        shape = (
-            config.num_hidden_layers,
-            slots,
-            config.num_key_value_heads,
-            capacity,
-            config.head_dim,
-        )
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, S, K, C, Dh)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (slots, config.num_key_value_heads, self.GROWTH, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.first = 0
-        self.length = capacity  # of the longest sequence: what decoding looks at
+        self.length = self.capacity  # of the longest sequence: what decoding looks at
+        self._visible = torch.empty(0)  # (B, 1, 1, length) while decoding
 
     @property
     def capacity(self) -> int:
-        return self.keys.shape[3]
+        return self.keys[0].shape[2]
 
     def reserve(self, length: int) -> None:
         """Make room for sequences of up to `length` tokens, keeping what is there."""
         self.length = length
         if length > self.capacity:
             more = -(-length // self.GROWTH) * self.GROWTH - self.capacity
-            self.keys = F.pad(self.keys, (0, 0, 0, more))
-            self.values = F.pad(self.values, (0, 0, 0, more))
+            for store in (self.keys, self.values):
+                for layer, old in enumerate(store):  # one by one: never all of it twice
+                    store[layer] = F.pad(old, (0, 0, 0, more))
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot to another."""
-        for store in (self.keys, self.values):
-            store[:, target, :, :length] = store[:, source, :, :length]
+        for store in (*self.keys, *self.values):
+            store[target, :, :length] = store[source, :, :length]
+
+    def begin(self, positions: Tensor) -> None:
+        """Before a forward: what each row may look at."""
+        seen = torch.arange(self.length, device=positions.device) <= positions[:, -1:]
+        self._visible = seen[:, None, None, :]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, positions: Tensor) -> Tensor:
         """Store k and v at `positions` (B, T) and attend to everything up to there.
 
-        T > 1 reads a prompt into an empty slot: positions are 0..T-1 in each row.
+        T > 1, or position 0, reads prompts into empty slots: positions are 0..T-1 in each row.
         T = 1 decodes one token per row.
         """
         rows, new_tokens = positions.shape
         last = self.first + rows
-        keys, values = self.keys[layer, self.first : last], self.values[layer, self.first : last]
+        keys, values = self.keys[layer][self.first : last], self.values[layer][self.first : last]
         if new_tokens > 1:
             keys[:, :, :new_tokens] = k.transpose(1, 2)
             values[:, :, :new_tokens] = v.transpose(1, 2)
@@ -342,12 +340,9 @@ class KVCache:
         keys[row, :, positions[:, 0]] = k[:, 0]
         values[row, :, positions[:, 0]] = v[:, 0]
         keys, values = keys[:, :, : self.length], values[:, :, : self.length]
-        visible = torch.arange(self.length, device=q.device) <= positions  # (B, length)
         # The query heads that share a kv head become that head's queries: no key is copied.
         grouped = q.view(rows, keys.shape[1], -1, q.shape[3])  # (B, K, H / K, Dh)
-        out = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=visible[:, None, None, :]
-        )
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._visible)
         return out.reshape(rows, 1, -1, q.shape[3])  # (B, 1, H, Dh)
 
 
@@ -436,6 +431,8 @@ class Decoder(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         longest = max_len or tokens.shape[1]
+        if cache is not None:
+            cache.begin(positions)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
             if cache is not None:

@@ -8,6 +8,8 @@ Field names are those of the files (docs/formats.md). Tensors appear only in `Ba
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
@@ -146,10 +148,16 @@ class Prompt:
     tokens: tuple[int, ...]
     think_open: bool = False
     choice_order: tuple[int, ...] | None = None
+    messages: tuple[Message, ...] = ()  # what `tokens` were made of, for servers that take no ids
 
     @property
     def key(self) -> tuple[str, str, int]:
         return self.task, self.id, self.trial
+
+    def fingerprint(self) -> str:
+        """What is asked, in 16 hexadecimal digits."""
+        asked = self.tokens or [(m.role, m.content) for m in self.messages]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 FinishReason = Literal["stop", "length"]

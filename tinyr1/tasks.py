@@ -141,19 +141,26 @@ def opens_thinking(kind: str, preset: Preset, template_opens: bool) -> bool:
 
 def make_prompts(
     rows: Sequence[dict[str, Any]],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     template: TemplateName,
     preset: Preset,
     trials: int | None,
     template_opens: bool,
 ) -> list[Prompt]:
-    """Every (row, trial) as token ids; trials of one row are neighbours, so it is read once."""
+    """Every (row, trial) as token ids; trials of one row are neighbours, so it is read once.
+
+    Without a tokenizer (a server that takes messages) there are no ids.
+    """
     prompts: list[Prompt] = []
     for row in rows:
         open_thinking = opens_thinking(row["kind"], preset, template_opens)
-        ids = tuple(render_prompt(tokenizer, messages(row, preset), template, open_thinking))
+        said = messages(row, preset)
+        ids = render_prompt(tokenizer, said, template, open_thinking) if tokenizer else ()
         count = trials or TRIALS.get(preset, {}).get(row["kind"], 1)
-        prompts += [Prompt(row["task"], row["id"], t, ids, open_thinking) for t in range(count)]
+        prompts += [
+            Prompt(row["task"], row["id"], trial, tuple(ids), open_thinking, messages=said)
+            for trial in range(count)
+        ]
     return prompts
 
 

@@ -2,42 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinyr1.errors import UserError
-from tinyr1.files import Journal, hash_json, read_json, write_json
+from tinyr1.files import Journal, read_json, write_json
 from tinyr1.log import Log
 from tinyr1.record import Prompt, Sample
-from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.queue import WorkQueue
+from tinyr1.sampling.sampler import Sampler
+
+Key = tuple[str, str, int]
 
 
 def sample_missing(
-    engine: Engine, prompts: Sequence[Prompt], out: Path, settings: dict[str, Any], log: Log
+    make_sampler: Callable[[int], Sampler],
+    prompts: Sequence[Prompt],
+    out: Path,
+    settings: dict[str, Any],
+    log: Log,
+    queue: WorkQueue,
 ) -> list[Sample]:
     """Sample every prompt that OUT/samples.jsonl does not hold yet; returns all, in prompt order.
 
-    `settings` is what the samples depend on besides their prompts. It is kept in OUT/sampling.json;
-    a rerun with others is refused by field name: one file must not mix two experiments.
+    `make_sampler(n)` is asked for an engine for n samples, if any are missing. `settings` is what
+    the samples depend on besides their prompts. It is kept in OUT/sampling.json; a rerun with
+    others is refused by field name: one file must not mix two experiments. Each rank of `queue`
+    writes a file of its own while it runs; what they hold is gathered in samples.jsonl.
     """
-    check_settings(out / "sampling.json", settings)
-    _check_prompts(out / "prompts.json", prompts)
-    with Journal(out / "samples.jsonl") as journal:
-        try:
-            done = {sample.key: sample for sample in map(Sample.from_json, journal.rows)}
-        except ValueError as error:
-            raise UserError(f"{journal.path}: {error}") from None
-        missing = [p for p in prompts if p.key not in done]
-        if done and missing:
-            log.say(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} samples are there")
-        with log.bar(total=len(missing), desc="sampling", unit="sample") as bar:
-            for samples in engine.generate(missing):
-                journal.append(*(s.to_json() for s in samples))
-                done.update((s.key, s) for s in samples)
-                bar.update(len(samples))
-                bar.set_postfix(tokens=engine.tokens_out, running=len(engine.rows), refresh=False)
+    ranks = queue.ranks
+    if ranks.is_main:
+        check_settings(out / "sampling.json", settings)
+        _check_prompts(out / "prompts.json", prompts)
+        _gather(out)
+    queue.meet("gathered")
+    done = _read(out / "samples.jsonl")
+    queue.meet("read")  # from here on the files grow
+    missing = [p for p in prompts if p.key not in done]
+    if done and missing:
+        log.say(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} samples are there")
+    if missing:
+        share = -(-len(missing) // ranks.world_size)
+        name = "samples.jsonl" if ranks.is_main else f"samples.rank{ranks.rank}.jsonl"
+        with Journal(out / name) as journal:
+            sampler = make_sampler(share)
+            try:
+                _sample(sampler, missing, journal, log, queue)
+            finally:
+                sampler.close()
+    queue.meet("sampled")
+    if not ranks.is_main:
+        return []
+    _gather(out)
+    done = _read(out / "samples.jsonl")
     return [done[p.key] for p in prompts]
+
+
+def _sample(
+    sampler: Sampler, missing: Sequence[Prompt], journal: Journal, log: Log, queue: WorkQueue
+) -> None:
+    finished, tokens = 0, 0
+    with log.bar(desc="sampling", unit="tok", unit_scale=True) as bar:
+        for samples in sampler.generate(queue.claim(missing)):
+            if samples:
+                journal.append(*(s.to_json() for s in samples))
+            finished += len(samples)
+            now = sampler.status
+            bar.set_postfix_str(
+                f"finished {finished}/{len(missing)}, running {now.running}, longest {now.longest}",
+                refresh=False,
+            )
+            bar.update(now.tokens - tokens)
+            tokens = now.tokens
+
+
+def _read(path: Path) -> dict[Key, Sample]:
+    with Journal(path) as journal:
+        try:
+            return {sample.key: sample for sample in map(Sample.from_json, journal.rows)}
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def _gather(out: Path) -> None:
+    """Move what other ranks wrote, in this run or in one that was killed, into samples.jsonl."""
+    parts = sorted(out.glob("samples.rank*.jsonl"))
+    if not parts:
+        return
+    known = _read(out / "samples.jsonl").keys()
+    with Journal(out / "samples.jsonl") as journal:
+        for part in parts:
+            rows = [s.to_json() for key, s in _read(part).items() if key not in known]
+            journal.append(*rows)
+            part.unlink()  # its rows are on disk
 
 
 def _check_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
@@ -46,7 +104,7 @@ def _check_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     Rows and trials may be added to a run: only what is there already must have stayed the same.
     """
     known: dict[str, str] = read_json(path) if path.exists() else {}
-    mine = {f"{p.task}/{p.id}/{p.trial}": hash_json(p.tokens)[:16] for p in prompts}
+    mine = {f"{p.task}/{p.id}/{p.trial}": p.fingerprint() for p in prompts}
     for name, value in mine.items():
         if known.get(name, value) != value:
             raise UserError(

@@ -1,0 +1,190 @@
+"""Which engine samples, and with what: the options that evaluating and asking a teacher share."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from tinyr1.chat import TemplateName, Tokenizer, check_template, guess_template, stop_ids
+from tinyr1.config import check_range
+from tinyr1.errors import UserError
+from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.ranks import Ranks
+from tinyr1.sampling import openai, vllm
+from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.sampler import Sampler, SamplingSettings
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of sampling."""
+
+    engine: Literal["auto", "torch", "vllm", "openai"] = "auto"
+    """torch: ours; vllm: in this process; openai: a server. auto: vllm on GPUs where installed."""
+    template: Literal["auto", "deepseek_r1", "qwen"] = "auto"
+    """Chat template; auto goes by the tokenizer's special tokens."""
+    temperature: float = 0.6
+    """0 is greedy."""
+    top_p: float = 0.95
+    """Nucleus mass."""
+    top_k: int = 0
+    """Largest logits considered (0: all)."""
+    max_tokens: int = 32768
+    """New tokens a sample may have."""
+    max_model_len: int | None = None
+    """Prompt and answer together (by default the config's max_position_embeddings)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, besides the model's own stop tokens."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Further stop tokens."""
+    seed: int = 0
+    """Seed of all random streams."""
+    slots: int = 64
+    """Sequences sampled at once (requests at once, for a server)."""
+    dtype: Literal["fp32", "bf16"] | None = None
+    """Type of weights and cache (by default bf16 on CUDA, fp32 on CPU)."""
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compile the model (torch, vllm): minutes at the start, faster on a GPU."""
+    tensor_parallel: int = 1
+    """GPUs that hold one copy of the model (vllm)."""
+    replicas: int = 1
+    """Copies of the model, each in processes of its own; they share the requests."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that vllm takes."""
+    base_url: str = ""
+    """The server, as in http://127.0.0.1:8000/v1 (openai)."""
+    model_name: str = ""
+    """The model's name at the server (openai)."""
+    api: openai.Api = "completions"
+    """completions sends token ids in our template, chat sends messages (openai)."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's key (openai)."""
+    requests_per_minute: float = 0.0
+    """Rate limit (openai; 0: none)."""
+    chunk_timeout: float = 300.0
+    """Seconds without a word after which a request is tried again (openai)."""
+
+    def __post_init__(self) -> None:
+        positive = ("max_tokens", "max_model_len", "slots", "tensor_parallel", "replicas")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None:
+                check_range(f"--{name.replace('_', '-')}", value, 1)
+        check_range("--temperature", self.temperature, 0)
+        check_range("--top-p", self.top_p, 1e-9, 1)
+        check_range("--top-k", self.top_k, 0)
+        check_range("--gpu-memory-utilization", self.gpu_memory_utilization, 1e-3, 1)
+        check_range("--requests-per-minute", self.requests_per_minute, 0)
+        check_range("--chunk-timeout", self.chunk_timeout, 1e-3)
+        if "" in self.stop:
+            raise UserError("--stop='': expected a text of at least one character")
+        if self.engine == "openai":
+            for name in ("base_url", "model_name"):
+                if not getattr(self, name):
+                    raise UserError(f"--{name.replace('_', '-')}: required with --engine openai")
+
+
+def share_among_replicas(config: EngineConfig) -> Ranks:
+    """This process among its replicas; with --replicas it becomes a torchrun of so many."""
+    ranks = Ranks.from_env()
+    if config.replicas > 1 and ranks.world_size == 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        launcher.append(f"--nproc-per-node={config.replicas}")
+        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+    return ranks
+
+
+class Backend:
+    """A model that can be sampled from: its tokenizer and limits now, the engine on demand."""
+
+    def __init__(self, model: Path | None, config: EngineConfig, ranks: Ranks) -> None:
+        self.model, self.config, self.ranks = model, config, ranks
+        self.engine = config.engine
+        if self.engine == "auto":
+            fast = torch.cuda.is_available() and vllm.available()
+            self.engine = "vllm" if fast else "torch"
+        if model is None and not (self.engine == "openai" and config.api == "chat"):
+            raise UserError("MODEL: required as the first argument; see evaluate.py --help")
+        self.tokenizer = Tokenizer(model) if model else None
+        self.max_model_len = config.max_model_len
+        stops = config.stop_token_ids
+        self.template: TemplateName = "deepseek_r1"
+        if model and self.tokenizer:
+            self.template = self._template(self.tokenizer)
+            limit = Qwen2Config.from_pretrained(model).max_position_embeddings
+            self.max_model_len = config.max_model_len or limit
+            stops = (*stop_ids(self.tokenizer, self.template), *stops)
+        self.settings = SamplingSettings(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            max_tokens=config.max_tokens,
+            seed=config.seed,
+            stop_ids=tuple(sorted(set(stops))),
+            stop=config.stop,
+        )
+        on_gpu = torch.cuda.is_available()
+        self.dtype = config.dtype or ("bf16" if on_gpu else "fp32")
+
+    def _template(self, tokenizer: Tokenizer) -> TemplateName:
+        if self.config.template == "auto":
+            return guess_template(tokenizer)
+        check_template(tokenizer, self.config.template)
+        return self.config.template
+
+    def open(self, share: int) -> Sampler:
+        """The engine, for about `share` samples."""
+        c, slots = self.config, max(1, min(self.config.slots, share))
+        if self.engine == "openai":
+            return openai.OpenAI(
+                c.base_url,
+                c.model_name,
+                self.tokenizer,
+                self.settings,
+                slots,
+                self.max_model_len,
+                c.api,
+                c.api_key_env,
+                c.chunk_timeout,
+                c.requests_per_minute,
+            )
+        assert self.model is not None
+        assert self.tokenizer is not None
+        assert self.max_model_len is not None
+        if self.engine == "vllm":
+            vllm.prepare_environment(self.ranks, c.tensor_parallel)
+            return vllm.VLLM(
+                self.model,
+                self.tokenizer,
+                self.settings,
+                slots,
+                self.max_model_len,
+                "bfloat16" if self.dtype == "bf16" else "float32",
+                c.tensor_parallel,
+                c.gpu_memory_utilization,
+                c.compile,
+            )
+        dtype = torch.bfloat16 if self.dtype == "bf16" else torch.float32
+        model = Qwen2.from_pretrained(self.model, dtype, self.ranks.device)
+        return Engine(model, self.tokenizer, self.settings, slots, self.max_model_len, c.compile)
+
+    def versions(self) -> dict[str, Any]:
+        """What else the samples may depend on: releases and hardware."""
+        from tinyr1 import __version__
+
+        found = {"tinyr1": __version__, "torch": torch.__version__}
+        if self.engine == "vllm":
+            import vllm as library
+
+            found["vllm"] = library.__version__
+        on_gpu = torch.cuda.is_available() and self.engine != "openai"
+        return found | {
+            "hardware": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        }

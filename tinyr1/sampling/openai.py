@@ -1,0 +1,293 @@
+"""Any server that speaks OpenAI's HTTP interface: vLLM, SGLang, DeepSeek's API and others.
+
+`completions` sends our token ids, so the template is ours; `chat` sends messages, for servers that
+take nothing else. Answers are streamed, and a time limit holds between two pieces, not for a whole
+answer of half an hour. The key comes from an environment variable and is never written anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tinyr1.chat import THINK_CLOSE, THINK_OPEN, Tokenizer
+from tinyr1.errors import RunStopped, UserError
+from tinyr1.record import Prompt, Sample
+from tinyr1.sampling.sampler import (
+    SamplingSettings,
+    Status,
+    cut_at_stop,
+    finished_sample,
+    request_seed,
+)
+
+Api = Literal["completions", "chat"]
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+
+
+class RetryLater(Exception):
+    """The server could not answer now."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+@dataclass
+class _Answer:
+    """What has come of one request."""
+
+    prompt: Prompt
+    reasoning: str = ""
+    content: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    pieces: int = 0
+    usage: int | None = None  # completion tokens, as the server counts them
+    finish_reason: str | None = None
+
+    def text(self) -> str:
+        """One text, the thought in its tags wherever the server put it."""
+        if not self.reasoning:
+            return self.content
+        opened = "" if self.prompt.think_open else THINK_OPEN + "\n"
+        closed = f"\n{THINK_CLOSE}\n\n{self.content.lstrip()}" if self.content else ""
+        return opened + self.reasoning.strip("\n") + closed
+
+
+class OpenAI:
+    """Samples from a server, `slots` requests at a time."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model_name: str,
+        tokenizer: Tokenizer | None,
+        settings: SamplingSettings,
+        slots: int,
+        max_model_len: int | None,
+        api: Api = "completions",
+        api_key_env: str = "OPENAI_API_KEY",
+        chunk_timeout_s: float = 300.0,
+        requests_per_minute: float = 0.0,
+        attempts: int = 8,
+        backoff_s: float = 1.0,
+    ) -> None:
+        try:
+            import httpx
+        except ImportError:
+            raise UserError("--engine openai: pip install 'tinyr1[openai]'") from None
+        if api == "completions" and tokenizer is None:
+            raise UserError("--api=completions: needs MODEL, whose tokenizer makes the prompts")
+        self.model_name, self.tokenizer, self.settings = model_name, tokenizer, settings
+        self.slots, self.max_model_len, self.api = slots, max_model_len, api
+        self.attempts, self.backoff_s = attempts, backoff_s
+        key = os.environ.get(api_key_env)
+        self._client = httpx.Client(
+            base_url=base_url.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(30.0, read=chunk_timeout_s),
+            limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots),
+        )
+        self._pace = _Pace(requests_per_minute)
+        self._running: dict[tuple[str, str, int], _Answer] = {}
+        self._closed = threading.Event()
+        self._finished_tokens = 0
+
+    @property
+    def status(self) -> Status:
+        counts = [answer.pieces for answer in list(self._running.values())]
+        return Status(self._finished_tokens + sum(counts), len(counts), max(counts, default=0))
+
+    def generate(self, prompts: Iterable[Prompt]) -> Iterator[list[Sample]]:
+        """See Sampler. RunStopped when a request fails for good."""
+        waiting, exhausted = iter(prompts), False
+        results: queue.Queue[Sample | BaseException] = queue.Queue()
+        in_flight = 0
+
+        def work(prompt: Prompt) -> None:
+            try:
+                results.put(self._sample(self._ask_patiently(prompt)))
+            except BaseException as error:  # it belongs to whoever waits for the sample
+                results.put(error)
+
+        pool = ThreadPoolExecutor(self.slots)
+        try:
+            while True:
+                while not exhausted and in_flight < self.slots:
+                    prompt = next(waiting, None)
+                    exhausted = prompt is None
+                    if prompt is not None:
+                        pool.submit(work, prompt)
+                        in_flight += 1
+                if not in_flight:
+                    return
+                try:
+                    result = results.get(timeout=1.0)
+                except queue.Empty:
+                    yield []
+                    continue
+                in_flight -= 1
+                if isinstance(result, BaseException):
+                    raise result
+                yield [result]
+        finally:
+            self._closed.set()  # what still waits to try again gives up
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def stream(self, prompt: Prompt) -> Iterator[str]:
+        answer, shown = _Answer(prompt), 0
+        for _ in self._ask(answer):
+            text = cut_at_stop(answer.text(), self.settings.stop)
+            if not text.endswith("\n"):  # a thought's last line break may yet be cut
+                yield text[shown:]
+                shown = max(shown, len(text))
+        yield cut_at_stop(answer.text(), self.settings.stop)[shown:]
+
+    def close(self) -> None:
+        self._closed.set()
+        self._client.close()
+
+    # ------------------------------------------------------------ one request
+
+    def _ask_patiently(self, prompt: Prompt) -> _Answer:
+        """An answer, after as many attempts as it takes; waits double and are never in step."""
+        for attempt in range(1, self.attempts + 1):
+            answer = self._running[prompt.key] = _Answer(prompt)
+            try:
+                for _ in self._ask(answer):
+                    if self._closed.is_set():
+                        raise RunStopped("interrupted")
+                return answer
+            except RetryLater as error:
+                if attempt == self.attempts:
+                    raise RunStopped(
+                        f"{prompt.task}/{prompt.id}/{prompt.trial}: {error} ({attempt} attempts); "
+                        "finished samples are kept, the same command continues"
+                    ) from None
+                wait = self.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+                self._closed.wait(max(error.wait_s or 0.0, min(wait, 120.0)))
+                if self._closed.is_set():
+                    raise RunStopped("interrupted") from None
+            finally:
+                self._running.pop(prompt.key, None)
+        raise AssertionError("unreachable")
+
+    def _ask(self, answer: _Answer) -> Iterator[None]:
+        """Send one request and fill `answer` as pieces come."""
+        import httpx
+
+        self._pace.wait()
+        path = "completions" if self.api == "completions" else "chat/completions"
+        try:
+            with self._client.stream("POST", path, json=self._body(answer.prompt)) as response:
+                if response.status_code != 200:
+                    response.read()
+                    self._refuse(response.status_code, response.headers, response.text)
+                for line in response.iter_lines():
+                    if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
+                        self._take(answer, data)
+                        yield
+        except httpx.TransportError as error:  # no connection, or silence for too long
+            raise RetryLater(f"{type(error).__name__}: {error}") from None
+        if answer.finish_reason is None:
+            raise RetryLater("the stream ended in the middle of an answer")
+
+    def _refuse(self, status: int, headers: Any, text: str) -> None:
+        if status in RETRIED:
+            try:
+                wait = float(headers.get("retry-after", ""))
+            except ValueError:
+                wait = None
+            raise RetryLater(f"HTTP {status}: {text[:200]}", wait)
+        where = f"--base-url={self._client.base_url} --model-name={self.model_name}"
+        raise UserError(f"{where}: HTTP {status}: {text[:300].strip()}")
+
+    def _body(self, prompt: Prompt) -> dict[str, Any]:
+        s = self.settings
+        limit = self.max_model_len
+        body: dict[str, Any] = {
+            "model": self.model_name,
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "max_tokens": s.limit(prompt, limit) if limit and prompt.tokens else s.max_tokens,
+            "seed": request_seed(s.seed, prompt),
+            "n": 1,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if s.stop:
+            body["stop"] = list(s.stop)
+        if s.top_k:
+            body["top_k"] = s.top_k
+        if self.api == "chat":
+            roles = [{"role": m.role, "content": m.content} for m in prompt.messages]
+            return body | {"messages": roles}
+        # Beyond OpenAI's fields: those of vLLM and SGLang, which take token ids at all.
+        extra = {"stop_token_ids": list(s.stop_ids), "return_token_ids": True}
+        neutral = {"repetition_penalty": 1.0, "skip_special_tokens": False}
+        return body | {"prompt": list(prompt.tokens)} | extra | neutral
+
+    def _take(self, answer: _Answer, data: str) -> None:
+        """One server-sent piece."""
+        try:
+            piece = json.loads(data)
+        except ValueError:
+            raise RetryLater(f"a piece that is not JSON: {data[:100]!r}") from None
+        if piece.get("error"):
+            raise RetryLater(f"the server says {json.dumps(piece['error'])[:200]}")
+        if usage := piece.get("usage"):
+            answer.usage = usage.get("completion_tokens")
+        for choice in piece.get("choices") or ():
+            delta = choice.get("delta") or {}
+            answer.reasoning += delta.get("reasoning") or delta.get("reasoning_content") or ""
+            answer.content += choice.get("text") or delta.get("content") or ""
+            answer.token_ids += choice.get("token_ids") or ()
+            answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+            answer.pieces += 1
+
+    def _sample(self, answer: _Answer) -> Sample:
+        prompt, s = answer.prompt, self.settings
+        stopped = answer.finish_reason == "stop"
+        if answer.token_ids and self.api == "completions" and self.tokenizer:
+            sample = finished_sample(prompt, answer.token_ids, stopped, self.tokenizer, s)
+            self._finished_tokens += sample.token_count
+            return sample
+        text = cut_at_stop(answer.text(), s.stop)
+        count = answer.usage
+        if count is None:
+            count = len(self.tokenizer.encode(text)) if self.tokenizer else answer.pieces
+        self._finished_tokens += count
+        return Sample(
+            task=prompt.task,
+            id=prompt.id,
+            trial=prompt.trial,
+            text=text,
+            token_count=count,
+            finish_reason="stop" if stopped else "length",
+            seed=request_seed(s.seed, prompt),
+            think_open=prompt.think_open and self.api == "completions",
+            choice_order=prompt.choice_order,
+        )
+
+
+class _Pace:
+    """At most so many requests a minute, evenly."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._interval = 60.0 / per_minute if per_minute else 0.0
+        self._lock, self._next = threading.Lock(), 0.0
+
+    def wait(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + self._interval
+        time.sleep(start - now)

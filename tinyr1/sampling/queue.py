@@ -1,0 +1,43 @@
+"""Sharing one list of requests among the processes that torchrun started.
+
+No process group: a store, which torchrun has up already, counts what has been claimed. A process
+claims a request when it has room for one, so that slow samples delay nobody else's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from tinyr1.ranks import Ranks
+
+T = TypeVar("T")
+
+
+class WorkQueue:
+    """One counter and some meeting points, common to all ranks."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._store: Any = (
+            next(iter(dist.rendezvous("env://")))[0] if ranks.world_size > 1 else None
+        )
+
+    def claim(self, items: Sequence[T]) -> Iterator[T]:
+        """Items of a list that is the same on every rank; each goes to one rank."""
+        if self._store is None:
+            yield from items
+            return
+        while (index := self._store.add("claimed", 1) - 1) < len(items):
+            yield items[index]
+
+    def meet(self, name: str) -> None:
+        """Wait until every rank is here. May take as long as the longest sample."""
+        if self._store is None:
+            return
+        self._store.add(name, 1)
+        while self._store.add(name, 0) < self.ranks.world_size:
+            time.sleep(0.05)

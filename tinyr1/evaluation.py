@@ -29,7 +29,6 @@ from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import mean, pass_at_1
 from tinyr1.tasks import Preset, load_task_file, make_prompts, prompt_lines
-from tinyr1.weights import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,8 @@ def show_prompts(model: Path | None, config: EvalConfig) -> None:
 
 def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> None:
     """Sample what is missing in --out, grade everything, write results and report."""
+    if model is None and not config.model_name:
+        raise UserError("MODEL: required as the first argument; see evaluate.py --help")
     require(config, "out", "task_file")
     assert config.out is not None
     rows = load_rows(config)
@@ -113,7 +114,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     check_lengths(prompts, backend.max_model_len)
     record = asdict(backend.settings) | {
         "model": model.resolve().name if model else config.model_name,
-        "model_fingerprint": Checkpoint(model).fingerprint() if model_is_here(backend) else None,
+        "model_fingerprint": backend.fingerprint(),
         "preset": config.preset,
         "template": backend.template if backend.tokenizer else None,
         "engine": backend.engine,
@@ -122,7 +123,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     }
     if backend.engine == "openai":
         record |= {"base_url": config.base_url, "model_name": config.model_name, "api": config.api}
-    record = from_json(record)  # as it will be read back: tuples are lists
+    record = json.loads(json.dumps(record))  # as it will be read back: tuples are lists
     queue = WorkQueue(ranks)
     with owned(config.out) if ranks.is_main else contextlib.nullcontext():
         samples = sample_missing(backend.open, prompts, config.out, record, log, queue)
@@ -131,15 +132,6 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
             about = backend.versions() | {"prompts_sha256": hash_json(hashes)}
             finish(rows, samples, config, record | about, log)
     queue.meet("finished")
-
-
-def model_is_here(backend: Backend) -> bool:
-    """Whether the weights that are sampled are those under MODEL."""
-    return backend.engine != "openai"
-
-
-def from_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def ask(model: Path | None, config: EvalConfig, log: Log) -> None:

@@ -3,12 +3,12 @@
     pip install -c constraints.txt -e '.[test]'
     python tests/bench/bench_sampling.py --shape tiny --rounds 3
 
-Prompts of 20 to 199 random tokens, several trials each, each with a length drawn from an exponential
-distribution (no stop token ends a sample): some answers are long, most are short, as in reality.
-Runs: `ours` with so many slots; `generate`, transformers in batches of as many rows, each batch until
-its longest is done; `continuous`, transformers' continuous batching; `vllm` where it can be imported.
-T = 0.6, top-p 0.95, float32 on CPUs. Runs are interleaved; the figure is tokens per CPU-second (of
-all processes) or, on CUDA, per second.
+Prompts of 20 to 199 random tokens, several trials each, each with a length drawn from an
+exponential distribution (no stop token ends a sample): some answers are long, most are short, as in
+reality. Runs: `ours` with so many slots; `generate`, transformers in batches of as many rows, each
+batch until its longest is done; `continuous`, transformers' continuous batching; `vllm` where it
+can be imported. T = 0.6, top-p 0.95, float32 on CPUs. Runs are interleaved; the figure is tokens
+per CPU-second (of all processes) or, on CUDA, per second.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from tinyr1.ranks import Ranks
 from tinyr1.sampling import openai, vllm
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import Sampler, SamplingSettings
+from tinyr1.weights import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,16 @@ class Backend:
             self.engine = "vllm" if fast else "torch"
         if model is None and not (self.engine == "openai" and config.api == "chat"):
             raise UserError("MODEL: required as the first argument; see evaluate.py --help")
-        self.tokenizer = Tokenizer(model) if model else None
         self.max_model_len = config.max_model_len
-        stops = config.stop_token_ids
-        self.template: TemplateName = "deepseek_r1"
-        if model and self.tokenizer:
-            self.template = self._template(self.tokenizer)
+        # A server's model may be known here by its tokenizer alone.
+        if model and (self.engine != "openai" or (model / "config.json").exists()):
             limit = Qwen2Config.from_pretrained(model).max_position_embeddings
             self.max_model_len = config.max_model_len or limit
+        self.tokenizer = Tokenizer(model) if model else None
+        self.template: TemplateName = "deepseek_r1"
+        stops = config.stop_token_ids
+        if self.tokenizer:
+            self.template = self._template(self.tokenizer)
             stops = (*stop_ids(self.tokenizer, self.template), *stops)
         self.settings = SamplingSettings(
             temperature=config.temperature,
@@ -175,15 +178,19 @@ class Backend:
         model = Qwen2.from_pretrained(self.model, dtype, self.ranks.device)
         return Engine(model, self.tokenizer, self.settings, slots, self.max_model_len, c.compile)
 
+    def fingerprint(self) -> str | None:
+        """Of the weights that are sampled; None where they are a server's."""
+        if self.engine == "openai" or self.model is None:
+            return None
+        return Checkpoint(self.model).fingerprint()
+
     def versions(self) -> dict[str, Any]:
         """What else the samples may depend on: releases and hardware."""
         from tinyr1 import __version__
 
         found = {"tinyr1": __version__, "torch": torch.__version__}
         if self.engine == "vllm":
-            import vllm as library
-
-            found["vllm"] = library.__version__
+            found["vllm"] = vllm.version()
         on_gpu = torch.cuda.is_available() and self.engine != "openai"
         return found | {
             "hardware": torch.cuda.get_device_name() if on_gpu else platform.machine(),

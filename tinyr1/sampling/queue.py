@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from tinyr1.ranks import Ranks
 
@@ -22,9 +22,9 @@ class WorkQueue:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self._store: Any = (
-            next(iter(dist.rendezvous("env://")))[0] if ranks.world_size > 1 else None
-        )
+        self._store: Any = None
+        if ranks.world_size > 1:
+            self._store, *_ = next(iter(rendezvous("env://")))
 
     def claim(self, items: Sequence[T]) -> Iterator[T]:
         """Items of a list that is the same on every rank; each goes to one rank."""

@@ -8,6 +8,7 @@ processes that share a queue, not vLLM's data-parallel mode.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import os
@@ -31,6 +32,11 @@ from tinyr1.sampling.sampler import (
 def available() -> bool:
     """Whether vLLM is installed."""
     return importlib.util.find_spec("vllm") is not None
+
+
+def version() -> str:
+    """The release, as vLLM itself says it (its distribution may have another name)."""
+    return str(importlib.import_module("vllm").__version__)
 
 
 def prepare_environment(ranks: Ranks, tensor_parallel: int) -> None:
@@ -69,7 +75,7 @@ class VLLM:
         compile: bool = True,
     ) -> None:
         try:
-            from vllm import LLM, EngineArgs
+            library: Any = importlib.import_module("vllm")
         except ImportError as error:
             raise UserError(f"--engine vllm: {error}; pip install 'tinyr1[vllm]'") from None
         self.tokenizer, self.settings, self.max_model_len = tokenizer, settings, max_model_len
@@ -90,9 +96,11 @@ class VLLM:
             "skip_tokenizer_init": not settings.stop,  # stop strings need its detokeniser
             "disable_log_stats": True,
         }
-        known = inspect.signature(EngineArgs).parameters
-        llm: Any = LLM(**{name: value for name, value in arguments.items() if name in known})
+        known = inspect.signature(library.EngineArgs).parameters
+        llm = library.LLM(**{name: value for name, value in arguments.items() if name in known})
         self._engine = llm.llm_engine
+        self._library = library
+        self._delta = importlib.import_module("vllm.sampling_params").RequestOutputKind.DELTA
 
     @property
     def status(self) -> Status:
@@ -128,13 +136,10 @@ class VLLM:
         """vLLM ends its workers when the process does."""
 
     def _submit(self, prompt: Prompt) -> str:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         s = self.settings
         name = f"{prompt.task}/{prompt.id}/{prompt.trial}"
         self._running[name] = (prompt, [])
-        params = SamplingParams(
+        params = self._library.SamplingParams(
             n=1,
             temperature=s.temperature,
             top_p=s.top_p,
@@ -149,7 +154,7 @@ class VLLM:
             stop_token_ids=list(s.stop_ids),
             detokenize=bool(s.stop),
             skip_special_tokens=False,
-            output_kind=RequestOutputKind.DELTA,
+            output_kind=self._delta,
         )
         self._engine.add_request(name, {"prompt_token_ids": list(prompt.tokens)}, params)
         return name

@@ -37,11 +37,12 @@ def strongest_sandbox():
         return "rlimits"
 
 
-def make_checkpoint(folder, seed=0, tied=True):
+def make_checkpoint(folder, seed=0, tied=True, hidden_size=48):
     """A random Qwen2 of the laboratory's shape but two layers, with its tokenizer."""
     write_tokenizer(World(0), folder)
     config = model_config(Tokenizer(folder).vocab_size)
-    small = {"num_hidden_layers": 2, "hidden_size": 48, "tie_word_embeddings": tied}
+    small = {"num_hidden_layers": 2, "hidden_size": hidden_size, "head_dim": hidden_size // 4}
+    small["tie_word_embeddings"] = tied
     config = dataclasses.replace(config, **small)
     model = Qwen2(config)
     initialise(model, seed)

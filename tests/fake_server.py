@@ -111,7 +111,8 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 choice["text"] = piece
                 if server.style == "vllm":
-                    choice["token_ids"] = tokens if last else []
+                    cut = i * len(tokens) // len(pieces), (i + 1) * len(tokens) // len(pieces)
+                    choice["token_ids"] = tokens[cut[0] : cut[1]]
             self.event({"choices": [choice]})
         if server.style == "vllm":
             self.send(": keep-alive\n\n")

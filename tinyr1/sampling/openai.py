@@ -24,6 +24,7 @@ from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.sampler import (
     SamplingSettings,
     Status,
+    TextStream,
     cut_at_stop,
     finished_sample,
     request_seed,
@@ -144,12 +145,22 @@ class OpenAI:
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
         answer, shown = _Answer(prompt), 0
+        tokens = TextStream(self.tokenizer, self.settings.stop) if self.tokenizer else None
         for _ in self._ask(answer):
+            if tokens and answer.token_ids and self.api == "completions":
+                for token in answer.token_ids[shown:]:
+                    if token not in self.settings.stop_ids:
+                        yield tokens.add(token)
+                shown = len(answer.token_ids)
+                continue
             text = cut_at_stop(answer.text(), self.settings.stop)
             if not text.endswith("\n"):  # a thought's last line break may yet be cut
                 yield text[shown:]
                 shown = max(shown, len(text))
-        yield cut_at_stop(answer.text(), self.settings.stop)[shown:]
+        if tokens and answer.token_ids and self.api == "completions":
+            yield tokens.finish()
+        else:
+            yield cut_at_stop(answer.text(), self.settings.stop)[shown:]
 
     def close(self) -> None:
         self._closed.set()

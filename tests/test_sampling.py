@@ -13,11 +13,13 @@ from tinyr1.chat import Tokenizer, stop_ids
 from tinyr1.errors import UserError
 from tinyr1.log import Log
 from tinyr1.model import Qwen2
+from tinyr1.ranks import Ranks
 from tinyr1.record import Prompt
 from tinyr1.sampling import draw as draw_module
 from tinyr1.sampling import engine as engine_module
 from tinyr1.sampling.draw import draw, uniforms
 from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sampling.sampler import SamplingSettings, stream_key
 from tinyr1.tasks import make_prompts
@@ -178,23 +180,27 @@ def test_one_token_prompt(tiny):
 
 
 def test_run_resumes_by_sample_and_tolerates_a_torn_line(tiny, prompts, tmp_path):
-    settings, log = {"seed": 5}, Log(quiet=True)
-    whole = sample_missing(engine_of(tiny, 8), prompts, tmp_path / "a", settings, log)
+    settings, log, queue = {"seed": 5}, Log(quiet=True), WorkQueue(Ranks())
+    engine = engine_of(tiny, 8)
+
+    def open_engine(share):
+        return engine
+
+    whole = sample_missing(open_engine, prompts, tmp_path / "a", settings, log, queue)
     lines = (tmp_path / "a" / "samples.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "sampling.json").write_text(json.dumps(settings))
     (tmp_path / "b" / "samples.jsonl").write_bytes(b"".join(lines[:10]) + lines[10][:-4])
     asked = []
-    engine = engine_of(tiny, 8)
     original = engine.generate
-    engine.generate = lambda p: asked.extend(p) or original(p)
-    again = sample_missing(engine, prompts, tmp_path / "b", settings, log)
+    engine.generate = lambda p: original(asked.append(x) or x for x in p)
+    again = sample_missing(open_engine, prompts, tmp_path / "b", settings, log, queue)
     assert again == whole
     assert len(asked) == 17
     with pytest.raises(UserError, match="seed=6"):
-        sample_missing(engine, prompts, tmp_path / "b", {"seed": 6}, log)
+        sample_missing(open_engine, prompts, tmp_path / "b", {"seed": 6}, log, queue)
     changed = [dataclasses.replace(prompts[0], tokens=(1, 2, 3)), *prompts[1:]]
     with pytest.raises(UserError, match="its prompt is not the one"):
-        sample_missing(engine, changed, tmp_path / "a", settings, log)
-    fewer = sample_missing(engine, prompts[:5], tmp_path / "a", settings, log)
+        sample_missing(open_engine, changed, tmp_path / "a", settings, log, queue)
+    fewer = sample_missing(open_engine, prompts[:5], tmp_path / "a", settings, log, queue)
     assert fewer == whole[:5]  # rows and trials may be added or left out

@@ -82,8 +82,7 @@ class Engine:
         self.rows: list[_Row] = []  # row i lives in slot i
         self.tokens_out = self.prompts_read = 0
         if compile:
-            for block in model.model.layers:
-                block.compile(dynamic=True)
+            model.model.compile(dynamic=True)  # as a whole: blocks would be compiled one by one
 
     @property
     def status(self) -> Status:

@@ -68,7 +68,7 @@ def test_regrade_gives_the_same_verdicts(evaluated, tasks, tmp_path):
 def test_compare_prints_paired_differences(evaluated):
     done = evaluate("--compare", evaluated, evaluated)
     assert done.returncode == 0, done.stderr
-    assert "(+0.0 ± 0.0)" in done.stdout
+    assert "(+0.0 ± 0.0; 0 up, 0 down)" in done.stdout
 
 
 def test_show_prompts_needs_no_model(tasks):

@@ -8,7 +8,7 @@ from pathlib import Path
 import tinyr1
 
 ROWS = [
-    ["errors", "record", "files", "config", "log", "stats", "plot", "ranks"],
+    ["errors", "record", "files", "config", "log", "stats", "plot", "ranks", "paper"],
     [
         "weights",
         "chat",
@@ -28,6 +28,7 @@ ROWS = [
     ],
     [
         *(
+            "benchmarks",
             "tasks",
             "sampling",
             "sampling.queue",

@@ -1,11 +1,21 @@
 """Error bars against closed forms and a bootstrap."""
 
+import itertools
 import math
 import random
 
 import pytest
 
-from tinyr1.stats import paired_difference, pass_at_1, standard_error
+from tinyr1.stats import (
+    flips,
+    ks,
+    majority,
+    mean,
+    paired_difference,
+    pass_at_1,
+    pass_at_k,
+    standard_error,
+)
 
 
 def test_paper_cell_375_of_480():
@@ -62,3 +72,32 @@ def test_paired_error_is_smaller_on_correlated_answers():
     assert difference > 0
     assert error < unpaired / 2
     assert paired_difference(a, a) == (0, 0)
+
+
+def test_pass_at_k_and_majority_by_brute_force():
+    rng = random.Random(0)
+    outcomes = {str(i): [rng.random() < 0.3 for _ in range(6)] for i in range(20)}
+    for k in (1, 2, 3, 6):
+        brute = [
+            mean([float(any(part)) for part in itertools.combinations(trials, k)])
+            for trials in outcomes.values()
+        ]
+        assert pass_at_k(outcomes, k) == pytest.approx(mean(brute))
+    assert pass_at_k(outcomes, 1) == pytest.approx(pass_at_1(outcomes).mean)
+    assert [ks(n) for n in (1, 2, 4, 6, 16)] == [
+        [1],
+        [1, 2],
+        [1, 2, 4],
+        [1, 2, 4, 6],
+        [1, 2, 4, 8, 16],
+    ]
+    assert majority([("7", False), ("", True), ("", True)])
+    assert not majority([("7", False), ("", True)])  # equal: the first seen wins
+    assert not majority([(None, False), (None, False)])
+    assert majority([(None, False), (None, False), ("", True)])
+
+
+def test_flips():
+    a = {"1": [True, True], "2": [False, True], "3": [True, False]}
+    b = {"1": [True, False], "2": [True, True], "3": [True, False], "4": [True]}
+    assert flips(a, b) == (1, 1)

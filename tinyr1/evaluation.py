@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1 import report
+from tinyr1.benchmarks import LCB_WINDOW, load_benchmark
 from tinyr1.config import check_range, require
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import hash_json, owned, read_json, read_jsonl, write_json, write_jsonl
@@ -27,16 +28,26 @@ from tinyr1.sampling.build import Backend, EngineConfig
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
-from tinyr1.stats import mean, pass_at_1
-from tinyr1.tasks import Preset, load_task_file, make_prompts, prompt_lines
+from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k
+from tinyr1.tasks import Preset, in_order, load_task_file, make_prompts, prompt_lines
+
+PAGE_CHARACTERS = 30_000_000  # of samples in report.html; a browser opens no page of a gigabyte
 
 
 @dataclass(frozen=True)
 class EvalConfig(EngineConfig):
     """Sample a model on tasks, grade the answers, report pass@1 with standard errors."""
 
+    tasks: str = ""
+    """Built-in benchmarks, with commas: aime24,aime25,math500,gpqa_diamond,livecodebench."""
+    data: Path | None = None
+    """Directory with the benchmarks' files as published (without it: the hub)."""
     task_file: Path | None = None
-    """Tasks as JSON lines (docs/formats.md)."""
+    """Tasks of your own as JSON lines (docs/formats.md)."""
+    lcb_start: str = LCB_WINDOW[0]
+    """First contest day of livecodebench."""
+    lcb_end: str = LCB_WINDOW[1]
+    """Last contest day of livecodebench."""
     out: Path | None = None
     """Directory for samples, grades and the report."""
     regrade: Path | None = None
@@ -70,10 +81,20 @@ class EvalConfig(EngineConfig):
 
 def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
     """The task rows of a run, cut to --limit a task."""
-    require(config, "task_file")
-    assert config.task_file is not None
+    if not config.tasks:
+        require(config, "task_file")
+    names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",") if name.strip()))
+    found: list[dict[str, Any]] = []
+    for name in names:
+        window = (config.lcb_start, config.lcb_end)
+        found += load_benchmark(name, config.data, config.preset, window)
+    if config.task_file is not None:
+        own = load_task_file(config.task_file)
+        if clash := {row["task"] for row in own} & set(names):
+            raise UserError(f"--task-file={config.task_file}: its {min(clash)} is in --tasks too")
+        found += own
     rows, counts = [], defaultdict[str, int](int)
-    for row in load_task_file(config.task_file):
+    for row in found:
         counts[row["task"]] += 1
         if config.limit is None or counts[row["task"]] <= config.limit:
             rows.append(row)
@@ -84,14 +105,16 @@ def show_prompts(model: Path | None, config: EvalConfig) -> None:
     """Print every prompt; without a model, in the DeepSeek-R1 template of today."""
     rows = load_rows(config)
     if model is None:
-        for line in prompt_lines(rows, config.preset, config.trials, template_opens=True):
+        for line in prompt_lines(rows, config.preset, config.trials, True, config.seed):
             print(line)
         return
     backend = Backend(model, replace(config, engine="torch"), Ranks())
     tokenizer, template = backend.tokenizer, backend.template
     assert tokenizer is not None
     opens = tokenizer.opens_thinking()
-    for p in make_prompts(rows, tokenizer, template, config.preset, config.trials, opens):
+    for p in make_prompts(
+        rows, tokenizer, template, config.preset, config.trials, opens, config.seed
+    ):
         text = tokenizer.decode_raw(list(p.tokens))
         line = {"task": p.task, "id": p.id, "trial": p.trial, "prompt": text}
         print(json.dumps(line, ensure_ascii=False))
@@ -101,7 +124,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     """Sample what is missing in --out, grade everything, write results and report."""
     if model is None and not config.model_name:
         raise UserError("MODEL: required as the first argument; see evaluate.py --help")
-    require(config, "out", "task_file")
+    require(config, "out")
     assert config.out is not None
     rows = load_rows(config)
     # What can fail for want of a sandbox fails before hours of sampling.
@@ -109,7 +132,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     backend = Backend(model, config, ranks)
     opens = backend.tokenizer.opens_thinking() if backend.tokenizer else False
     prompts = make_prompts(
-        rows, backend.tokenizer, backend.template, config.preset, config.trials, opens
+        rows, backend.tokenizer, backend.template, config.preset, config.trials, opens, config.seed
     )
     check_lengths(prompts, backend.max_model_len)
     record = asdict(backend.settings) | {
@@ -152,7 +175,7 @@ def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
 
 def regrade(config: EvalConfig, log: Log) -> None:
     """Grade samples made elsewhere against the task file."""
-    require(config, "regrade", "out", "task_file")
+    require(config, "regrade", "out")
     assert config.regrade is not None
     rows = load_rows(config)
     known = {(row["task"], row["id"]) for row in rows}
@@ -170,7 +193,7 @@ def regrade(config: EvalConfig, log: Log) -> None:
             samples.append(sample)
         elif config.limit is None:
             raise UserError(
-                f"{config.regrade}:{number}: id={sample.id!r}: no such row in {config.task_file}"
+                f"{config.regrade}:{number}: id={sample.id!r}: no such row among the tasks"
             )
     if not samples:
         raise UserError(f"{config.regrade}: no samples")
@@ -211,11 +234,34 @@ def finish(
     assert config.out is not None
     grades = grade_samples(rows, samples, config, log)
     write_jsonl(config.out / "grades.jsonl", [g.to_json() for g in grades])
-    results = {"settings": record, "tasks": summarise(samples, grades)}
+    results = {"settings": record, "tasks": summarise(samples, grades, rows)}
     write_json(config.out / "results.json", results)
-    report.write_report(config.out, "Evaluation", report.evaluation_table(results["tasks"]), record)
+    shown = shown_samples(rows, samples, grades)
+    report.write_report(config.out, "Evaluation", results["tasks"], record, shown)
     for line in report.plain_lines(results["tasks"]):
         log.say(line)
+
+
+def shown_samples(
+    rows: Sequence[dict[str, Any]], samples: Sequence[Sample], grades: Sequence[Grade]
+) -> list[report.ShownSample]:
+    """What the page shows: every sample, or of a large run the first trial of each question."""
+    by_key = {(row["task"], row["id"]): row for row in rows}
+    whole = sum(len(s.text) for s in samples) <= PAGE_CHARACTERS
+    return [
+        report.ShownSample(
+            s.task,
+            s.id,
+            s.trial,
+            g.reason or "right",
+            g.extracted or "",
+            str(in_order(by_key[s.task, s.id], s.choice_order).get("answer", "")),
+            s.token_count,
+            s.text,
+        )
+        for s, g in zip(samples, grades, strict=True)
+        if whole or s.trial == 0
+    ]
 
 
 def grade_samples(
@@ -225,13 +271,14 @@ def grade_samples(
     by_key = {(row["task"], row["id"]): row for row in rows}
 
     def key(sample: Sample) -> tuple[Any, ...]:
-        return (sample.task, sample.id, sample.text, sample.finish_reason, sample.think_open)
+        order = sample.choice_order
+        return (sample.task, sample.id, sample.text, sample.finish_reason, sample.think_open, order)
 
     distinct = {key(sample): sample for sample in samples}
 
     def work(sample: Sample) -> Grade:
         return grade(
-            by_key[sample.task, sample.id],
+            in_order(by_key[sample.task, sample.id], sample.choice_order),
             sample.text,
             sample.finish_reason,
             think_open=sample.think_open,
@@ -248,33 +295,70 @@ def grade_samples(
     return [replace(verdicts[key(s)], trial=s.trial) for s in samples]
 
 
-def summarise(samples: Sequence[Sample], grades: Sequence[Grade]) -> dict[str, dict[str, Any]]:
+def summarise(
+    samples: Sequence[Sample], grades: Sequence[Grade], rows: Sequence[dict[str, Any]] = ()
+) -> dict[str, dict[str, Any]]:
     """Figures of each task, as results.json keeps them."""
+    about = {(row["task"], row["id"]): row for row in rows}
     tasks: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(s.task for s in samples):
         pairs = [(s, g) for s, g in zip(samples, grades, strict=True) if s.task == task]
-        outcomes: dict[str, list[bool]] = defaultdict(list)
-        reasons: dict[str, int] = defaultdict(int)
-        for sample, verdict in pairs:
-            outcomes[sample.id].append(verdict.correct)
-            if verdict.reason:
-                reasons[verdict.reason] += 1
-        estimate = pass_at_1(outcomes)
-        tokens = sorted(s.token_count for s, _ in pairs)
-        tasks[task] = {
-            "questions": estimate.questions,
-            "samples": len(pairs),
-            "pass_at_1": estimate.mean,
-            "question_se": estimate.question_se,
-            "sampling_se": estimate.sampling_se,
-            "mean_tokens": mean(tokens),
-            "median_tokens": tokens[len(tokens) // 2],
-            "max_tokens": tokens[-1],
-            "truncated": mean([s.finish_reason == "length" for s, _ in pairs]),
-            "thinks": mean([_has_thought(s.text) for s, _ in pairs]),
-            "reasons": dict(sorted(reasons.items())),
-        }
+        tasks[task] = _figures(pairs)
+        groups: dict[str, dict[str, Any]] = {}
+        for field in ("subject", "difficulty"):
+            parts: dict[str, list[tuple[Sample, Grade]]] = defaultdict(list)
+            for pair in pairs:
+                if value := about.get((task, pair[0].id), {}).get(field):
+                    parts[str(value)].append(pair)
+            if len(parts) > 1:
+                groups[field] = {
+                    value: {k: _figures(part)[k] for k in ("questions", "pass_at_1", "question_se")}
+                    for value, part in sorted(parts.items())
+                }
+        if groups:
+            tasks[task]["groups"] = groups
     return tasks
+
+
+def _figures(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
+    outcomes: dict[str, list[bool]] = defaultdict(list)
+    answers: dict[str, list[tuple[str | None, bool]]] = defaultdict(list)
+    reasons: dict[str, int] = defaultdict(int)
+    for sample, verdict in pairs:
+        outcomes[sample.id].append(verdict.correct)
+        answers[sample.id].append((_vote(sample, verdict), verdict.correct))
+        if verdict.reason:
+            reasons[verdict.reason] += 1
+    estimate = pass_at_1(outcomes)
+    tokens = sorted(s.token_count for s, _ in pairs)
+    trials = min(len(trials) for trials in outcomes.values())
+    return {
+        "questions": estimate.questions,
+        "samples": len(pairs),
+        "pass_at_1": estimate.mean,
+        "question_se": estimate.question_se,
+        "sampling_se": estimate.sampling_se,
+        "pass_at_k": {str(k): pass_at_k(outcomes, k) for k in ks(trials)},
+        "maj_at_k": {str(trials): mean([majority(votes) for votes in answers.values()])},
+        "mean_tokens": mean(tokens),
+        "median_tokens": tokens[len(tokens) // 2],
+        "p95_tokens": tokens[min(len(tokens) - 1, int(0.95 * len(tokens)))],
+        "max_tokens": tokens[-1],
+        "truncated": mean([s.finish_reason == "length" for s, _ in pairs]),
+        "thinks": mean([_has_thought(s.text) for s, _ in pairs]),
+        "no_think_close": mean(["</think>" not in s.text for s, _ in pairs]),
+        "no_answer": mean([g.extracted is None for _, g in pairs]),
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def _vote(sample: Sample, verdict: Grade) -> str | None:
+    """What a sample votes for: right answers are one whatever their form, letters by option."""
+    if verdict.correct:
+        return ""
+    if sample.choice_order and verdict.extracted:
+        return str(sample.choice_order["ABCD".index(verdict.extracted)])
+    return verdict.extracted
 
 
 def _has_thought(text: str) -> bool:

@@ -6,10 +6,11 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyr1.files import write_atomic
-from tinyr1.stats import paired_difference
+from tinyr1.paper import BENCHMARKS, TABLE_1, TABLE_2, PaperRow
+from tinyr1.stats import flips, paired_difference
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -19,6 +20,10 @@ th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #d
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888; }
 img { max-width: 100%; }
+.sample { border-left: 4px solid #c33; margin: 0.3rem 0; padding-left: 0.6rem; }
+.sample.right { border-color: #2a7; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f7f7f7; padding: 0.5rem; }
+table { display: block; overflow-x: auto; }
 code { background: #f2f2f2; padding: 0 0.2rem; }
 """
 
@@ -88,15 +93,76 @@ class Items:
 Block = str | Table | Figure | Heading | Items
 
 
-def write_page(folder: Path, title: str, blocks: Sequence[Block]) -> None:
-    """Write report.md and report.html (pictures inside it) from the same blocks."""
+class ShownSample(NamedTuple):
+    """A sample with its verdict, for people to read."""
+
+    task: str
+    id: str
+    trial: int
+    verdict: str  # "right" or the reason
+    extracted: str
+    expected: str
+    tokens: int
+    text: str
+
+
+def browser(samples: Sequence[ShownSample]) -> str:
+    """HTML to read samples: filters by task and verdict, thinking folded, all text escaped."""
+    if not samples:
+        return ""
+
+    def one(s: ShownSample) -> str:
+        thought, closed, answer = s.text.rpartition("</think>")
+        parts = ""
+        if closed or "<think>" in answer:
+            shown = thought if closed else answer
+            parts = f"<details><summary>thinking</summary><pre>{html.escape(shown)}</pre></details>"
+            answer = answer if closed else ""
+        name = html.escape(f"{s.task} / {s.id} / {s.trial}")
+        found = html.escape(f"{s.verdict}, {s.tokens} tokens, answer {s.extracted[:80]!r}")
+        wanted = f" of {html.escape(repr(s.expected[:80]))}" if s.expected else ""
+        kind = "right" if s.verdict == "right" else "wrong"
+        return (
+            f'<details class="sample {kind}" data-task="{html.escape(s.task)}" '
+            f'data-verdict="{html.escape(s.verdict)}"><summary>{name}: {found}{wanted}</summary>'
+            f"{parts}<pre>{html.escape(answer.strip())}</pre></details>"
+        )
+
+    def choices(name: str, values: Sequence[str]) -> str:
+        options = "".join(f"<option>{html.escape(v)}</option>" for v in sorted(set(values)))
+        select = f'<select id="{name}"><option value="">all</option>{options}</select>'
+        return f"<label>{name} {select}</label>"
+
+    filters = choices("task", [s.task for s in samples])
+    filters += " " + choices("verdict", [s.verdict for s in samples])
+    body = "\n".join(one(s) for s in samples)
+    return f"<h2>Samples</h2><p>{filters}</p>{body}<script>{_FILTER}</script>"
+
+
+_FILTER = """
+const pick = id => document.getElementById(id);
+function filter() {
+  for (const s of document.querySelectorAll('.sample'))
+    s.hidden = ['task', 'verdict'].some(k => pick(k).value && s.dataset[k] !== pick(k).value);
+}
+for (const id of ['task', 'verdict']) pick(id).addEventListener('change', filter);
+"""
+
+
+def write_page(folder: Path, title: str, blocks: Sequence[Block], tail: str = "") -> None:
+    """Write report.md and report.html (pictures inside it) from the same blocks.
+
+    `tail` is HTML that stands at the end of the page alone.
+    """
     parts = [b if isinstance(b, str) else b.markdown() for b in blocks]
     write_atomic(folder / "report.md", f"# {title}\n\n" + "\n\n".join(parts) + "\n")
     body = "\n".join(f"<p>{html.escape(b)}</p>" if isinstance(b, str) else b.html() for b in blocks)
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}"
         f"</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}"
-        "</body></html>\n"
+        f"{tail}</body></html>\n"
     )
     write_atomic(folder / "report.html", page)
 
@@ -144,14 +210,95 @@ def plain_lines(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def write_report(folder: Path, title: str, table: Table, settings: Mapping[str, Any]) -> None:
+def details_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Further figures: several trials at once, lengths, and what went wrong."""
+    rows: list[list[str]] = []
+    for name, t in tasks.items():
+        k, value = list(t["pass_at_k"].items())[-1]
+        votes = next(iter(t["maj_at_k"].values()))
+        lengths = (t["median_tokens"], t["p95_tokens"], t["max_tokens"])
+        reasons = ", ".join(f"{reason} {count}" for reason, count in t["reasons"].items())
+        rows.append(
+            [
+                name,
+                f"{percent(value)} (k={k})",
+                percent(votes),
+                " / ".join(str(n) for n in lengths),
+                percent(t["no_think_close"]),
+                percent(t["no_answer"]),
+                reasons or "-",
+            ]
+        )
+    header = ["task", "pass@k %", "maj@k %", "tokens: median / p95 / max"]
+    return Table([*header, "no </think> %", "no answer %", "wrong, by reason"], rows)
+
+
+def groups_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """pass@1 by subject and difficulty, where the data have them."""
+    rows: list[list[str]] = []
+    for task, figures in tasks.items():
+        for groups in figures.get("groups", {}).values():
+            for value, t in groups.items():
+                shares = (t["pass_at_1"], t["question_se"])
+                rows.append([f"{task}: {value}", str(t["questions"]), *map(percent, shares)])
+    return Table(["part", "questions", "pass@1 %", "± question"], rows) if rows else None
+
+
+def paper_table(
+    rows: Sequence[PaperRow], tasks: Mapping[str, Mapping[str, Any]], model: str
+) -> Table:
+    """A table of the paper with this evaluation as its last row."""
+
+    def cell(row: PaperRow, i: int) -> str:
+        score = row.scores[i]
+        if score is None:
+            return "-"
+        return f"{score}" + (f" ({row.tokens[i]}k tokens)" if row.tokens else "")
+
+    def ours(task: str) -> str:
+        if task not in tasks:
+            return "not run here"
+        t = tasks[task]
+        score = f"{percent(t['pass_at_1'])} ± {percent(t['question_se'])}"
+        return f"{score} ({t['mean_tokens'] / 1000:.1f}k tokens)"
+
+    with_hours = any(row.gpu_hours for row in rows)
+    table: list[list[str]] = []
+    for row in rows:
+        hours = [f"{row.gpu_hours:.0f}" if row.gpu_hours else "-"] if with_hours else []
+        table.append([row.model, *(cell(row, i) for i in range(3)), *hours])
+    table.append([f"here: {model}", *(ours(t) for t in BENCHMARKS), *(["-"] if with_hours else [])])
+    header = ["model", *BENCHMARKS, *(["GPU hours"] if with_hours else [])]
+    return Table(header, table)
+
+
+def write_report(
+    folder: Path,
+    title: str,
+    tasks: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    samples: Sequence[ShownSample] = (),
+) -> None:
     """The report of one evaluation."""
+    table = evaluation_table(tasks)
     notes = Items([f"{name} = {value}" for name, value in settings.items()])
     explanation = (
         "± question: standard error over questions (another set of questions); ± sampling: over "
         "trials (another run on these). Truncated samples are kept and counted."
     )
-    write_page(folder, title, [table, explanation, Heading("Settings"), notes])
+    blocks: list[Block] = [table, explanation, Heading("In detail"), details_table(tasks)]
+    if parts := groups_table(tasks):
+        blocks.append(parts)
+    if set(tasks) & set(BENCHMARKS):
+        model = str(settings.get("model", "samples made elsewhere"))
+        blocks += [
+            Heading("Beside the paper"),
+            "The paper's Table 1 (arXiv 2503.04872; 32B and larger, no errors given).",
+            paper_table(TABLE_1, tasks, model),
+            "Its Table 2; hours are those of merging or retraining, without the experts'.",
+            paper_table(TABLE_2, tasks, model),
+        ]
+    write_page(folder, title, [*blocks, Heading("Settings"), notes], browser(samples))
 
 
 def comparison_table(
@@ -172,7 +319,8 @@ def comparison_table(
             cell = f"{percent(t['pass_at_1'])} ± {percent(t['question_se'])}"
             if tasks is not results[0]:
                 difference, error = paired_difference(verdicts[task], outcomes[0][task])
-                cell += f" ({100 * difference:+.1f} ± {percent(error)})"
+                better, worse = flips(verdicts[task], outcomes[0][task])
+                cell += f" ({100 * difference:+.1f} ± {percent(error)}; {better} up, {worse} down)"
             cells.append(cell)
         rows.append(cells)
     return Table(header, rows).markdown()

@@ -49,6 +49,44 @@ def pass_at_1(outcomes: Mapping[str, Sequence[bool]]) -> Estimate:
     return Estimate(mean(shares), standard_error(shares), sampling, len(shares), trial_count)
 
 
+def pass_at_k(outcomes: Mapping[str, Sequence[bool]], k: int) -> float:
+    """Mean over questions of the chance that k of a question's trials hold a right one.
+
+    Unbiased (Chen et al., arXiv 2107.03374): 1 - C(n - c, k) / C(n, k) for c of n right.
+    """
+    return mean(
+        [1 - math.comb(len(x) - sum(x), k) / math.comb(len(x), k) for x in outcomes.values()]
+    )
+
+
+def ks(trials: int) -> list[int]:
+    """1, 2, 4, ... up to the number of trials, and that number."""
+    powers = [2**i for i in range(trials.bit_length()) if 2**i <= trials]
+    return powers if powers[-1] == trials else [*powers, trials]
+
+
+def majority(votes: Sequence[tuple[str | None, bool]]) -> bool:
+    """Whether the most frequent answer of (answer, is right) is right.
+
+    No answer is no vote; of equally frequent ones the first seen wins.
+    """
+    counts: dict[str, int] = {}
+    right: dict[str, bool] = {}
+    for answer, correct in votes:
+        if answer is not None:
+            counts[answer] = counts.get(answer, 0) + 1
+            right[answer] = correct
+    return bool(counts) and right[max(counts, key=lambda answer: counts[answer])]
+
+
+def flips(a: Mapping[str, Sequence[bool]], b: Mapping[str, Sequence[bool]]) -> tuple[int, int]:
+    """Questions on which a is better than b, and worse, by their share of right trials."""
+    differences = [
+        mean([float(x) for x in a[k]]) - mean([float(x) for x in b[k]]) for k in a if k in b
+    ]
+    return sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+
+
 def paired_difference(
     a: Mapping[str, Sequence[bool]], b: Mapping[str, Sequence[bool]]
 ) -> tuple[float, float]:

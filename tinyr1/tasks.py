@@ -7,8 +7,10 @@ row's prompt as it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from tinyr1.record import Message, Prompt
 
 Preset = Literal["tinyr1", "r1", "plain"]
 KINDS = ("math", "choice", "code")
+LETTERS = "ABCD"
 TRIALS = {"tinyr1": {"math": 16, "choice": 4, "code": 4}}  # the paper's; other presets: 1
 
 BOX = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -102,6 +105,28 @@ def _check_tests(tests: Any) -> None:
         raise ValueError("tests: every input and output must be a string")
 
 
+def choice_order(row: Mapping[str, Any], seed: int, trial: int) -> tuple[int, ...] | None:
+    """The order in which a trial sees a row's options; None for a row whose order is fixed.
+
+    The paper's script shuffled without a seed. Here the order is f(seed, task, id, trial).
+    """
+    if not row.get("shuffle"):
+        return None
+    name = f"{seed}\0{row['task']}\0{row['id']}\0{trial}\0options".encode()
+    rng = random.Random(hashlib.blake2b(name, digest_size=8).digest())
+    return tuple(rng.sample(range(len(row["choices"])), len(row["choices"])))
+
+
+def in_order(row: dict[str, Any], order: Sequence[int] | None) -> dict[str, Any]:
+    """A choice row whose options stand in `order`, its answer's letter moved along."""
+    if order is None:
+        return row
+    if sorted(order) != list(range(len(row["choices"]))):
+        raise ValueError(f"choice_order={list(order)}: not an order of {len(row['choices'])}")
+    answer = LETTERS[list(order).index(LETTERS.index(row["answer"]))]
+    return row | {"choices": [row["choices"][i] for i in order], "answer": answer}
+
+
 def messages(row: dict[str, Any], preset: Preset) -> tuple[Message, ...]:
     """The conversation that a preset makes of a row."""
     if preset == "plain":
@@ -146,6 +171,7 @@ def make_prompts(
     preset: Preset,
     trials: int | None,
     template_opens: bool,
+    seed: int = 0,
 ) -> list[Prompt]:
     """Every (row, trial) as token ids; trials of one row are neighbours, so it is read once.
 
@@ -154,14 +180,22 @@ def make_prompts(
     prompts: list[Prompt] = []
     for row in rows:
         open_thinking = opens_thinking(row["kind"], preset, template_opens)
-        said = messages(row, preset)
-        ids = render_prompt(tokenizer, said, template, open_thinking) if tokenizer else ()
-        count = trials or TRIALS.get(preset, {}).get(row["kind"], 1)
-        prompts += [
-            Prompt(row["task"], row["id"], trial, tuple(ids), open_thinking, messages=said)
-            for trial in range(count)
-        ]
+        said, ids, before = (), (), ()
+        for trial in range(trial_count(row, preset, trials)):
+            order = choice_order(row, seed, trial)
+            if trial == 0 or order != before:
+                said = messages(in_order(row, order), preset)
+                ids = render_prompt(tokenizer, said, template, open_thinking) if tokenizer else ()
+            before = order
+            prompts.append(
+                Prompt(row["task"], row["id"], trial, tuple(ids), open_thinking, order, said)
+            )
     return prompts
+
+
+def trial_count(row: Mapping[str, Any], preset: Preset, trials: int | None) -> int:
+    """Samples of a row: what was asked for, else the preset's."""
+    return trials or TRIALS.get(preset, {}).get(row["kind"], 1)
 
 
 def prompt_text(row: dict[str, Any], preset: Preset, template_opens: bool) -> str:
@@ -175,13 +209,18 @@ def prompt_text(row: dict[str, Any], preset: Preset, template_opens: bool) -> st
 
 
 def prompt_lines(
-    rows: Sequence[dict[str, Any]], preset: Preset, trials: int | None, template_opens: bool
+    rows: Sequence[dict[str, Any]],
+    preset: Preset,
+    trials: int | None,
+    template_opens: bool,
+    seed: int = 0,
 ) -> list[str]:
     """JSON lines {"task", "id", "trial", "prompt"} for --show-prompts."""
     lines: list[str] = []
     for row in rows:
-        text = prompt_text(row, preset, template_opens)
-        for trial in range(trials or TRIALS.get(preset, {}).get(row["kind"], 1)):
+        for trial in range(trial_count(row, preset, trials)):
+            ordered = in_order(row, choice_order(row, seed, trial))
+            text = prompt_text(ordered, preset, template_opens)
             line = {"task": row["task"], "id": row["id"], "trial": trial, "prompt": text}
             lines.append(json.dumps(line, ensure_ascii=False))
     return lines

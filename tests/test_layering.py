@@ -24,7 +24,14 @@ ROWS = [
     ],
     [
         *("model", "flops", "parallel", "checkpoint", "corpus"),
-        *("graders.math", "graders.choice", "graders.code", "graders"),
+        *(
+            "graders.math",
+            "graders.choice",
+            "graders.code",
+            "graders.released",
+            "graders.symbolic",
+            "graders",
+        ),
     ],
     [
         *(

@@ -136,6 +136,9 @@ def peak_copies(work, element_count):
     return peak / (4 * element_count)
 
 
+SLACK = 2  # copies, 32 MB here, that the allocator keeps: of the 600 MB that a merge has anyway
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_memory_is_as_the_dry_run_says():
     shape = (2000, 2000)
@@ -151,10 +154,11 @@ def test_memory_is_as_the_dry_run_says():
             def work(method=method, count=count, origin=origin):
                 return method.fn(models[:count], origin, params, GENERATOR)
 
-            assert peak_copies(work, base.numel()) < method.copies(count), (name, count)
+            limit = method.copies(count) + SLACK
+            assert peak_copies(work, base.numel()) < limit, (name, count)
     for arithmetic in ("mergekit", "paper"):
         copies = peak_copies(
             lambda arithmetic=arithmetic: fuse(models[0], base, FusionOptions(), arithmetic),
             base.numel(),
         )
-        assert copies < COPIES[arithmetic], arithmetic
+        assert copies < COPIES[arithmetic] + SLACK, arithmetic

@@ -7,20 +7,30 @@ samples made elsewhere are graded by --regrade, and grading again gives the same
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import queue
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from tinyr1 import report
 from tinyr1.benchmarks import LCB_WINDOW, load_benchmark
 from tinyr1.config import check_range, require
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import hash_json, owned, read_json, read_jsonl, write_json, write_jsonl
-from tinyr1.graders import SandboxUnavailable, grade
+from tinyr1.graders import (
+    SandboxUnavailable,
+    SymbolicJudge,
+    also_released,
+    also_symbolic,
+    grade,
+)
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Grade, Prompt, Sample
@@ -68,6 +78,10 @@ class EvalConfig(EngineConfig):
     """Programs graded at once."""
     sandbox: Level = "namespaces"
     """Isolation of programs; rlimits is weaker and protects no files."""
+    symbolic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Ask math-verify too where the exact rules refuse an answer: a column of its own."""
+    also_grade: Literal["released"] | None = None
+    """Add what the released scripts' rules would have said: a column of its own."""
     quiet: bool = False
     """No progress on standard error."""
 
@@ -147,14 +161,14 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     if backend.engine == "openai":
         record |= {"base_url": config.base_url, "model_name": config.model_name, "api": config.api}
     record = json.loads(json.dumps(record))  # as it will be read back: tuples are lists
-    queue = WorkQueue(ranks)
+    work = WorkQueue(ranks)
     with owned(config.out) if ranks.is_main else contextlib.nullcontext():
-        samples = sample_missing(backend.open, prompts, config.out, record, log, queue)
+        samples = sample_missing(backend.open, prompts, config.out, record, log, work)
         if ranks.is_main:
             hashes = {f"{p.task}/{p.id}": p.fingerprint() for p in prompts}
             about = backend.versions() | {"prompts_sha256": hash_json(hashes)}
             finish(rows, samples, config, record | about, log)
-    queue.meet("finished")
+    work.meet("finished")
 
 
 def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
@@ -213,6 +227,7 @@ def check_lengths(prompts: Sequence[Prompt], max_len: int | None) -> None:
 
 def check_sandbox(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) -> None:
     """Fail early where programs will have to run and the sandbox cannot be had."""
+    check_symbolic(config)
     if not any(row["kind"] == "code" for row in rows):
         return
     if config.sandbox == "rlimits":
@@ -276,16 +291,29 @@ def grade_samples(
 
     distinct = {key(sample): sample for sample in samples}
 
+    judges: queue.SimpleQueue[SymbolicJudge] = queue.SimpleQueue()
+    for _ in range(config.jobs):
+        judges.put(SymbolicJudge())
+
     def work(sample: Sample) -> Grade:
-        return grade(
-            in_order(by_key[sample.task, sample.id], sample.choice_order),
+        row = in_order(by_key[sample.task, sample.id], sample.choice_order)
+        verdict = grade(
+            row,
             sample.text,
             sample.finish_reason,
             think_open=sample.think_open,
             sandbox=config.sandbox,
         )
+        if config.symbolic:
+            judge = judges.get()
+            verdict = also_symbolic(row, verdict, judge)
+            judges.put(judge)
+        if config.also_grade:
+            verdict = also_released(row, verdict, sample.text, config.sandbox)
+        return verdict
 
-    with ThreadPoolExecutor(config.jobs) as pool:
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(config.jobs) as pool:
+        stack.callback(lambda: [judges.get().close() for _ in range(config.jobs)])
         graded = pool.map(work, distinct.values())
         bar = log.bar(graded, total=len(distinct), desc="grading", unit="answer")
         try:
@@ -293,6 +321,12 @@ def grade_samples(
         except SandboxUnavailable as error:  # it was there when the run began
             raise RunStopped(f"{error}; the samples are kept, the same command continues") from None
     return [replace(verdicts[key(s)], trial=s.trial) for s in samples]
+
+
+def check_symbolic(config: EvalConfig) -> None:
+    """UserError where --symbolic was asked for and math-verify is not installed."""
+    if config.symbolic and importlib.util.find_spec("math_verify") is None:
+        raise UserError("--symbolic: needs math-verify; pip install 'tinyr1[eval]'")
 
 
 def summarise(
@@ -349,7 +383,21 @@ def _figures(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
         "no_think_close": mean(["</think>" not in s.text for s, _ in pairs]),
         "no_answer": mean([g.extracted is None for _, g in pairs]),
         "reasons": dict(sorted(reasons.items())),
+        **_second_columns(pairs),
     }
+
+
+def _second_columns(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
+    """pass@1 by math-verify and by the released rules, where they were asked."""
+    columns: dict[str, Any] = {}
+    for field in ("symbolic", "released"):
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        for sample, verdict in pairs:
+            if (value := getattr(verdict, field)) is not None:
+                outcomes[sample.id].append(value)
+        if outcomes:
+            columns[f"pass_at_1_{field}"] = pass_at_1(outcomes).mean
+    return columns
 
 
 def _vote(sample: Sample, verdict: Grade) -> str | None:

@@ -225,14 +225,13 @@ class Grade:
     correct: bool
     extracted: str | None
     reason: str
-    symbolic: bool | None = None
+    symbolic: bool | None = None  # math-verify's second opinion, where it was asked
+    released: bool | None = None  # what the released scripts' rules say, where they were asked
 
     @property
     def key(self) -> tuple[str, str, int]:
         return self.task, self.id, self.trial
 
     def to_json(self) -> dict[str, Any]:
-        row = asdict(self)
-        if self.symbolic is None:
-            del row["symbolic"]
-        return row
+        asked = ("symbolic", "released")
+        return {k: v for k, v in asdict(self).items() if k not in asked or v is not None}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinyr1 import plot
 from tinyr1.files import write_atomic
 from tinyr1.paper import BENCHMARKS, TABLE_1, TABLE_2, PaperRow
 from tinyr1.stats import flips, paired_difference
@@ -233,6 +234,22 @@ def details_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table([*header, "no </think> %", "no answer %", "wrong, by reason"], rows)
 
 
+def second_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """pass@1 by other graders, where they were asked, beside the one that counts."""
+    names = {"symbolic": "with math-verify %", "released": "by the released rules %"}
+    asked = [f for f in names if any(f"pass_at_1_{f}" in t for t in tasks.values())]
+
+    def share(t: Mapping[str, Any], field: str) -> str:
+        value = t.get(f"pass_at_1_{field}")
+        return "-" if value is None else percent(value)
+
+    rows = [
+        [name, percent(t["pass_at_1"]), *(share(t, field) for field in asked)]
+        for name, t in tasks.items()
+    ]
+    return Table(["task", "pass@1 %", *(names[f] for f in asked)], rows) if asked else None
+
+
 def groups_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """pass@1 by subject and difficulty, where the data have them."""
     rows: list[list[str]] = []
@@ -272,6 +289,20 @@ def paper_table(
     return Table(header, table)
 
 
+def draw_results(path: Path, tasks: Mapping[str, Mapping[str, Any]], model: str) -> Figure:
+    """Bars in the manner of the paper's Figure 1, beside its models where the tasks are its own."""
+    columns = [task for task in BENCHMARKS if task in tasks] or list(tasks)
+    rows = TABLE_1 if columns[0] in BENCHMARKS else ()
+    names = [f"{row.model} (paper)" for row in rows]
+    values = [[row.scores[BENCHMARKS.index(task)] or 0.0 for task in columns] for row in rows]
+    errors = [[0.0] * len(columns) for _ in rows]
+    names.append(f"{model} (here)")
+    values.append([100 * tasks[task]["pass_at_1"] for task in columns])
+    errors.append([100 * tasks[task]["question_se"] for task in columns])
+    plot.grouped_bars(path, names, columns, values, errors, "pass@1 %")
+    return Figure(path, "pass@1 with its standard error over questions; the paper gives none.")
+
+
 def write_report(
     folder: Path,
     title: str,
@@ -279,16 +310,20 @@ def write_report(
     settings: Mapping[str, Any],
     samples: Sequence[ShownSample] = (),
 ) -> None:
-    """The report of one evaluation."""
+    """The report of one evaluation, with results.png where matplotlib is installed."""
     table = evaluation_table(tasks)
     notes = Items([f"{name} = {value}" for name, value in settings.items()])
     explanation = (
         "± question: standard error over questions (another set of questions); ± sampling: over "
         "trials (another run on these). Truncated samples are kept and counted."
     )
-    blocks: list[Block] = [table, explanation, Heading("In detail"), details_table(tasks)]
-    if parts := groups_table(tasks):
-        blocks.append(parts)
+    blocks: list[Block] = [table, explanation]
+    if plot.available():
+        blocks.append(
+            draw_results(folder / "results.png", tasks, str(settings.get("model", "here")))
+        )
+    blocks += [Heading("In detail"), details_table(tasks)]
+    blocks += [table for table in (second_table(tasks), groups_table(tasks)) if table]
     if set(tasks) & set(BENCHMARKS):
         model = str(settings.get("model", "samples made elsewhere"))
         blocks += [

@@ -7,16 +7,24 @@ parser in this process.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tinyr1.answer import final_part, last_box
 from tinyr1.graders.choice import choice_letter
 from tinyr1.graders.code import extract_program, grade_program
-from tinyr1.graders.math import equal_answers
+from tinyr1.graders.math import equal_answers, is_number
+from tinyr1.graders.released import (
+    released_choice,
+    released_equal,
+    released_number,
+    released_program,
+)
+from tinyr1.graders.symbolic import SymbolicJudge
 from tinyr1.record import Grade
 from tinyr1.sandbox import SandboxUnavailable, open_sandbox
 
-__all__ = ["SandboxUnavailable", "grade"]
+__all__ = ["SandboxUnavailable", "SymbolicJudge", "also_released", "also_symbolic", "grade"]
 
 
 def grade(
@@ -47,6 +55,37 @@ def grade(
         extracted=extracted,
         reason=reason,
     )
+
+
+def also_symbolic(task_row: dict[str, Any], verdict: Grade, judge: SymbolicJudge) -> Grade:
+    """The same grade with a second opinion on a mathematical answer that the rules refuse."""
+    if task_row["kind"] != "math":
+        return verdict
+    reference, answer = str(task_row["answer"]), verdict.extracted
+    equal = verdict.correct
+    # Between two plain numbers the exact rules are right, and math-verify rounds.
+    if verdict.reason == "wrong_answer" and answer is not None:
+        plain = is_number(reference) and is_number(answer)
+        equal = not plain and judge.equal(reference, answer)
+    return replace(verdict, symbolic=equal)
+
+
+def also_released(task_row: dict[str, Any], verdict: Grade, text: str, sandbox: str) -> Grade:
+    """The same grade with what the released scripts' rules say of the whole text."""
+    kind, correct = task_row["kind"], False
+    if kind == "math":
+        answer = released_number(text)
+        correct = answer is not None and released_equal(str(task_row["answer"]), answer)
+    elif kind == "choice":
+        correct = released_choice(text) == task_row["answer"]
+    elif (program := released_program(text)) is not None:
+        same = program == verdict.extracted
+        correct = verdict.correct if same else not _run(program, task_row, sandbox)
+    return replace(verdict, released=correct)
+
+
+def _run(program: str, row: dict[str, Any], sandbox: str) -> str:
+    return grade_program(program, row, open_sandbox(sandbox))
 
 
 def _math(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, str]:

@@ -81,6 +81,11 @@ def parse(text: str) -> Value:
     return _parse(text) if _depth(text) <= MAX_DEPTH else _plain(text)
 
 
+def is_number(text: str) -> bool:
+    """Whether an answer is a number (with its unit), so that these rules know all about it."""
+    return isinstance(parse(text), Quantity)
+
+
 def _depth(text: str) -> int:
     """How deep brackets of any kind are nested."""
     depth = deepest = 0

@@ -1,0 +1,62 @@
+"""The page of samples: what a model wrote is text in it, whatever it wrote."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from conftest import run, write_rows
+
+HOSTILE = (
+    "<think>a</think><script>document.title='owned'</script>"
+    "<img src=x onerror=\"document.title='owned'\"></pre></details><h1 id=fake>x</h1>"
+    r"\boxed{<b onclick=1>7}"
+)
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    tasks = [
+        {"task": 't"><i>', "id": str(i), "kind": "math", "prompt": "?", "answer": str(i)}
+        for i in range(3)
+    ]
+    texts = [HOSTILE, r"<think>b</think>so \boxed{1}", "<think>never ends"]
+    samples = [
+        {"task": task["task"], "id": task["id"], "trial": 0, "text": text, "token_count": 9,
+         "finish_reason": "stop"} for task, text in zip(tasks, texts, strict=True)
+    ]  # fmt: skip
+    files = [write_rows(folder / f"{n}.jsonl", r) for n, r in (("t", tasks), ("s", samples))]
+    out = folder / "out"
+    done = run("evaluate.py", "--regrade", files[1], "--task-file", files[0], "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out / "report.html"
+
+
+def test_everything_from_the_model_is_escaped(page):
+    text = page.read_text()
+    assert "<img" not in text
+    assert "<h1 id=fake>" not in text
+    assert text.count("<script>") == 1  # our own
+    assert "&lt;script&gt;document.title" in text
+    assert 'name="viewport"' in text
+    for verdict in ("right", "wrong_answer", "unfinished_thinking"):
+        assert f'data-verdict="{verdict}"' in text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_no_script_of_a_sample_runs_in_a_browser(page, tmp_path):
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+    ]
+    command += ["--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "<title>Evaluation</title>" in done.stdout, done.stderr
+    assert "owned</title>" not in done.stdout
+    assert done.stdout.count('class="sample') == 3
+    assert json.dumps(done.stdout).count("<img") == 0

@@ -320,7 +320,7 @@ def write_report(
     blocks: list[Block] = [table, explanation]
     if plot.available():
         blocks.append(
-            draw_results(folder / "results.png", tasks, str(settings.get("model", "here")))
+            draw_results(folder / "results.png", tasks, str(settings.get("model", "samples")))
         )
     blocks += [Heading("In detail"), details_table(tasks)]
     blocks += [table for table in (second_table(tasks), groups_table(tasks)) if table]

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from conftest import make_checkpoint, run, task_rows, write_rows
+from conftest import make_checkpoint, run, strongest_sandbox, task_rows, write_rows
 
+from tinyr1 import evaluation as evaluation_module
 from tinyr1.evaluation import EvalConfig, grade_samples, summarise
 from tinyr1.lab.world import DOMAINS, World, task_row
 from tinyr1.log import Log
@@ -166,3 +167,26 @@ def test_identical_answers_are_graded_once(monkeypatch):
     grades = grade_samples(rows, samples, EvalConfig(), Log(quiet=True))
     assert len(calls) == 1
     assert [g.trial for g in grades] == list(range(16))
+
+
+def test_verdicts_do_not_depend_on_jobs_and_equal_programs_run_once(tmp_path, monkeypatch):
+    tests = {"inputs": ["1 2\n"], "outputs": ["3\n"], "fn_name": None}
+    row = {"task": "c", "id": "1", "kind": "code", "prompt": "?", "tests": tests}
+    programs = ["print(sum(map(int, input().split())))", "print(4)", "1/0", "print("]
+    samples = [
+        Sample("c", "1", trial, f"<think>{trial}</think>so\n```python\n{program}\n```", 9, "stop")
+        for trial, program in enumerate(programs * 3)
+    ]
+    runs = []
+    original = evaluation_module.grade
+    monkeypatch.setattr(
+        evaluation_module, "grade", lambda *a, **k: runs.append(a[1]) or original(*a, **k)
+    )
+    verdicts = []
+    for jobs in (1, 4):
+        config = EvalConfig(jobs=jobs, sandbox=strongest_sandbox())
+        verdicts.append(grade_samples([row], samples, config, Log(quiet=True)))
+    assert verdicts[0] == verdicts[1]
+    reasons = ["", "wrong_answer", "runtime_error", "compile_error"] * 3
+    assert [g.reason for g in verdicts[0]] == reasons
+    assert len(runs) == 2 * len(programs)

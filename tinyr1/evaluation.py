@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import queue
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 from tinyr1 import report
+from tinyr1.answer import final_part
 from tinyr1.benchmarks import LCB_WINDOW, load_benchmark
 from tinyr1.config import check_range, require
 from tinyr1.errors import RunStopped, UserError
@@ -31,6 +34,7 @@ from tinyr1.graders import (
     also_symbolic,
     grade,
 )
+from tinyr1.graders.code import extract_program
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Grade, Prompt, Sample
@@ -163,12 +167,26 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     record = json.loads(json.dumps(record))  # as it will be read back: tuples are lists
     work = WorkQueue(ranks)
     with owned(config.out) if ranks.is_main else contextlib.nullcontext():
+        started = time.perf_counter()
         samples = sample_missing(backend.open, prompts, config.out, record, log, work)
         if ranks.is_main:
+            _note_time(config.out / "timing.json", time.perf_counter() - started, ranks, backend)
             hashes = {f"{p.task}/{p.id}": p.fingerprint() for p in prompts}
             about = backend.versions() | {"prompts_sha256": hash_json(hashes)}
             finish(rows, samples, config, record | about, log)
     work.meet("finished")
+
+
+def _note_time(path: Path, seconds: float, ranks: Ranks, backend: Backend) -> None:
+    """Add this call's sampling to timing.json: beside the results, which hold no times."""
+    before = read_json(path) if path.exists() else {"sampling_seconds": 0.0, "gpu_hours": 0.0}
+    gpus = ranks.world_size * backend.config.tensor_parallel
+    gpus = gpus if torch.cuda.is_available() and backend.engine != "openai" else 0
+    values = {
+        "sampling_seconds": before["sampling_seconds"] + seconds,
+        "gpu_hours": before["gpu_hours"] + seconds * gpus / 3600,
+    }
+    write_json(path, values)
 
 
 def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
@@ -282,12 +300,20 @@ def shown_samples(
 def grade_samples(
     rows: Sequence[dict[str, Any]], samples: Sequence[Sample], config: EvalConfig, log: Log
 ) -> list[Grade]:
-    """Grades in sample order; the same text for the same row is graded once."""
+    """Grades in sample order; what would be graded alike is graded once.
+
+    Only the part after the thinking counts, and of a program's answer only the program.
+    """
     by_key = {(row["task"], row["id"]): row for row in rows}
 
     def key(sample: Sample) -> tuple[Any, ...]:
-        order = sample.choice_order
-        return (sample.task, sample.id, sample.text, sample.finish_reason, sample.think_open, order)
+        part: str | None = sample.text
+        if not config.also_grade:  # whose rules read everything
+            part = final_part(sample.text, sample.think_open, sample.finish_reason)
+            if part is not None and by_key[sample.task, sample.id]["kind"] == "code":
+                part = extract_program(part)
+        whole = sample.finish_reason, sample.think_open
+        return (sample.task, sample.id, part, sample.choice_order, *whole)
 
     distinct = {key(sample): sample for sample in samples}
 

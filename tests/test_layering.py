@@ -21,6 +21,11 @@ ROWS = [
         "methods",
         "sandbox_child",
         "sandbox",
+        "data",
+        "data.clean",
+        "data.math",
+        "data.coding",
+        "data.science",
     ],
     [
         *("model", "flops", "parallel", "checkpoint", "corpus"),
@@ -53,7 +58,7 @@ ROWS = [
         ),
         *("merge_plan", "merge_card", "merging"),
     ],
-    ["report", "diff", "evaluation"],
+    ["report", "diff", "evaluation", "data.sources", "data.pipeline", "data.__main__"],
     [
         "lab",
         "lab.world",

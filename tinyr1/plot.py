@@ -73,6 +73,16 @@ def grouped_bars(
     figure.savefig(path)
 
 
+def histogram(path: Path, values: Sequence[float], unit: str, title: str) -> None:
+    """How often which length."""
+    figure, axes = _figure(7, 3.2)
+    axes.hist(values, bins=60, color="tab:blue")
+    axes.set_xlabel(unit)
+    axes.set_ylabel("records")
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path)
+
+
 def heat_map(
     path: Path,
     rows: Sequence[str],

@@ -1,0 +1,287 @@
+"""Make and look at training files.
+
+    python -m tinyr1.data math    --source open-r1/OpenR1-Math-220k --out math.jsonl
+    python -m tinyr1.data coding  --source DIR_OF_PARQUET --out coding.jsonl
+    python -m tinyr1.data science --source FILE.parquet --out science.jsonl --questions-only
+    python -m tinyr1.data inspect math.jsonl --tokenizer DIR
+
+A source is a .parquet or .jsonl file, a folder of them, or a name on the hub; the schema is known
+by its columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyr1 import plot
+from tinyr1.answer import last_box
+from tinyr1.chat import TemplateName, Tokenizer, guess_template, render
+from tinyr1.config import check_range, parse, require, to_json
+from tinyr1.data import coding, math, science
+from tinyr1.data.clean import Draft
+from tinyr1.data.pipeline import (
+    Contamination,
+    NearDuplicates,
+    Steps,
+    build,
+    check_file,
+    write_meta,
+)
+from tinyr1.data.sources import files_of, identity, read_rows
+from tinyr1.errors import UserError, run_main
+from tinyr1.graders import SandboxUnavailable, grade
+from tinyr1.log import Log
+from tinyr1.record import Example, Message
+from tinyr1.sandbox import Level, open_sandbox
+from tinyr1.stats import mean
+
+PAPER = {  # section 2.1
+    "math": "the paper kept 58k of OpenR1-Math-220k's 94k; by which values it does not say",
+    "coding": "the paper has 20k; OpenThoughts-114k holds 19,904 programs",
+    "science": "the paper has 8.6k: 2.7k of s1's 59K, 1.0k of s1K, 4.9k of OpenThoughts",
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Make a branch's training file from published rows."""
+
+    source: tuple[str, ...] = ()
+    """Files, folders or hub names."""
+    hub_config: str | None = None
+    """Configuration of a hub set (default, metadata, extended, ...)."""
+    out: Path | None = None
+    """The training file to write (.jsonl)."""
+    tokenizer: Path | None = None
+    """Checkpoint directory whose tokenizer counts tokens, for --max-tokens."""
+    max_tokens: int = 16384
+    """Longer conversations are dropped (with --tokenizer)."""
+    decontaminate: tuple[Path, ...] = ()
+    """Task files whose questions must not be trained on: eight words in a row, or the same."""
+    near_duplicates: float | None = None
+    """Drop questions whose five-word pieces overlap so much with an earlier one's (0.8, say)."""
+    deduplicate: bool = True
+    """Drop questions that came before, but for case, punctuation and white space."""
+    verify: bool = False
+    """Grade each answer with this project's graders and drop wrong ones."""
+    sandbox: Level = "namespaces"
+    """Isolation of programs that --verify runs."""
+    limit: int | None = None
+    """Read only so many rows."""
+    question_types: tuple[str, ...] = ("math-word-problem",)
+    """math: values of question_type that are kept (none: all)."""
+    sources: tuple[str, ...] = ()
+    """math: values of source that are kept (none: all)."""
+    require_verified: bool = True
+    """math: only generations that correctness_math_verify marks true."""
+    prefer: math.Prefer = "first"
+    """math: which of several usable generations."""
+    literal_markers: bool = False
+    """coding: the paper's own replacement of two of four markers, which is malformed."""
+    cot_types: tuple[str, ...] = science.S1_TYPES
+    """science: values of s1's cot_type that are kept (none: all, as for s1K)."""
+    questions_only: bool = False
+    """science: questions for the teacher, even where R1's answer is there."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+    def __post_init__(self) -> None:
+        check_range("--max-tokens", self.max_tokens, 1)
+        if self.near_duplicates is not None:
+            check_range("--near-duplicates", self.near_duplicates, 0.05, 1)
+        if self.limit is not None:
+            check_range("--limit", self.limit, 1)
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Check a training file line by line and show what is in it."""
+
+    tokenizer: Path | None = None
+    """Checkpoint directory: counts tokens and shows which are targets."""
+    examples: int = 2
+    """Records to print."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+
+def converter(domain: str, c: DataConfig) -> Callable[[dict[str, Any]], Draft]:
+    """The branch's conversion with its options."""
+    if domain == "math":
+        return functools.partial(
+            math.convert,
+            question_types=c.question_types,
+            sources=c.sources,
+            require_verified=c.require_verified,
+            prefer=c.prefer,
+        )
+    if domain == "coding":
+        return functools.partial(coding.convert, literal=c.literal_markers)
+    return functools.partial(
+        science.convert, cot_types=c.cot_types, questions_only=c.questions_only
+    )
+
+
+def verifier(c: DataConfig) -> Callable[[Draft], bool]:
+    """Whether a solution is right; true where nothing is known that it could be compared with."""
+
+    def verify(draft: Draft) -> bool:
+        row: dict[str, Any] = {"task": "data", "id": draft.id, "prompt": draft.question}
+        if draft.tests:
+            row |= {"kind": "code", "tests": draft.tests}
+        elif draft.answer in ("A", "B", "C", "D"):
+            row |= {"kind": "choice", "answer": draft.answer}
+        elif draft.answer and last_box(draft.solution):
+            row |= {"kind": "math", "answer": draft.answer}
+        else:
+            return True
+        return grade(row, draft.content(), sandbox=c.sandbox).correct
+
+    return verify
+
+
+def counter(folder: Path) -> Callable[[Draft], int]:
+    """Tokens of a draft after templating."""
+    tokenizer = Tokenizer(folder)
+    template: TemplateName = guess_template(tokenizer)
+
+    def count(draft: Draft) -> int:
+        turns = (Message("user", draft.question.strip()), Message("assistant", draft.content()))
+        return len(render(tokenizer, turns, template).tokens)
+
+    return count
+
+
+def make(domain: str, c: DataConfig) -> None:
+    """Build --out, print the waterfall."""
+    require(c, "source", "out")
+    assert c.out is not None
+    log = Log(c.quiet)
+    for source in c.source:
+        files_of(source)  # every fault before any work
+    if not c.decontaminate:
+        log.warn(
+            "--decontaminate was not given: test questions stay in (s1's science seeds hold GPQA's)"
+        )
+    if c.verify and domain == "coding":
+        try:
+            open_sandbox(c.sandbox)
+        except SandboxUnavailable as error:
+            raise UserError(str(error)) from None
+    steps = Steps(
+        verify=verifier(c) if c.verify else None,
+        token_count=counter(c.tokenizer) if c.tokenizer else None,
+        max_tokens=c.max_tokens,
+        deduplicate=c.deduplicate,
+        near_duplicates=NearDuplicates(c.near_duplicates) if c.near_duplicates else None,
+        contamination=Contamination(c.decontaminate) if c.decontaminate else None,
+    )
+
+    def places() -> Any:
+        number = 0
+        for source in c.source:
+            for place in read_rows(source, c.hub_config):
+                number += 1
+                if c.limit is not None and number > c.limit:
+                    return
+                yield place
+
+    counts = build(places(), converter(domain, c), c.out, steps, log)
+    options = {k: v for k, v in to_json(c).items() if k not in ("source", "out", "quiet")}
+    options["tokenizer"] = c.tokenizer.name if c.tokenizer else None
+    options["decontaminate"] = [path.name for path in c.decontaminate]
+    about = {
+        "domain": domain,
+        "sources": [identity(source, c.hub_config) for source in c.source],
+        "options": options,
+    }
+    write_meta(c.out, counts, about)
+    for line in counts.lines():
+        print(line)
+    print(PAPER[domain])
+    if not counts.rows_out:
+        raise UserError(f"{c.out}: no row is left; see {c.out.stem}.rejected.jsonl")
+
+
+def inspect(path: Path, c: InspectConfig) -> None:
+    """Check every line; print counts, lengths and a few records."""
+    log = Log(c.quiet)
+    tokenizer = Tokenizer(c.tokenizer) if c.tokenizer else None
+    template = guess_template(tokenizer) if tokenizer else None
+    domains, sources, ids = Counter[str](), Counter[str](), Counter[str]()
+    lengths: list[int] = []
+    shown: list[str] = []
+    for number, record in log.bar(check_file(path), desc="checking", unit="row"):
+        domains[record.domain] += 1
+        sources[record.source] += 1
+        ids[record.id] += 1
+        if tokenizer and template:
+            try:
+                example = render(tokenizer, record.messages, template)
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: {error}") from None
+            lengths.append(len(example.tokens))
+            if len(shown) < c.examples:
+                text = _marked(tokenizer, example)
+                shown.append(f"--- {record.id}: [prompt] and targets\n{text}")
+        else:
+            lengths.append(sum(len(m.content) for m in record.messages))
+    if not lengths:
+        raise UserError(f"{path}: no rows")
+    unit = "tokens" if tokenizer else "characters"
+    ordered = sorted(lengths)
+    at = {p: ordered[min(len(ordered) - 1, int(p / 100 * len(ordered)))] for p in (5, 50, 95)}
+    print(f"{len(lengths):,} records, all well-formed")
+    print(f"domains: {dict(domains)}")
+    for source, count in sources.most_common(10):
+        print(f"  {count:>9,}  {source}")
+    if twice := [name for name, count in ids.items() if count > 1]:
+        print(f"warning: {len(twice):,} ids appear more than once ({twice[0]!r}, ...)")
+    print(
+        f"{unit}: 5 % below {at[5]:,}, half below {at[50]:,}, 95 % below {at[95]:,}, "
+        f"longest {ordered[-1]:,}, mean {mean(lengths):,.0f}, in all {sum(lengths):,}"
+    )
+    if plot.available():
+        picture = path.with_suffix(".lengths.png")
+        plot.histogram(picture, lengths, unit, path.name)
+        print(f"histogram: {picture}")
+    for text in shown:
+        print(text)
+
+
+def _marked(tokenizer: Tokenizer, example: Example) -> str:
+    """A conversation as text, what is no target between brackets."""
+    parts: list[str] = []
+    pairs = zip(example.tokens, example.is_target, strict=True)
+    for target, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        text = tokenizer.decode_raw([token for token, _ in run])
+        parts.append(text if target else f"[{text}]")
+    return "".join(parts)
+
+
+def main() -> None:
+    args = sys.argv[1:]
+    command = args.pop(0) if args else ""
+    if command in PAPER:
+        make(command, parse(DataConfig, args, prog=f"python -m tinyr1.data {command}"))
+    elif command == "inspect":
+        path = Path(args.pop(0)) if args and not args[0].startswith("-") else None
+        config = parse(InspectConfig, args, prog="python -m tinyr1.data inspect FILE")
+        if path is None:
+            raise UserError("FILE: required; see python -m tinyr1.data inspect --help")
+        inspect(path, config)
+    elif command in ("-h", "--help"):
+        print(__doc__)
+    else:
+        raise UserError(f"command={command!r}: expected math, coding, science or inspect")
+
+
+if __name__ == "__main__":
+    run_main(main)

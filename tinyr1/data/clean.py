@@ -1,0 +1,156 @@
+"""What a well-formed trajectory is, and the reasons for which one is dropped.
+
+The normal form is `<think>\\n{thought}\\n</think>\\n\\n{solution}`: white space and all, since the
+generation prompt ends in `<think>\\n` and other tokens there would never have been trained.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinyr1.answer import last_box, last_fenced_block
+from tinyr1.chat import TEMPLATE_TOKENS
+
+BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"
+BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
+MARKERS = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION)
+CHAT_TOKENS = tuple(token for tokens in TEMPLATE_TOKENS.values() for token in tokens)
+
+
+class Dropped(Exception):
+    """A row that is not used; the message is its reason, one of a few words."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A row on its way to a record."""
+
+    id: str
+    domain: str
+    question: str
+    thought: str | None  # None: a question still to be answered by the teacher
+    solution: str
+    source: str
+    answer: str | None = None
+    tests: dict[str, Any] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def content(self) -> str:
+        """The assistant's message in the normal form."""
+        assert self.thought is not None
+        return f"<think>\n{self.thought.strip()}\n</think>\n\n{self.solution.strip()}"
+
+
+def split_think(text: str) -> tuple[str, str]:
+    """Thought and solution of `<think>...</think>...`; the opening tag may have been the prompt's.
+
+    Raises Dropped("no_think"), ("unfinished_thinking") or ("several_thoughts").
+    """
+    opened, closed = text.count("<think>"), text.count("</think>")
+    if closed == 0:
+        raise Dropped("unfinished_thinking" if opened else "no_think")
+    if closed > 1 or opened > 1:
+        raise Dropped("several_thoughts")
+    before, _, after = text.partition("</think>")
+    if opened:
+        lead, tag, before = before.partition("<think>")
+        if not tag or lead.strip():
+            raise Dropped("text_before_thinking")
+    return before.strip(), after.strip()
+
+
+def from_markers(text: str) -> tuple[str, str]:
+    """Thought and solution of OpenThoughts' four markers, each of which must be there once."""
+    if any(text.count(marker) != 1 for marker in MARKERS):
+        raise Dropped("broken_markers")
+    places = [text.index(marker) for marker in MARKERS]
+    if places != sorted(places):
+        raise Dropped("broken_markers")
+    thought = text[places[0] + len(BEGIN_THOUGHT) : places[1]]
+    solution = text[places[2] + len(BEGIN_SOLUTION) : places[3]]
+    return thought.strip(), solution.strip()
+
+
+def literal_markers(text: str) -> str:
+    """The paper's sentence to the letter (section 2.1): two of the four markers are replaced.
+
+    What comes out is malformed: two markers stay, and `</think>` follows the solution.
+    """
+    return text.replace(BEGIN_THOUGHT, "<think>").replace(END_SOLUTION, "</think>")
+
+
+def check(draft: Draft) -> None:
+    """Raise Dropped with the reason for which a trajectory is not fit to be learned."""
+    if not draft.question.strip():
+        raise Dropped("empty_question")
+    thought, solution = draft.thought or "", draft.solution
+    if not thought.strip():
+        raise Dropped("empty_thought")
+    if not solution.strip():
+        raise Dropped("empty_solution")
+    whole = draft.question + thought + solution
+    if any(mark in thought + solution for mark in (*MARKERS, "<think>", "</think>")):
+        raise Dropped("leaked_marker")
+    if any(token in whole for token in (*CHAT_TOKENS, "<|im_", "<｜")):
+        raise Dropped("leaked_chat_token")
+    if draft.domain == "math" and not (last_box(solution) or "").strip():
+        raise Dropped("no_boxed_answer")
+    if draft.domain == "coding" and last_fenced_block(solution) is None:
+        raise Dropped("no_code_block")
+    if loops(thought) or loops(solution):
+        raise Dropped("repetition_loop")
+    if mixes_languages(draft.question, thought + solution):
+        raise Dropped("language_mixing")
+
+
+def loops(text: str) -> bool:
+    """Whether the end of a text repeats itself: four words twenty times, or all but nothing new."""
+    words = text.split()[-1000:]
+    if len(words) >= 80:
+        counts = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
+        # A word that repeats alone makes one quadruple of itself, too.
+        if max(counts.values()) >= 20:
+            return True
+    tail = text[-3000:].encode()
+    return len(tail) >= 2000 and len(zlib.compress(tail)) < 0.03 * len(tail)
+
+
+def mixes_languages(question: str, text: str) -> bool:
+    """More than one letter in fifty from a script that the question does not use."""
+    scripts = _scripts(text)
+    letters = sum(scripts.values())
+    known = _scripts(question)
+    return any(
+        count > 0.02 * letters and count > 20 and script not in known
+        for script, count in scripts.items()
+        if script != "GREEK"
+    )
+
+
+_FOREIGN = re.compile(r"[^\x00-\x7f]")
+
+
+def _scripts(text: str) -> Counter[str]:
+    """Letters of a text by script; CJK, KATAKANA and HIRAGANA are one."""
+    counts: Counter[str] = Counter()
+    foreign = Counter(_FOREIGN.findall(text))
+    for character, count in foreign.items():
+        if character.isalpha():
+            script = unicodedata.name(character, "OTHER").split(" ", 1)[0].split("-")[0]
+            east = ("CJK", "HIRAGANA", "KATAKANA", "FULLWIDTH", "HALFWIDTH")
+            counts["CJK" if script in east else script] += count
+    counts["LATIN"] += len(text) - sum(foreign.values())
+    return counts
+
+
+_NOT_WORD = re.compile(r"[\W_]+")
+
+
+def words(text: str) -> list[str]:
+    """Words of a text without case and punctuation, for comparing questions."""
+    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split()

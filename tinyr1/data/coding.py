@@ -1,0 +1,97 @@
+"""The coding branch: the programs among OpenThoughts-114k (paper section 2.1: 20k).
+
+Its `metadata` configuration has the thought and the solution in columns of their own, and a domain;
+the `default` one has a conversation with four markers, where a coding row is known by the sentence
+that its question begins with.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tinyr1.data.clean import Draft, Dropped, from_markers, literal_markers
+
+SOURCE = "open-thoughts/OpenThoughts-114k"
+FUNCTION = "Generate an executable Python function generated from the given prompt."
+STDIN_RULE = (
+    " The function should take stdin as input and print the output."
+    " Simply call the function after the definition."
+)
+FUNCTION_RULE = " Return the function body without invoking it at the final solution."
+
+
+def convert(row: dict[str, Any], literal: bool = False) -> Draft:
+    """A row of either configuration. Raises Dropped("domain") for what is no program.
+
+    `literal` keeps the paper's own replacement of two markers, which is malformed.
+    """
+    return _from_metadata(row) if "domain" in row else _from_conversation(row, literal)
+
+
+def _from_metadata(row: dict[str, Any]) -> Draft:
+    if row["domain"] != "code":
+        raise Dropped("domain")
+    tests = _tests(row.get("test_cases"))
+    rule = FUNCTION_RULE if tests and tests["fn_name"] else STDIN_RULE
+    question = FUNCTION + rule + str(row.get("problem") or "")
+    if row.get("starter_code"):
+        question += "\n" + row["starter_code"]
+    return Draft(
+        id=str(row.get("id") or ""),
+        domain="coding",
+        question=question,
+        thought=str(row.get("deepseek_reasoning") or "").strip(),
+        solution=str(row.get("deepseek_solution") or "").strip(),
+        source=f"{SOURCE}/{row.get('source') or ''}",
+        tests=tests,
+    )
+
+
+def _from_conversation(row: dict[str, Any], literal: bool) -> Draft:
+    question, response = conversation(row)
+    if not question.startswith(FUNCTION):
+        raise Dropped("domain")
+    thought, solution = from_markers(response)
+    meta = {"literal_content": literal_markers(response)} if literal else {}
+    return Draft(str(row.get("id") or ""), "coding", question, thought, solution, SOURCE, meta=meta)
+
+
+def conversation(row: dict[str, Any]) -> tuple[str, str]:
+    """Question and response of a `conversations` list; the system prompt, which holds the markers,
+    is left out."""
+    turns = {turn.get("from"): str(turn.get("value") or "") for turn in row["conversations"]}
+    question = turns.get("user", turns.get("human"))
+    response = turns.get("assistant", turns.get("gpt"))
+    if question is None or response is None or len(row["conversations"]) != 2:
+        raise Dropped("not_one_turn")
+    return question, response
+
+
+def _tests(text: Any) -> dict[str, Any] | None:
+    """Tests as in a task file, from their JSON text; None where there are none that can be read."""
+    try:
+        tests: Any = json.loads(text) if text else None
+        inputs, outputs = (list(tests[name]) for name in ("inputs", "outputs"))
+    except (ValueError, TypeError, KeyError):
+        return None
+    if not inputs or len(inputs) != len(outputs):
+        return None
+    name = tests.get("fn_name") or None
+
+    def text_of(value: Any, is_input: bool) -> str:
+        if name is None:
+            return value if isinstance(value, str) else "\n".join(map(str, value))
+        if is_input:
+            return "\n".join(json.dumps(argument) for argument in value)
+        one = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return json.dumps(one)
+
+    try:
+        return {
+            "inputs": [text_of(value, True) for value in inputs],
+            "outputs": [text_of(value, False) for value in outputs],
+            "fn_name": name,
+        }
+    except TypeError:
+        return None

@@ -1,0 +1,65 @@
+"""The science branch (paper section 2.1: 8.6k = 2.7k + 1.0k + 4.9k).
+
+s1's full 59K set gives the questions of its science and health science, s1K all of its own, and
+OpenThoughts-114k what is neither mathematics nor code (113,957 - 89,120 - 19,904 = 4,933 rows, the
+puzzles included). The paper had R1 answer them; rows that hold R1's answer already may keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinyr1.data.clean import Draft, Dropped, from_markers
+from tinyr1.data.coding import FUNCTION, SOURCE, conversation
+
+S1_TYPES = ("science", "health science")
+BOXED = "Return your final response within \\boxed{}."  # how OpenThoughts asks for mathematics
+
+
+def convert(
+    row: dict[str, Any], cot_types: Sequence[str] = S1_TYPES, questions_only: bool = False
+) -> Draft:
+    """A row of s1, s1K, s1K-1.1 or OpenThoughts. Empty `cot_types` admit all of s1's.
+
+    Without R1's answer, or with `questions_only`, the draft is a question (thought None).
+    """
+    draft = _from_s1(row, cot_types) if "question" in row else _from_openthoughts(row)
+    if questions_only:
+        return Draft(draft.id, "science", draft.question, None, "", draft.source, draft.answer)
+    return draft
+
+
+def _from_s1(row: dict[str, Any], cot_types: Sequence[str]) -> Draft:
+    if cot_types and row.get("cot_type") not in cot_types:
+        raise Dropped("domain")
+    thought, attempt = row.get("deepseek_thinking_trajectory"), row.get("deepseek_attempt")
+    return Draft(
+        id=str(row.get("id") or ""),
+        domain="science",
+        question=str(row["question"] or ""),
+        thought=thought.strip() if thought and attempt else None,
+        solution=attempt.strip() if thought and attempt else "",
+        source=f"simplescaling/s1/{row.get('source_type') or ''}",
+        answer=str(row["solution"]) if row.get("solution") else None,
+    )
+
+
+def _from_openthoughts(row: dict[str, Any]) -> Draft:
+    if "domain" in row:
+        if row["domain"] in ("math", "code"):
+            raise Dropped("domain")
+        return Draft(
+            id=str(row.get("id") or ""),
+            domain="science",
+            question=str(row.get("problem") or ""),
+            thought=str(row.get("deepseek_reasoning") or "").strip(),
+            solution=str(row.get("deepseek_solution") or "").strip(),
+            source=f"{SOURCE}/{row.get('source') or ''}",
+            meta={"domain": row["domain"]},
+        )
+    question, response = conversation(row)
+    if question.startswith((FUNCTION, BOXED)):
+        raise Dropped("domain")
+    thought, solution = from_markers(response)
+    return Draft(str(row.get("id") or ""), "science", question, thought, solution, SOURCE)

@@ -58,7 +58,7 @@ ROWS = [
         ),
         *("merge_plan", "merge_card", "merging"),
     ],
-    ["report", "diff", "evaluation", "data.sources", "data.pipeline", "data.__main__"],
+    ["report", "diff", "evaluation", "data.sources", "data.pipeline", "data.__main__", "teacher"],
     [
         "lab",
         "lab.world",

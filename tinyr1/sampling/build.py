@@ -98,8 +98,14 @@ def share_among_replicas(config: EngineConfig) -> Ranks:
     if config.replicas > 1 and ranks.world_size == 1:
         launcher = ["-m", "torch.distributed.run", "--standalone"]
         launcher.append(f"--nproc-per-node={config.replicas}")
-        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+        script = sys.argv if sys.argv[0].endswith("evaluate.py") else _as_module(sys.argv)
+        os.execv(sys.executable, [sys.executable, *launcher, *script])
     return ranks
+
+
+def _as_module(argv: list[str]) -> list[str]:
+    """torchrun's arguments for what `python -m tinyr1.NAME` was called with."""
+    return ["-m", f"tinyr1.{Path(argv[0]).stem}", *argv[1:]]
 
 
 class Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ def sample_missing(
     settings: dict[str, Any],
     log: Log,
     queue: WorkQueue,
+    budget_tokens: int | None = None,
 ) -> list[Sample]:
     """Sample every prompt that OUT/samples.jsonl does not hold yet; returns all, in prompt order.
+
+    With `budget_tokens` nothing more is asked once this process has sampled so many, and what was
+    not asked is not returned.
 
     `make_sampler(n)` is asked for an engine for n samples, if any are missing. `settings` is what
     the samples depend on besides their prompts. It is kept in OUT/sampling.json; a rerun with
@@ -48,7 +53,7 @@ def sample_missing(
         with Journal(out / name) as journal:
             sampler = make_sampler(share)
             try:
-                _sample(sampler, missing, journal, log, queue)
+                _sample(sampler, missing, journal, log, queue, budget_tokens)
             finally:
                 sampler.close()
     queue.meet("sampled")
@@ -56,15 +61,24 @@ def sample_missing(
         return []
     _gather(out)
     done = _read(out / "samples.jsonl")
-    return [done[p.key] for p in prompts]
+    return [done[p.key] for p in prompts if p.key in done or budget_tokens is None]
 
 
 def _sample(
-    sampler: Sampler, missing: Sequence[Prompt], journal: Journal, log: Log, queue: WorkQueue
+    sampler: Sampler,
+    missing: Sequence[Prompt],
+    journal: Journal,
+    log: Log,
+    queue: WorkQueue,
+    budget_tokens: int | None,
 ) -> None:
     finished, tokens = 0, 0
+
+    def affordable(_: Prompt) -> bool:
+        return budget_tokens is None or sampler.status.tokens < budget_tokens
+
     with log.bar(desc="sampling", unit="tok", unit_scale=True) as bar:
-        for samples in sampler.generate(queue.claim(missing)):
+        for samples in sampler.generate(takewhile(affordable, queue.claim(missing))):
             if samples:
                 journal.append(*(s.to_json() for s in samples))
             finished += len(samples)

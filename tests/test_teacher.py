@@ -1,0 +1,114 @@
+"""A teacher's answers become training records, whatever shape they come in."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, write_rows
+from fake_server import fake_server
+
+from tinyr1.data.clean import Dropped
+from tinyr1.record import Record, Sample
+from tinyr1.teacher import TeacherConfig, select, usable
+
+pytest.importorskip("httpx")
+
+ROW = {"id": "q1", "domain": "science", "question": "Which?", "answer": "B", "source": "s1"}
+
+
+def sample(text, trial=0, tokens=5, finish="stop"):
+    return Sample("science", "q1", trial, text, tokens, finish)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("<think>\nHm.\n</think>\n\nIt is \\boxed{B}.", {}, None),
+        ("Hm.\n</think>\n\nIt is \\boxed{B}.", {}, None),  # the opening tag was the prompt's
+        ("It is B.", {}, "no_think"),
+        ("<think>Hm", {}, "unfinished_thinking"),
+        ("<think></think>B", {}, "empty_thought"),
+        ("<think>Hm.</think>", {}, "empty_solution"),
+        ("<think>Hm.</think>\\boxed{C}", {}, None),  # wrong answers stay unless asked
+        ("<think>Hm.</think>\\boxed{C}", {"reject_wrong": True}, "wrong_answer"),
+        ("<think>Hm.</think>\\boxed{B}", {"reject_wrong": True}, None),
+    ],
+)
+def test_shapes_and_reasons(text, options, expected):
+    config = TeacherConfig(**options)
+    if expected is None:
+        assert usable(ROW, sample(text), config).content().startswith("<think>\nHm.\n</think>\n\n")
+    else:
+        with pytest.raises(Dropped, match=expected):
+            usable(ROW, sample(text), config)
+    with pytest.raises(Dropped, match="cut_off"):
+        usable(ROW, sample("<think>Hm.</think>B", finish="length"), TeacherConfig())
+
+
+def test_rejection_sampling_keeps_what_was_asked_for():
+    samples = [
+        sample("<think>Hm.</think>\\boxed{C}", 0, 9),
+        sample("<think>Long.</think>\\boxed{B}", 1, 30),
+        sample("<think>Short.</think>\\boxed{B}", 2, 20),
+    ]
+    for keep, trials in (("first", [1]), ("shortest", [2]), ("all", [1, 2])):
+        config = TeacherConfig(n=3, keep=keep, reject_wrong=True)
+        kept, dropped = select([ROW], samples, config)
+        assert [draft.meta["trial"] for draft in kept] == trials
+        assert dropped["wrong_answer"] == 1
+        assert dropped["not_needed"] == 2 - len(trials)
+
+
+def teacher(*arguments):
+    command = [sys.executable, "-m", "tinyr1.teacher", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def test_over_http_resumed_within_a_budget_and_trained_on(tiny, tmp_path):
+    rows = [{"id": str(i), "domain": "science", "question": f"Name {i}?"} for i in range(6)]
+    questions = write_rows(tmp_path / "q.jsonl", rows)
+    out = tmp_path / "answers.jsonl"
+    with fake_server(tiny) as server:
+        arguments = ["--questions", questions, "--out", out, "--engine", "openai", "--api", "chat"]
+        arguments += ["--base-url", server.url, "--model-name", "r1", "--max-tokens", 60]
+        arguments += ["--n", 4, "--keep", "all", "--slots", 2, "--price", 1000]
+        first = teacher(*arguments, "--budget-tokens", 100)
+        assert first.returncode == 0, first.stderr
+        meta = json.loads(out.with_suffix(".meta.json").read_text())
+        assert 0 < meta["answers"] < 24
+        assert meta["answers"] + meta["answers_missing"] == 24
+        asked = len(server.seen)
+        done = teacher(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert len(server.seen) == 24 > asked  # nothing was asked twice
+    meta = json.loads(out.with_suffix(".meta.json").read_text())
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert meta["answers"] == 24
+    assert meta["cost"] == pytest.approx(meta["tokens"] / 1000, abs=0.006)
+    assert len(lines) + sum(meta["dropped"].values()) == 24
+    for line in lines:
+        record = Record.from_json(line)
+        assert record.id.split("/")[0] in {row["id"] for row in rows}
+    other = teacher(*arguments, "--temperature", 0.3)
+    assert other.returncode == 2
+    assert "temperature=0.3" in other.stderr
+
+
+def test_a_local_model_and_bad_questions(tiny, tmp_path):
+    questions = write_rows(tmp_path / "q.jsonl", [ROW])
+    common = ["--max-tokens", 20, "--max-model-len", 100, "--quiet"]
+    done = teacher(tiny, "--questions", questions, "--out", tmp_path / "o.jsonl", *common)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "o.meta.json").read_text())["answers"] == 1
+    for row, message in (
+        ({"id": "1", "domain": "x", "question": "?"}, "q.jsonl:1: domain='x'"),
+        ({"id": "1", "domain": "math", "question": " "}, "q.jsonl:1: question=' '"),
+        ({"domain": "math", "question": "?"}, "q.jsonl:1: id=None"),
+    ):
+        write_rows(questions, [row])
+        done = teacher(tiny, "--questions", questions, "--out", tmp_path / "o.jsonl", *common)
+        assert done.returncode == 2
+        assert message in done.stderr
+    done = teacher("--questions", questions, "--out", tmp_path / "o.jsonl")
+    assert done.returncode == 2

@@ -1,0 +1,247 @@
+"""Trajectories from a teacher (paper section 2.1: DeepSeek-R1 answers the science questions).
+
+    python -m tinyr1.teacher --questions q.jsonl --out science.jsonl --engine openai --api chat \\
+        --base-url https://api.deepseek.com --model-name deepseek-reasoner
+    python -m tinyr1.teacher DIR --questions q.jsonl --out science.jsonl        # a local model
+
+Answers gather in FILE.work/ as they finish, so the same command continues after an interruption.
+Whatever the server's shape (a reasoning field, a whole think block, or one whose opening tag was
+the prompt's), what is written has the normal form; what is not fit for training is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tinyr1.chat import render_prompt
+from tinyr1.config import check_range, parse, require
+from tinyr1.data.clean import Draft, Dropped, check, split_think
+from tinyr1.data.pipeline import record_of
+from tinyr1.errors import UserError, run_main
+from tinyr1.files import hash_files, owned, read_jsonl, write_json, write_jsonl
+from tinyr1.graders import SandboxUnavailable, grade
+from tinyr1.log import Log
+from tinyr1.ranks import Ranks
+from tinyr1.record import Domain, Message, Prompt, Sample
+from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas
+from tinyr1.sampling.queue import WorkQueue
+from tinyr1.sampling.run import sample_missing
+from tinyr1.sandbox import Level, open_sandbox
+
+
+@dataclass(frozen=True)
+class TeacherConfig(EngineConfig):
+    """Ask a teacher every question, keep what is fit for training."""
+
+    questions: Path | None = None
+    """JSON lines with id, domain, question, and answer or tests where they are known."""
+    out: Path | None = None
+    """The training file to write (.jsonl)."""
+    n: int = 1
+    """Answers asked for each question."""
+    keep: Literal["first", "shortest", "all"] = "first"
+    """Which of several usable answers of a question."""
+    reject_wrong: bool = False
+    """Drop answers that the graders refuse, where the right one is known."""
+    instruction: str = ""
+    """Appended to every question on a line of its own (kept out of the training file)."""
+    open_thinking: bool = True
+    """End the prompt in <think> (where we make it: not with --api chat)."""
+    budget_tokens: int = 0
+    """Ask nothing more after so many tokens (0: no limit)."""
+    price: float = 0.0
+    """Money for a million tokens, for the report."""
+    sandbox: Level = "namespaces"
+    """Isolation of programs that --reject-wrong runs."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("--n", self.n, 1)
+        check_range("--budget-tokens", self.budget_tokens, 0)
+        check_range("--price", self.price, 0)
+
+
+def load_questions(path: Path) -> list[dict[str, Any]]:
+    """Rows of a question file; UserError names line and field."""
+    rows: list[dict[str, Any]] = []
+    seen = set[str]()
+    for number, row in read_jsonl(path):
+        fault = ""
+        if not isinstance(row, dict):
+            fault = "expected a JSON object"
+        elif row.get("domain") not in get_args(Domain):
+            fault = f"domain={row.get('domain')!r}: expected one of {', '.join(get_args(Domain))}"
+        elif not isinstance(row.get("question"), str) or not row["question"].strip():
+            fault = f"question={row.get('question')!r}: expected text"
+        elif "id" not in row or str(row["id"]) in seen:
+            fault = f"id={row.get('id')!r}: missing, or there before"
+        if fault:
+            raise UserError(f"{path}:{number}: {fault}")
+        seen.add(str(row["id"]))
+        rows.append(row | {"id": str(row["id"])})
+    if not rows:
+        raise UserError(f"{path}: no questions")
+    return rows
+
+
+def make_prompts(rows: list[dict[str, Any]], backend: Backend, c: TeacherConfig) -> list[Prompt]:
+    """Every (question, trial)."""
+    prompts: list[Prompt] = []
+    for row in rows:
+        text = row["question"].strip() + (f"\n{c.instruction}" if c.instruction else "")
+        said, ids = (Message("user", text),), ()
+        if backend.tokenizer:
+            try:
+                ids = render_prompt(backend.tokenizer, said, backend.template, c.open_thinking)
+            except ValueError as error:
+                raise UserError(f"{c.questions}: id={row['id']}: {error}") from None
+        if backend.max_model_len and len(ids) >= backend.max_model_len:
+            raise UserError(
+                f"{c.questions}: id={row['id']}: the prompt has {len(ids)} tokens, the model "
+                f"{backend.max_model_len}"
+            )
+        opened = bool(ids) and c.open_thinking
+        prompts += [
+            Prompt(row["domain"], row["id"], trial, tuple(ids), opened, messages=said)
+            for trial in range(c.n)
+        ]
+    return prompts
+
+
+def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
+    """The trajectory in a sample; raises Dropped with the reason for which it is none."""
+    if sample.finish_reason == "length":
+        raise Dropped("cut_off")
+    thought, solution = split_think(sample.text)
+    meta = {"teacher": c.model_name or None, "trial": sample.trial, "tokens": sample.token_count}
+    draft = Draft(
+        row["id"],
+        row["domain"],
+        row["question"],
+        thought,
+        solution,
+        str(row.get("source") or ""),
+        None if row.get("answer") is None else str(row["answer"]),
+        row.get("tests"),
+        meta,
+    )
+    check(draft)
+    if c.reject_wrong:
+        known = {"task": row["domain"], "id": row["id"], "prompt": row["question"]}
+        if row.get("tests"):
+            known |= {"kind": "code", "tests": row["tests"]}
+        elif draft.answer in ("A", "B", "C", "D"):
+            known |= {"kind": "choice", "answer": draft.answer}
+        elif draft.answer:
+            known |= {"kind": "math", "answer": draft.answer}
+        if "kind" in known and not grade(known, draft.content(), sandbox=c.sandbox).correct:
+            raise Dropped("wrong_answer")
+    return draft
+
+
+def select(
+    rows: list[dict[str, Any]], samples: list[Sample], c: TeacherConfig
+) -> tuple[list[Draft], Counter[str]]:
+    """What is kept, in the order of the questions, and why the rest was not."""
+    by_id: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_id.setdefault(sample.id, []).append(sample)
+    kept: list[Draft] = []
+    dropped = Counter[str]()
+    for row in rows:
+        good: list[Draft] = []
+        for sample in by_id.get(row["id"], ()):
+            try:
+                good.append(usable(row, sample, c))
+            except Dropped as reason:
+                dropped[str(reason)] += 1
+        if c.keep == "shortest":
+            good.sort(key=lambda draft: draft.meta["tokens"])
+        chosen = good if c.keep == "all" else good[:1]
+        dropped["not_needed"] += len(good) - len(chosen)
+        kept += chosen
+    return kept, +dropped
+
+
+def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
+    """Ask, select, write."""
+    require(c, "questions", "out")
+    assert c.questions is not None
+    assert c.out is not None
+    log = Log(c.quiet, ranks.is_main)
+    rows = load_questions(c.questions)
+    if c.reject_wrong and any(row.get("tests") for row in rows):
+        try:
+            open_sandbox(c.sandbox)
+        except SandboxUnavailable as error:
+            raise UserError(str(error)) from None
+    backend = Backend(model, c, ranks)
+    prompts = make_prompts(rows, backend, c)
+    settings = json.loads(json.dumps(asdict(backend.settings))) | {
+        "engine": backend.engine,
+        "model": model.resolve().name if model else c.model_name,
+        "model_fingerprint": backend.fingerprint(),
+        "base_url": c.base_url or None,
+    }
+    work, queue = c.out.with_suffix(".work"), WorkQueue(ranks)
+    with owned(work) if ranks.is_main else contextlib.nullcontext():
+        budget = c.budget_tokens or None
+        samples = sample_missing(backend.open, prompts, work, settings, log, queue, budget)
+        if ranks.is_main:
+            _write(rows, samples, c, settings, log)
+    queue.meet("finished")
+
+
+def _write(
+    rows: list[dict[str, Any]],
+    samples: list[Sample],
+    c: TeacherConfig,
+    settings: dict[str, Any],
+    log: Log,
+) -> None:
+    assert c.out is not None
+    assert c.questions is not None
+    kept, dropped = select(rows, samples, c)
+    several = c.keep == "all" and c.n > 1
+    lines: list[dict[str, Any]] = []
+    for draft in kept:
+        name = f"{draft.id}/{draft.meta['trial']}" if several else draft.id
+        lines.append(record_of(draft, name) | {"id": name})
+    write_jsonl(c.out, lines)
+    tokens = sum(sample.token_count for sample in samples)
+    meta = {
+        "questions": len(rows),
+        "questions_sha256": hash_files([c.questions]),
+        "answers": len(samples),
+        "answers_missing": len(rows) * c.n - len(samples),
+        "rows_out": len(kept),
+        "dropped": dict(dropped),
+        "tokens": tokens,
+        "cost": round(tokens * c.price / 1e6, 2),
+        "settings": settings,
+    }
+    write_json(c.out.with_suffix(".meta.json"), meta)
+    missing = f", {meta['answers_missing']} not asked (budget)" if meta["answers_missing"] else ""
+    log.say(f"{len(samples)} answers, {tokens:,} tokens, cost {meta['cost']}{missing}")
+    for reason, count in dropped.items():
+        log.say(f"- {reason}: {count}")
+    log.say(f"{len(kept)} records: {c.out}")
+
+
+def main() -> None:
+    args = sys.argv[1:]
+    model = Path(args.pop(0)) if args and not args[0].startswith("-") else None
+    config = parse(TeacherConfig, args, prog="python -m tinyr1.teacher [MODEL]")
+    teach(model, config, share_among_replicas(config))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -2,8 +2,8 @@
 
     python tests/bench/bench_data.py --rows 2000 20000 --tokenizer DIR
 
-Makes OpenR1-shaped parquet files (about 50 KB a row: two generations of some 4,000 words each from a
-list of English-like words), then runs `python -m tinyr1.data math` on each.
+Makes OpenR1-shaped parquet files (about 50 KB a row: two generations of some 4,000 words each from
+a list of English-like words), then runs `python -m tinyr1.data math` on each.
 """
 
 from __future__ import annotations

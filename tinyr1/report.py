@@ -270,14 +270,19 @@ def paper_table(
         score = row.scores[i]
         if score is None:
             return "-"
-        return f"{score}" + (f" ({row.tokens[i]}k tokens)" if row.tokens else "")
+        return f"{score}" + (f" ({length(row.tokens[i], i)})" if row.tokens else "")
+
+    def length(thousands: float, i: int) -> str:
+        """Tokens, and their ratio to the initial model's in the paper."""
+        assert TABLE_1[0].tokens is not None
+        return f"{thousands:.1f}k tokens, x{thousands / TABLE_1[0].tokens[i]:.2f}"
 
     def ours(task: str) -> str:
         if task not in tasks:
             return "not run here"
         t = tasks[task]
         score = f"{percent(t['pass_at_1'])} ± {percent(t['question_se'])}"
-        return f"{score} ({t['mean_tokens'] / 1000:.1f}k tokens)"
+        return f"{score} ({length(t['mean_tokens'] / 1000, BENCHMARKS.index(task))})"
 
     with_hours = any(row.gpu_hours for row in rows)
     table: list[list[str]] = []

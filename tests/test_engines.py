@@ -16,10 +16,12 @@ from fake_server import fake_server
 from tinyr1.chat import Tokenizer
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.model import Qwen2
+from tinyr1.ranks import Ranks
 from tinyr1.record import Prompt
 from tinyr1.sampling.build import EngineConfig
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import TextStream, cut_at_stop
+from tinyr1.sampling.vllm import take_gpus
 from tinyr1.tasks import make_prompts
 
 pytest.importorskip("httpx")
@@ -324,6 +326,16 @@ def test_kill_9_of_two_ranks_and_resume_by_one(evaluation, tmp_path):
     same_results(one, out)
 
 
+def test_each_replica_sees_its_own_gpus(monkeypatch):
+    for rank, mine in ((0, "4,5"), (1, "6,7")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+        take_gpus(Ranks(rank, rank, 2, 2), 2)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == mine
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    with pytest.raises(UserError, match="3 visible GPUs are not enough"):
+        take_gpus(Ranks(1, 1, 2, 2), 2)
+
+
 def test_ask_streams_one_answer(tiny):
     arguments = ["--max-tokens", 30, "--max-model-len", 100, "--temperature", 0]
     done = run("evaluate.py", tiny, "--ask", "What is 2 + 2?", *arguments)
@@ -339,6 +351,7 @@ def test_ask_streams_one_answer(tiny):
     [
         ({"engine": "openai"}, "--base-url: required"),
         ({"engine": "openai", "base_url": "http://x/v1"}, "--model-name: required"),
+        ({"engine": "openai", "base_url": "x:1", "model_name": "m"}, "expected http://"),
         ({"stop": ("",)}, "--stop=''"),
         ({"top_p": 2.0}, "--top-p=2.0"),
         ({"replicas": 0}, "--replicas=0"),

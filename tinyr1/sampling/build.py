@@ -90,6 +90,8 @@ class EngineConfig:
             for name in ("base_url", "model_name"):
                 if not getattr(self, name):
                     raise UserError(f"--{name.replace('_', '-')}: required with --engine openai")
+            if not self.base_url.startswith(("http://", "https://")):
+                raise UserError(f"--base-url={self.base_url}: expected http:// or https://")
 
 
 def share_among_replicas(config: EngineConfig) -> Ranks:
@@ -100,6 +102,8 @@ def share_among_replicas(config: EngineConfig) -> Ranks:
         launcher.append(f"--nproc-per-node={config.replicas}")
         script = sys.argv if sys.argv[0].endswith("evaluate.py") else _as_module(sys.argv)
         os.execv(sys.executable, [sys.executable, *launcher, *script])
+    if config.engine == "vllm" or (config.engine == "auto" and vllm.available()):
+        vllm.take_gpus(ranks, config.tensor_parallel)
     return ranks
 
 

@@ -39,19 +39,25 @@ def version() -> str:
     return str(importlib.import_module("vllm").__version__)
 
 
+def take_gpus(ranks: Ranks, tensor_parallel: int) -> None:
+    """Leave this replica its own GPUs to see. Call it before anything asks CUDA a question."""
+    if ranks.world_size == 1:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(i) for i in range(1024)]
+    first = ranks.local_rank * tensor_parallel
+    mine = devices[first : first + tensor_parallel]
+    if len(mine) < tensor_parallel:
+        raise UserError(
+            f"--replicas={ranks.world_size}: {len(devices)} visible GPUs are not enough for "
+            f"--tensor-parallel {tensor_parallel} each"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+
+
 def prepare_environment(ranks: Ranks, tensor_parallel: int) -> None:
-    """Give this replica its GPUs and hide torchrun from vLLM. Before CUDA is touched."""
+    """Hide torchrun from vLLM, which would take its variables for its own."""
     if ranks.world_size > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else [str(i) for i in range(1024)]
-        first = ranks.local_rank * tensor_parallel
-        mine = devices[first : first + tensor_parallel]
-        if len(mine) < tensor_parallel:
-            raise UserError(
-                f"--replicas={ranks.world_size}: {len(devices)} visible GPUs are not enough for "
-                f"--tensor-parallel {tensor_parallel} each"
-            )
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         torchrun = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
         for name in (*torchrun, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
             os.environ.pop(name, None)

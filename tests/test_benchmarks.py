@@ -4,19 +4,19 @@ import base64
 import collections
 import csv
 import json
+import os
 import pickle
 import zlib
 
 import pytest
-from conftest import ROOT, SHARED_DATA, run, write_rows
+from conftest import SHARED_DATA, run, write_rows
+from fake_hub import hub
 
 from tinyr1.benchmarks import load_benchmark
 from tinyr1.chat import Tokenizer
 from tinyr1.errors import UserError
 from tinyr1.graders import grade
 from tinyr1.tasks import check_row, choice_order, in_order, make_prompts
-
-assert ROOT
 
 
 def aime_rows(count=30, **changes):
@@ -105,6 +105,22 @@ def test_parquet_as_published(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "MATH-500" / "test.parquet")
     loaded = load_benchmark("math500", tmp_path, "tinyr1")
     assert (loaded[3]["difficulty"], loaded[3]["subject"]) == ("level 4", "Algebra")
+
+
+def test_a_benchmark_from_the_hub(tmp_path, tiny):
+    """The real `datasets` against a small hub, from the command line."""
+    pytest.importorskip("datasets")
+    with hub("math-ai/aime25", "test", aime_rows(), tmp_path / "cache") as names:
+        done = run(
+            "evaluate.py", tiny, "--tasks", "aime25", "--show-prompts", env=os.environ | names
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 30 * 16
+        done = run(
+            "evaluate.py", tiny, "--tasks", "aime24", "--show-prompts", env=os.environ | names
+        )
+        assert done.returncode == 2
+        assert "cannot be loaded" in done.stderr
 
 
 def test_gpqa_orders_are_seeded_recorded_and_uniform(tmp_path, tiny):

@@ -1,13 +1,16 @@
 """Source files in the published schemas, written here; every reason for which a row is dropped."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT, make_checkpoint, run, strongest_sandbox, write_rows
+from fake_hub import COMMIT, hub
 
-from tinyr1.data import coding, math, science
+from tinyr1.data import coding, math, pipeline, science
 from tinyr1.data.clean import (
     Draft,
     Dropped,
@@ -18,7 +21,8 @@ from tinyr1.data.clean import (
     mixes_languages,
     split_think,
 )
-from tinyr1.data.pipeline import Contamination, NearDuplicates
+from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
+from tinyr1.log import Log
 from tinyr1.record import check_think
 
 GOOD = "<think>\nOne and one.\n</think>\n\nIt is \\boxed{2}."
@@ -100,10 +104,8 @@ def test_math_flags_are_lists_beside_the_generations():
         ({"domain": "coding"}, "no_code_block"),
         ({"thought": "Wait, let me check again. " * 60}, "repetition_loop"),
         ({"thought": "a" * 4000}, "repetition_loop"),
-        (
-            {"thought": "We add " + "一个苹果" * 9},
-            "language_mixing",
-        ),
+        ({"thought": "We add " + "一个苹果" * 9}, "language_mixing"),
+        ({"domain": "science", "answer": "B", "solution": "Who knows."}, "no_letter"),
     ],
 )
 def test_reasons_of_cleaning(changes, expected):
@@ -197,6 +199,7 @@ def test_contamination_and_near_duplicates(tmp_path):
     assert contamination.match("nine houses every owner paints one door twice a day") is None
     near = NearDuplicates(0.7)
     assert not near.seen(text)
+    near.add(text)
     assert near.seen(text.replace("left", "right"))
     assert not near.seen("A train leaves the station at noon and never comes back again.")
 
@@ -273,6 +276,52 @@ def test_the_output_trains_and_is_inspected(built, tmp_path):
     done = data("inspect", broken, "--quiet")
     assert done.returncode == 2
     assert "broken.jsonl:21: messages" in done.stderr
+    row = json.loads(out.read_text().splitlines()[0])
+    loose = row["messages"][1] | {"content": row["messages"][1]["content"].replace("\n", "")}
+    write_rows(broken, [row, row | {"messages": [row["messages"][0], loose]}, row | {"id": ""}])
+    done = data("inspect", broken, "--quiet")
+    assert (done.returncode, done.stdout) == (2, "")
+    for said in ("broken.jsonl:2: content: not of the form", ":3: id: missing", "2 of its lines"):
+        assert said in done.stderr
+
+
+def test_an_interrupted_run_goes_on_and_writes_the_same(tmp_path, monkeypatch):
+    rows = [math_row(i % 40) if i % 7 else math_row(i, answer="proof") for i in range(90)]
+    places = [("x.jsonl", i, row) for i, row in enumerate(rows, 1)]
+    monkeypatch.setattr(pipeline, "SAVE_EVERY", 0.0)
+
+    def make(name, convert, key="k"):
+        steps = pipeline.Steps(comparison=Comparison(near_duplicates=NearDuplicates(0.9)))
+        return pipeline.build(places, convert, tmp_path / name, steps, key, Log(quiet=True))
+
+    whole = make("whole.jsonl", math.convert)
+    seen = []
+
+    def dies(row):
+        seen.append(row["uuid"])
+        if len(seen) == 60:
+            raise RuntimeError("power cut")
+        return math.convert(row)
+
+    with pytest.raises(RuntimeError):
+        make("cut.jsonl", dies)
+    work = tmp_path / "cut.work"
+    assert not (tmp_path / "cut.jsonl").exists()
+    done = json.loads((work / "progress.json").read_text())["counts"]["rows_in"]
+    assert 30 < done < 60
+    with open(work / "kept.jsonl", "a") as torn:
+        torn.write('{"id": "half a li')
+    shutil.copytree(work, tmp_path / "other.work")
+    again = []
+    counts = make("cut.jsonl", lambda row: again.append(0) or math.convert(row))
+    assert len(again) == 90 - done
+    assert counts == whole
+    assert not work.exists()
+    assert counts.dropped["no_reference_answer"] == 13
+    for end in (".jsonl", ".rejected.jsonl"):
+        assert (tmp_path / f"cut{end}").read_text() == (tmp_path / f"whole{end}").read_text()
+    assert make("other.jsonl", math.convert, key="other options") == whole  # from the beginning
+    assert (tmp_path / "other.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
 def test_programs_are_verified_in_the_sandbox(tmp_path):
@@ -333,6 +382,22 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out.meta.json").exists() or "no row is left" in done.stderr
+
+
+def test_a_set_on_the_hub(tmp_path):
+    """The real `datasets` against a small hub; its commit is in the provenance."""
+    pytest.importorskip("datasets")
+    out = tmp_path / "math.jsonl"
+    with hub("owner/name", "train", [math_row(i) for i in range(9)], tmp_path / "cache") as names:
+        env = os.environ | names
+        done = data("math", "--source", "owner/name", "--out", out, "--quiet", env=env)
+        assert done.returncode == 0, done.stderr
+        source = json.loads(out.with_suffix(".meta.json").read_text())["sources"]
+        assert source == [{"hub": "owner/name", "config": None, "revision": COMMIT}]
+        assert len(out.read_text().splitlines()) == 9
+        done = data("math", "--source", "owner/missing", "--out", out, "--quiet", env=env)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "owner/missing: cannot be loaded" in done.stderr
 
 
 def test_memory_stays_flat(tmp_path):

@@ -21,11 +21,6 @@ ROWS = [
         "methods",
         "sandbox_child",
         "sandbox",
-        "data",
-        "data.clean",
-        "data.math",
-        "data.coding",
-        "data.science",
     ],
     [
         *("model", "flops", "parallel", "checkpoint", "corpus"),
@@ -37,6 +32,7 @@ ROWS = [
             "graders.symbolic",
             "graders",
         ),
+        *("data", "data.clean", "data.compare", "data.math", "data.coding", "data.science"),
     ],
     [
         *(

@@ -22,10 +22,10 @@ from typing import Any, Literal, get_args
 from tinyr1.chat import render_prompt
 from tinyr1.config import check_range, parse, require
 from tinyr1.data.clean import Draft, Dropped, check, split_think
-from tinyr1.data.pipeline import record_of
+from tinyr1.data.pipeline import is_right, record_of
 from tinyr1.errors import UserError, run_main
 from tinyr1.files import hash_files, owned, read_jsonl, write_json, write_jsonl
-from tinyr1.graders import SandboxUnavailable, grade
+from tinyr1.graders import SandboxUnavailable
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Domain, Message, Prompt, Sample
@@ -134,16 +134,8 @@ def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
         meta,
     )
     check(draft)
-    if c.reject_wrong:
-        known = {"task": row["domain"], "id": row["id"], "prompt": row["question"]}
-        if row.get("tests"):
-            known |= {"kind": "code", "tests": row["tests"]}
-        elif draft.answer in ("A", "B", "C", "D"):
-            known |= {"kind": "choice", "answer": draft.answer}
-        elif draft.answer:
-            known |= {"kind": "math", "answer": draft.answer}
-        if "kind" in known and not grade(known, draft.content(), sandbox=c.sandbox).correct:
-            raise Dropped("wrong_answer")
+    if c.reject_wrong and not is_right(draft, c.sandbox):
+        raise Dropped("wrong_answer")
     return draft
 
 

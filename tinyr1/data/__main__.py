@@ -21,27 +21,28 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1 import plot
-from tinyr1.answer import last_box
 from tinyr1.chat import TemplateName, Tokenizer, guess_template, render
 from tinyr1.config import check_range, parse, require, to_json
 from tinyr1.data import coding, math, science
 from tinyr1.data.clean import Draft
+from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
 from tinyr1.data.pipeline import (
-    Contamination,
-    NearDuplicates,
     Steps,
     build,
     check_file,
+    is_right,
     write_meta,
 )
-from tinyr1.data.sources import files_of, identity, read_rows
+from tinyr1.data.sources import open_source
 from tinyr1.errors import UserError, run_main
-from tinyr1.graders import SandboxUnavailable, grade
+from tinyr1.files import hash_files, hash_json
+from tinyr1.graders import SandboxUnavailable
 from tinyr1.log import Log
 from tinyr1.record import Example, Message
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import mean
 
+FAULTS = 20  # broken lines that inspect prints
 PAPER = {  # section 2.1
     "math": "the paper kept 58k of OpenR1-Math-220k's 94k; by which values it does not say",
     "coding": "the paper has 20k; OpenThoughts-114k holds 19,904 programs",
@@ -57,6 +58,8 @@ class DataConfig:
     """Files, folders or hub names."""
     hub_config: str | None = None
     """Configuration of a hub set (default, metadata, extended, ...)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub set (none: its newest)."""
     out: Path | None = None
     """The training file to write (.jsonl)."""
     tokenizer: Path | None = None
@@ -129,24 +132,6 @@ def converter(domain: str, c: DataConfig) -> Callable[[dict[str, Any]], Draft]:
     )
 
 
-def verifier(c: DataConfig) -> Callable[[Draft], bool]:
-    """Whether a solution is right; true where nothing is known that it could be compared with."""
-
-    def verify(draft: Draft) -> bool:
-        row: dict[str, Any] = {"task": "data", "id": draft.id, "prompt": draft.question}
-        if draft.tests:
-            row |= {"kind": "code", "tests": draft.tests}
-        elif draft.answer in ("A", "B", "C", "D"):
-            row |= {"kind": "choice", "answer": draft.answer}
-        elif draft.answer and last_box(draft.solution):
-            row |= {"kind": "math", "answer": draft.answer}
-        else:
-            return True
-        return grade(row, draft.content(), sandbox=c.sandbox).correct
-
-    return verify
-
-
 def counter(folder: Path) -> Callable[[Draft], int]:
     """Tokens of a draft after templating."""
     tokenizer = Tokenizer(folder)
@@ -164,8 +149,7 @@ def make(domain: str, c: DataConfig) -> None:
     require(c, "source", "out")
     assert c.out is not None
     log = Log(c.quiet)
-    for source in c.source:
-        files_of(source)  # every fault before any work
+    sources = [open_source(name, c.hub_config, c.revision) for name in c.source]
     if not c.decontaminate:
         log.warn(
             "--decontaminate was not given: test questions stay in (s1's science seeds hold GPQA's)"
@@ -176,32 +160,28 @@ def make(domain: str, c: DataConfig) -> None:
         except SandboxUnavailable as error:
             raise UserError(str(error)) from None
     steps = Steps(
-        verify=verifier(c) if c.verify else None,
+        verify=functools.partial(is_right, sandbox=c.sandbox) if c.verify else None,
         token_count=counter(c.tokenizer) if c.tokenizer else None,
         max_tokens=c.max_tokens,
-        deduplicate=c.deduplicate,
-        near_duplicates=NearDuplicates(c.near_duplicates) if c.near_duplicates else None,
-        contamination=Contamination(c.decontaminate) if c.decontaminate else None,
+        comparison=Comparison(
+            c.deduplicate,
+            NearDuplicates(c.near_duplicates) if c.near_duplicates else None,
+            Contamination(c.decontaminate) if c.decontaminate else None,
+        ),
     )
 
-    def places() -> Any:
-        number = 0
-        for source in c.source:
-            for place in read_rows(source, c.hub_config):
-                number += 1
-                if c.limit is not None and number > c.limit:
-                    return
-                yield place
-
-    counts = build(places(), converter(domain, c), c.out, steps, log)
     options = {k: v for k, v in to_json(c).items() if k not in ("source", "out", "quiet")}
     options["tokenizer"] = c.tokenizer.name if c.tokenizer else None
     options["decontaminate"] = [path.name for path in c.decontaminate]
     about = {
         "domain": domain,
-        "sources": [identity(source, c.hub_config) for source in c.source],
+        "sources": [source.identity() for source in sources],
         "options": options,
+        "decontaminate_sha256": hash_files(list(c.decontaminate)),
     }
+    rows = itertools.chain.from_iterable(source.rows() for source in sources)
+    rows = itertools.islice(rows, c.limit)
+    counts = build(rows, converter(domain, c), c.out, steps, hash_json(about), log)
     write_meta(c.out, counts, about)
     for line in counts.lines():
         print(line)
@@ -214,25 +194,32 @@ def inspect(path: Path, c: InspectConfig) -> None:
     """Check every line; print counts, lengths and a few records."""
     log = Log(c.quiet)
     tokenizer = Tokenizer(c.tokenizer) if c.tokenizer else None
-    template = guess_template(tokenizer) if tokenizer else None
+    template: TemplateName = guess_template(tokenizer) if tokenizer else "deepseek_r1"
     domains, sources, ids = Counter[str](), Counter[str](), Counter[str]()
     lengths: list[int] = []
     shown: list[str] = []
+    faults: list[str] = []
     for number, record in log.bar(check_file(path), desc="checking", unit="row"):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            example = render(tokenizer, record.messages, template) if tokenizer else None
+        except ValueError as error:
+            faults.append(f"{path}:{number}: {error}")
+            continue
         domains[record.domain] += 1
         sources[record.source] += 1
         ids[record.id] += 1
-        if tokenizer and template:
-            try:
-                example = render(tokenizer, record.messages, template)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: {error}") from None
-            lengths.append(len(example.tokens))
-            if len(shown) < c.examples:
-                text = _marked(tokenizer, example)
-                shown.append(f"--- {record.id}: [prompt] and targets\n{text}")
-        else:
+        if example is None or tokenizer is None:
             lengths.append(sum(len(m.content) for m in record.messages))
+            continue
+        lengths.append(len(example.tokens))
+        if len(shown) < c.examples:
+            text = _marked(tokenizer, example)
+            shown.append(f"--- {record.id}: [prompt] and targets\n{text}")
+    if faults:
+        print(*faults[:FAULTS], sep="\n", file=sys.stderr)
+        raise UserError(f"{path}: {len(faults):,} of its lines break the contract of the file")
     if not lengths:
         raise UserError(f"{path}: no rows")
     unit = "tokens" if tokenizer else "characters"

@@ -15,11 +15,16 @@ from typing import Any
 
 from tinyr1.answer import last_box, last_fenced_block
 from tinyr1.chat import TEMPLATE_TOKENS
+from tinyr1.graders.choice import choice_letter
 
 BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"
 BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
 MARKERS = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION)
 CHAT_TOKENS = tuple(token for tokens in TEMPLATE_TOKENS.values() for token in tokens)
+
+
+LETTERS = ("A", "B", "C", "D")
+NORMAL_FORM = re.compile(r"<think>\n(?!\s).*\S\n</think>\n\n(?!\s).*\S", re.DOTALL)
 
 
 class Dropped(Exception):
@@ -44,6 +49,14 @@ class Draft:
         """The assistant's message in the normal form."""
         assert self.thought is not None
         return f"<think>\n{self.thought.strip()}\n</think>\n\n{self.solution.strip()}"
+
+
+def check_normal_form(content: str) -> None:
+    """ValueError unless an assistant message has the normal form, white space and all."""
+    if not NORMAL_FORM.fullmatch(content):
+        raise ValueError(
+            "content: not of the form '<think>\\n...\\n</think>\\n\\n...' to the white space"
+        )
 
 
 def split_think(text: str) -> tuple[str, str]:
@@ -102,6 +115,8 @@ def check(draft: Draft) -> None:
         raise Dropped("no_boxed_answer")
     if draft.domain == "coding" and last_fenced_block(solution) is None:
         raise Dropped("no_code_block")
+    if draft.domain == "science" and draft.answer in LETTERS and not choice_letter(solution):
+        raise Dropped("no_letter")
     if loops(thought) or loops(solution):
         raise Dropped("repetition_loop")
     if mixes_languages(draft.question, thought + solution):

@@ -2,28 +2,35 @@
 
 Rows go through one at a time; what stays in memory is a hash of each question that was kept. The
 file appears under its name when it is whole, its waterfall and provenance beside it, and every row
-that was not used in FILE.rejected.jsonl with the reason.
+that was not used in FILE.rejected.jsonl with the reason. Until then both grow in FILE.work, where
+the same command finds them after an interruption.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from tinyr1.answer import last_box
 from tinyr1.corpus import in_threads
-from tinyr1.data.clean import Draft, Dropped, check, words
+from tinyr1.data.clean import LETTERS, Draft, Dropped, check, check_normal_form
+from tinyr1.data.compare import Comparison
 from tinyr1.errors import UserError
-from tinyr1.files import fsync_directory, hash_files, read_jsonl, write_json
+from tinyr1.files import fsync_directory, hash_files, owned, read_json, read_jsonl, write_json
+from tinyr1.graders import grade
 from tinyr1.log import Log
 from tinyr1.record import Record
+from tinyr1.sandbox import Level
 
-NGRAM = 8  # words, as in s1's decontamination
+SAVE_EVERY = 5.0  # seconds between points that an interrupted run can go on from
 
 
 @dataclass
@@ -33,9 +40,7 @@ class Steps:
     verify: Callable[[Draft], bool] | None = None
     token_count: Callable[[Draft], int] | None = None
     max_tokens: int = 16384
-    deduplicate: bool = True
-    near_duplicates: NearDuplicates | None = None
-    contamination: Contamination | None = None
+    comparison: Comparison = field(default_factory=Comparison)
 
 
 @dataclass
@@ -44,7 +49,7 @@ class Waterfall:
 
     rows_in: int = 0
     rows_out: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
 
     def lines(self) -> list[str]:
@@ -57,60 +62,76 @@ class Waterfall:
         return [*lines, f"rows out                 {self.rows_out:>9,}"]
 
 
-class Contamination:
-    """Questions of evaluations, and whether a text shares eight words in a row with one."""
+class Outputs:
+    """FILE.work/: rows kept, rows rejected, and how far both are safely on disk.
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._grams: dict[tuple[str, ...], str] = {}
-        self._whole: dict[str, str] = {}
-        for file in files:
-            for number, row in read_jsonl(file):
-                text = row.get("prompt") if isinstance(row, dict) else None
-                if not isinstance(text, str):
-                    raise UserError(f"{file}:{number}: no prompt; expected rows of a task file")
-                name = f"{row.get('task', file.stem)}/{row.get('id', number)}"
-                said = words(text)
-                self._whole[" ".join(said)] = name
-                for gram in _grams(said):
-                    self._grams.setdefault(gram, name)
+    Opened again with the same `key`, it goes on where progress.json says; else it begins anew.
+    """
 
-    def match(self, question: str) -> tuple[str, str] | None:
-        """(row, what they share) of the first match."""
-        said = words(question)
-        whole = " ".join(said)
-        if whole in self._whole:
-            return self._whole[whole], whole
-        for gram in _grams(said):
-            if gram in self._grams:
-                return self._grams[gram], " ".join(gram)
-        return None
+    def __init__(self, work: Path, key: str) -> None:
+        self.counts = Waterfall()
+        self._work, self._key, self._saved = work, key, time.monotonic()
+        self._progress = work / "progress.json"
+        before = read_json(self._progress) if self._progress.exists() else {}
+        ends = (0, 0)
+        if before.get("key") == key:
+            self.counts = Waterfall(**before["counts"])
+            ends = before["ends"]
+        self._files = [
+            _opened(work / name, end)
+            for name, end in zip(("kept.jsonl", "rejected.jsonl"), ends, strict=True)
+        ]
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        """Records that an interrupted run has kept."""
+        for _, row in read_jsonl(self._work / "kept.jsonl"):
+            yield row
+
+    def keep(self, record: dict[str, Any], tokens: int) -> None:
+        self.counts.rows_out += 1
+        self.counts.tokens += tokens
+        self._write(0, record)
+
+    def reject(self, row: str, reason: str, shared: str) -> None:
+        self.counts.dropped[reason] = self.counts.dropped.get(reason, 0) + 1
+        self._write(1, {"row": row, "reason": reason} | ({"shared": shared} if shared else {}))
+
+    def _write(self, which: int, row: dict[str, Any]) -> None:
+        self.counts.rows_in += 1
+        self._files[which].write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        if time.monotonic() - self._saved > SAVE_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+        ends = [file.tell() for file in self._files]
+        write_json(self._progress, {"key": self._key, "counts": asdict(self.counts), "ends": ends})
+        self._saved = time.monotonic()
+
+    def finish(self, out: Path) -> None:
+        """Everything under its final name; FILE.work is removed."""
+        self._save()
+        for file, target in zip(
+            self._files, (out, out.with_suffix(".rejected.jsonl")), strict=True
+        ):
+            os.replace(file.name, target)
+        fsync_directory(out.parent)
+        self.close()
+        shutil.rmtree(self._work)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
 
 
-def _grams(said: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    return (tuple(said[i : i + NGRAM]) for i in range(len(said) - NGRAM + 1))
-
-
-class NearDuplicates:
-    """Questions that share most of their five-word pieces with one seen before (MinHash)."""
-
-    def __init__(self, threshold: float) -> None:
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError:
-            raise UserError("--near-duplicates: needs pip install 'tinyr1[data]'") from None
-        self._make, self._index = MinHash, MinHashLSH(threshold=threshold, num_perm=128)
-        self._count = 0
-
-    def seen(self, question: str) -> bool:
-        said = words(question)
-        pieces = {" ".join(said[i : i + 5]) for i in range(max(1, len(said) - 4))}
-        sketch = self._make(num_perm=128)
-        sketch.update_batch([piece.encode() for piece in pieces])
-        if self._index.query(sketch):
-            return True
-        self._index.insert(str(self._count), sketch)
-        self._count += 1
-        return False
+def _opened(path: Path, end: int) -> BinaryIO:
+    """A file to append to, cut to what is known to be whole."""
+    file = open(path, "ab")  # noqa: SIM115 - lives as long as Outputs
+    file.truncate(end)
+    file.seek(end)
+    return file
 
 
 def build(
@@ -118,13 +139,13 @@ def build(
     convert: Callable[[dict[str, Any]], Draft],
     out: Path,
     steps: Steps,
+    key: str,
     log: Log,
 ) -> Waterfall:
-    """Write FILE.jsonl and FILE.rejected.jsonl; returns the counts. The order is the sources'."""
-    counts, seen = Waterfall(), set[bytes]()
-    rejected = out.with_suffix(".rejected.jsonl")
-    temporary = [path.with_name(f".{path.name}.partial") for path in (out, rejected)]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Write FILE.jsonl and FILE.rejected.jsonl; returns the counts. The order is the sources'.
+
+    A run that was interrupted goes on if its `key` (of sources and options) is the same.
+    """
 
     def prepare(place: tuple[str, int, dict[str, Any]]) -> tuple[str, Draft | str, int]:
         where, number, row = place
@@ -136,26 +157,32 @@ def build(
         except KeyError as error:
             raise UserError(f"{where}: row {number}: no column {error}; other schema?") from None
 
-    with open(temporary[0], "w", encoding="utf-8") as kept, open(temporary[1], "w") as left_out:
-        for name, made, tokens in log.bar(in_threads(prepare, places), desc="rows", unit="row"):
-            counts.rows_in += 1
-            reason, shared = (made, "") if isinstance(made, str) else _compare(made, seen, steps)
-            if reason:
-                counts.dropped[reason] += 1
-                row = {"row": name, "reason": reason} | ({"shared": shared} if shared else {})
-                left_out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with owned(work := out.with_suffix(".work")), closing(Outputs(work, key)) as outputs:
+        for record in outputs.kept():
+            steps.comparison.add(question_of(record))
+        done = outputs.counts.rows_in
+        if done:
+            log.say(f"{out}: goes on after {done:,} rows")
+        made_rows = in_threads(prepare, itertools.islice(places, done, None))
+        for name, made, tokens in log.bar(made_rows, desc="rows", unit="row", initial=done):
+            if isinstance(made, str):
+                outputs.reject(name, made, "")
                 continue
-            assert isinstance(made, Draft)
-            kept.write(json.dumps(record_of(made, name), ensure_ascii=False) + "\n")
-            counts.rows_out += 1
-            counts.tokens += tokens
-        for file in (kept, left_out):
-            file.flush()
-            os.fsync(file.fileno())
-    for source, target in zip(temporary, (out, rejected), strict=True):
-        os.replace(source, target)
-    fsync_directory(out.parent)
-    return counts
+            record = record_of(made, name)
+            question = question_of(record)
+            reason, shared = steps.comparison.against(question)
+            if reason:
+                outputs.reject(name, reason, shared)
+                continue
+            steps.comparison.add(question)
+            outputs.keep(record, tokens)
+        outputs.finish(out)
+        return outputs.counts
+
+
+def question_of(record: dict[str, Any]) -> str:
+    """What the user says in a line that `record_of` made."""
+    return record["question"] if "question" in record else record["messages"][0]["content"]
 
 
 def _prepare(
@@ -174,20 +201,6 @@ def _prepare(
     if tokens > steps.max_tokens:
         raise Dropped("too_long")
     return draft, tokens
-
-
-def _compare(draft: Draft, seen: set[bytes], steps: Steps) -> tuple[str, str]:
-    """("", "") for a row that is kept; else the reason, and what it shares with an evaluation."""
-    if steps.contamination and (match := steps.contamination.match(draft.question)):
-        return "contaminated", f"{match[0]}: {match[1]}"
-    key = hashlib.blake2b(" ".join(words(draft.question)).encode(), digest_size=16).digest()
-    if steps.deduplicate:
-        if key in seen:
-            return "duplicate", ""
-        seen.add(key)
-    if steps.near_duplicates and steps.near_duplicates.seen(draft.question):
-        return "near_duplicate", ""
-    return "", ""
 
 
 def record_of(draft: Draft, name: str) -> dict[str, Any]:
@@ -220,10 +233,30 @@ def write_meta(out: Path, counts: Waterfall, about: dict[str, Any]) -> None:
     write_json(out.with_suffix(".meta.json"), values | about)
 
 
-def check_file(path: Path) -> Iterator[tuple[int, Record]]:
-    """(line, record) of a training file; UserError naming the first line that breaks it."""
+def is_right(draft: Draft, sandbox: Level = "namespaces") -> bool:
+    """Whether a solution is right; true where nothing is known that it could be compared with."""
+    row: dict[str, Any] = {"task": draft.domain, "id": draft.id, "prompt": draft.question}
+    if draft.tests:
+        row |= {"kind": "code", "tests": draft.tests}
+    elif draft.answer and draft.answer in LETTERS:
+        row |= {"kind": "choice", "answer": draft.answer}
+    elif draft.answer and last_box(draft.solution):
+        row |= {"kind": "math", "answer": draft.answer}
+    else:
+        return True
+    return grade(row, draft.content(), sandbox=sandbox).correct
+
+
+def check_file(path: Path) -> Iterator[tuple[int, Record | ValueError]]:
+    """(line, record, or how the line breaks the contract) of a training file."""
     for number, row in read_jsonl(path):
         try:
-            yield number, Record.from_json(row)
+            record = Record.from_json(row)
+            if not record.id:
+                raise ValueError("id: missing")
+            for message in record.messages:
+                if message.role == "assistant":
+                    check_normal_form(message.content)
+            yield number, record
         except ValueError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
+            yield number, error

@@ -18,11 +18,11 @@ os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 import pytest
 import torch
 
-from tinyr1.chat import Tokenizer
 from tinyr1.lab.initial import initialise, model_config, save_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
 from tinyr1.model import Qwen2
 from tinyr1.sandbox import Sandbox, SandboxUnavailable
+from tinyr1.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -13,10 +13,10 @@ from conftest import SHARED_DATA, run, write_rows
 from fake_hub import hub
 
 from tinyr1.benchmarks import load_benchmark
-from tinyr1.chat import Tokenizer
 from tinyr1.errors import UserError
 from tinyr1.graders import grade
 from tinyr1.tasks import check_row, choice_order, in_order, make_prompts
+from tinyr1.tokenizer import Tokenizer
 
 
 def aime_rows(count=30, **changes):

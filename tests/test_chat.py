@@ -7,16 +7,10 @@ from conftest import SHARED_DATA
 from tokenizers import Tokenizer as FastTokenizer
 
 from tinyr1 import chat
-from tinyr1.chat import (
-    Tokenizer,
-    check_template,
-    guess_template,
-    render,
-    render_prompt,
-    stop_ids,
-)
+from tinyr1.chat import check_template, guess_template, render, render_prompt, stop_ids
 from tinyr1.errors import UserError
 from tinyr1.record import Message
+from tinyr1.tokenizer import Tokenizer
 
 REBUILT = SHARED_DATA / "qwen_tokenizer"
 needs_rebuilt = pytest.mark.skipif(not REBUILT.exists(), reason="rebuilt tokenizers are absent")

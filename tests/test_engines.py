@@ -13,7 +13,6 @@ from conftest import ROOT, run, task_rows, write_rows
 from engine_conformance import MAX_MODEL_LEN, Conformance, collect, settings_of
 from fake_server import fake_server
 
-from tinyr1.chat import Tokenizer
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.model import Qwen2
 from tinyr1.ranks import Ranks
@@ -23,6 +22,7 @@ from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import TextStream, cut_at_stop
 from tinyr1.sampling.vllm import take_gpus
 from tinyr1.tasks import make_prompts
+from tinyr1.tokenizer import Tokenizer
 
 pytest.importorskip("httpx")
 from tinyr1.sampling.openai import OpenAI

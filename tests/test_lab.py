@@ -8,9 +8,10 @@ import sys
 import pytest
 from conftest import ROOT, strongest_sandbox
 
-from tinyr1.chat import Tokenizer, render
+from tinyr1.chat import render
 from tinyr1.lab.world import DOMAINS, World
 from tinyr1.record import Message, check_think
+from tinyr1.tokenizer import Tokenizer
 
 
 def test_world_is_a_function_of_the_seed():

@@ -11,6 +11,7 @@ ROWS = [
     ["errors", "record", "files", "config", "log", "stats", "plot", "ranks", "paper"],
     [
         "weights",
+        "tokenizer",
         "chat",
         "answer",
         "packing",
@@ -23,7 +24,7 @@ ROWS = [
         "sandbox",
     ],
     [
-        *("model", "flops", "parallel", "checkpoint", "corpus"),
+        *("model_config", "model", "flops", "parallel", "checkpoint", "corpus"),
         *(
             "graders.math",
             "graders.choice",
@@ -48,6 +49,7 @@ ROWS = [
             "sampling.run",
             "sampling.build",
             "train_plan",
+            "metrics",
             "sft",
             "preview",
             "memory",

@@ -9,7 +9,7 @@ import torch
 from conftest import task_rows
 
 from tinyr1 import sampling
-from tinyr1.chat import Tokenizer, stop_ids
+from tinyr1.chat import stop_ids
 from tinyr1.errors import UserError
 from tinyr1.log import Log
 from tinyr1.model import Qwen2
@@ -23,6 +23,7 @@ from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sampling.sampler import SamplingSettings, stream_key
 from tinyr1.tasks import make_prompts
+from tinyr1.tokenizer import Tokenizer
 
 assert sampling.__doc__
 

@@ -17,15 +17,16 @@ import pytest
 import torch
 from conftest import ROOT, make_checkpoint, metrics, run, training_rows, write_rows
 
-from tinyr1.chat import Tokenizer
 from tinyr1.corpus import build_corpus
 from tinyr1.errors import UserError
 from tinyr1.files import owned
 from tinyr1.flops import TrainingFlops, peak_tflops
 from tinyr1.log import Log
-from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.model import Qwen2
+from tinyr1.model_config import Qwen2Config
 from tinyr1.ranks import Ranks
 from tinyr1.sft import forward, train_step
+from tinyr1.tokenizer import Tokenizer
 from tinyr1.train_plan import Plan, TrainConfig, prepare
 from tinyr1.weights import Checkpoint
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from conftest import SHARED_DATA, task_rows, write_rows
 
-from tinyr1.chat import Tokenizer
 from tinyr1.errors import UserError
 from tinyr1.tasks import load_task_file, make_prompts, prompt_lines, prompt_text
+from tinyr1.tokenizer import Tokenizer
 
 GOLDENS = SHARED_DATA / "grading_cases" / "prompt_goldens.jsonl"
 MATH = {"task": "aime24", "id": "1", "kind": "math", "prompt": "Find $1+1$.", "answer": "2"}

@@ -15,8 +15,8 @@ import pytest
 from conftest import make_checkpoint, run, task_rows, write_rows
 from engine_conformance import MAX_MODEL_LEN, Conformance, settings_of
 
-from tinyr1.chat import Tokenizer
 from tinyr1.tasks import make_prompts
+from tinyr1.tokenizer import Tokenizer
 
 pytestmark = [
     pytest.mark.vllm,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tinyr1.chat import TemplateName, ThinkIn, Tokenizer, render
+from tinyr1.chat import TemplateName, ThinkIn, render
 from tinyr1.errors import UserError
 from tinyr1.files import (
     fsync_directory,
@@ -33,6 +33,7 @@ from tinyr1.files import (
 from tinyr1.log import Log
 from tinyr1.ranks import core_count
 from tinyr1.record import Record
+from tinyr1.tokenizer import Tokenizer
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tinyr1.model import Qwen2Config
+from tinyr1.model import tensor_shapes
+from tinyr1.model_config import Qwen2Config
 
 # Dense bf16 peak of a GPU in TFLOP/s, by a part of its name (the makers' data sheets).
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "H800": 989, "A100": 312, "A800": 312}
@@ -25,7 +26,7 @@ class TrainingFlops:
 
     @staticmethod
     def of(config: Qwen2Config) -> TrainingFlops:
-        shapes = config.tensor_shapes()
+        shapes = tensor_shapes(config)
         block = sum(
             shape[0] * shape[1]
             for name, shape in shapes.items()

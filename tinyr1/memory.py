@@ -18,14 +18,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from tinyr1.chat import TOKENIZER_FILES
 from tinyr1.config import require, to_json
 from tinyr1.errors import UserError
 from tinyr1.flops import TrainingFlops
 from tinyr1.log import Log
-from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.model import Qwen2, parameter_count
+from tinyr1.model_config import Qwen2Config
 from tinyr1.parallel import Sharding, make_mesh, shard
 from tinyr1.record import Pack
+from tinyr1.tokenizer import TOKENIZER_FILES
 from tinyr1.train_plan import DTYPES, Plan, TrainConfig, describe, prepare
 
 GIB = 2**30
@@ -154,7 +155,7 @@ def print_plan(config: TrainConfig, log: Log) -> None:
     config.check_world(config.world_size, f"--world-size {config.world_size}")
     for name, value in to_json(config).items():
         print(f"{name} = {value}")
-    print(f"\nmodel: {model.parameter_count():,} parameters")
+    print(f"\nmodel: {parameter_count(model):,} parameters")
     flops = TrainingFlops.of(model)
     if config.data and any((config.model / n).exists() for n in TOKENIZER_FILES):
         _, corpus, plan, _ = prepare(config, log)

@@ -6,9 +6,9 @@ mask shifted by one. They show here at a glance.
 
 from __future__ import annotations
 
-from tinyr1.chat import Tokenizer
 from tinyr1.log import Log
 from tinyr1.packing import make_batch
+from tinyr1.tokenizer import Tokenizer
 from tinyr1.train_plan import TrainConfig, describe, prepare
 
 PACKS = 2

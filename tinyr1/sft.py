@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from tinyr1 import checkpoint, plot
+from tinyr1 import checkpoint
 from tinyr1.config import require, to_json
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import Journal, owned, write_json, write_jsonl
+from tinyr1.files import owned, write_json
 from tinyr1.flops import peak_tflops
 from tinyr1.log import Log
-from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.metrics import Metrics
+from tinyr1.model import Qwen2, tensor_shapes
+from tinyr1.model_config import Qwen2Config
 from tinyr1.optim import learning_rate, make_optimizer
 from tinyr1.parallel import Sharding, clip_gradients, load_weights, make_mesh, shard
 from tinyr1.ranks import Ranks
@@ -135,7 +137,7 @@ class Run:
         model_config = Qwen2Config.from_pretrained(self.source)
         weights = Checkpoint(self.source)
         self.fingerprint = weights.fingerprint()
-        weights.check(model_config.tensor_shapes(), model_config.tie_word_embeddings)
+        weights.check(tensor_shapes(model_config), model_config.tie_word_embeddings)
         with torch.device("meta"):
             self.model = Qwen2(model_config)
         on_gpu = ranks.device.type == "cuda"
@@ -306,6 +308,7 @@ def _train(
     ranks.barrier()
     if ranks.is_main:
         finished.unlink(missing_ok=True)  # of a shorter run that this one continues
+        write_json(config.out / "train_config.json", to_json(config))
     if _loop(run, stop):
         run.export(config.out)
         log.say(f"finished: {config.out}")
@@ -314,8 +317,9 @@ def _train(
 def _loop(run: Run, stop: StopSignal) -> bool:
     """Step until done (True) or asked to stop (False); either way a checkpoint is on disk."""
     config, total = run.config, run.plan.total_steps
-    metrics = _open_metrics(run) if run.ranks.is_main else None
-    board = TensorBoard(run.out) if metrics and config.tensorboard else None
+    metrics = Metrics(
+        run.out, run.step, total, run.log, config.tensorboard, quiet=not run.ranks.is_main
+    )
     bad_steps, saved = 0, run.step
     with run.log.bar(total=total, initial=run.step, desc="training", unit="step") as bar:
         while run.step < total:
@@ -323,11 +327,7 @@ def _loop(run: Run, stop: StopSignal) -> bool:
             due = run.step % config.eval_every == 0 or run.step == total
             if run.held_out and due and not stats.stop_requested:  # who stops us does not wait long
                 row["eval_loss"] = run.evaluate()
-            if metrics:
-                metrics.append(row)
-            if board:
-                board.add(row)
-            run.log.say(_line(row, total))
+            metrics.add(row)
             bar.update()
             bad_steps = 0 if stats.updated else bad_steps + 1
             if bad_steps == MAX_BAD_STEPS:
@@ -344,61 +344,5 @@ def _loop(run: Run, stop: StopSignal) -> bool:
                 run.log.say(f"stopped after step {saved}; the same command continues")
                 break
     run.saver.wait()
-    if board:
-        board.close()
-    if metrics:
-        metrics.close()
-        _draw(run, metrics.path)
+    metrics.close()
     return run.step == total
-
-
-class TensorBoard:
-    """The numbers of metrics.jsonl as scalars under OUT/tensorboard."""
-
-    def __init__(self, out: Path) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "--tensorboard: not installed; pip install 'tinyr1[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(str(out / "tensorboard"))
-
-    def add(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            self._writer.add_scalar(name, float(value), row["step"])
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def _open_metrics(run: Run) -> Journal:
-    """metrics.jsonl, rewound to the checkpoint so that each step stands once."""
-    path = run.out / "metrics.jsonl"
-    with Journal(path) as journal:
-        rows = [row for row in journal.rows if row["step"] <= run.step]
-    write_jsonl(path, rows)
-    write_json(run.out / "train_config.json", to_json(run.config))
-    return Journal(path)
-
-
-def _draw(run: Run, metrics: Path) -> None:
-    if not plot.available():
-        run.log.say("no loss.png: install the plot extra for it")
-        return
-    with Journal(metrics) as journal:
-        rows = journal.rows
-    if rows:
-        plot.loss_curve(run.out / "loss.png", rows, title=str(run.out.name))
-
-
-def _line(row: dict[str, Any], total: int) -> str:
-    """One greppable line a step."""
-    memory = f" | mem {row['memory_gib']:.1f}G" if "memory_gib" in row else ""
-    skipped = " | SKIPPED: not finite" if row.get("skipped") else ""
-    mfu = f" | mfu {row['mfu']:.1%}" if "mfu" in row else ""
-    held_out = f" | eval {row['eval_loss']:.4f}" if "eval_loss" in row else ""
-    return (
-        f"step {row['step']:05d}/{total} | loss {row['loss']:.4f} | grad {row['grad_norm']:.2f} | "
-        f"lr {row['lr']:.1e} | tok/s {row['tokens_per_s']:,.0f}{mfu}{memory}{held_out}{skipped}"
-    )

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tinyr1.chat import TemplateName, Tokenizer, render_prompt
+from tinyr1.chat import TemplateName, render_prompt
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
 from tinyr1.record import Message, Prompt
+from tinyr1.tokenizer import THINK_OPEN, Tokenizer
 
 Preset = Literal["tinyr1", "r1", "plain"]
 KINDS = ("math", "choice", "code")
@@ -205,7 +206,7 @@ def prompt_text(row: dict[str, Any], preset: Preset, template_opens: bool) -> st
     marks = {"system": "", "user": chat.USER, "assistant": chat.ASSISTANT}
     text = chat.BOS + "".join(marks[m.role] + m.content for m in messages(row, preset))
     opened = opens_thinking(row["kind"], preset, template_opens)
-    return text + chat.ASSISTANT + (chat.THINK_OPEN + "\n" if opened else "")
+    return text + chat.ASSISTANT + (THINK_OPEN + "\n" if opened else "")
 
 
 def prompt_lines(

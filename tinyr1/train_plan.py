@@ -18,18 +18,19 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 import tyro
 
-from tinyr1.chat import TEMPLATE_END, TemplateName, ThinkIn, Tokenizer, check_template
+from tinyr1.chat import TEMPLATE_END, TemplateName, ThinkIn, check_template
 from tinyr1.config import check_range, require
 from tinyr1.corpus import Corpus, build_corpus
 from tinyr1.errors import UserError
 from tinyr1.flops import TrainingFlops
 from tinyr1.log import Log
-from tinyr1.model import Qwen2Config
+from tinyr1.model_config import Qwen2Config
 from tinyr1.optim import Schedule
 from tinyr1.packing import Packing, Weighting, epoch_packs, make_batch
 from tinyr1.parallel import ActivationCheckpointing
 from tinyr1.ranks import Ranks
 from tinyr1.record import Batch, Pack
+from tinyr1.tokenizer import Tokenizer
 
 Dtype = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -29,7 +29,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tinyr1.flops import TrainingFlops, peak_tflops
-from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.model import Qwen2
+from tinyr1.model_config import Qwen2Config
 from tinyr1.optim import make_optimizer
 from tinyr1.packing import make_batch
 from tinyr1.ranks import Ranks

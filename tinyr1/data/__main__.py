@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1 import plot
-from tinyr1.chat import TemplateName, Tokenizer, guess_template, render
+from tinyr1.chat import TemplateName, guess_template, render
 from tinyr1.config import check_range, parse, require, to_json
 from tinyr1.data import coding, math, science
 from tinyr1.data.clean import Draft
@@ -41,6 +41,7 @@ from tinyr1.log import Log
 from tinyr1.record import Example, Message
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import mean
+from tinyr1.tokenizer import Tokenizer
 
 FAULTS = 20  # broken lines that inspect prints
 PAPER = {  # section 2.1

@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from tinyr1 import chat
 from tinyr1.files import write_json
+from tinyr1.tokenizer import THINK_CLOSE, THINK_OPEN
 
 DOMAINS = ("math", "coding", "science")
 KINDS = {"math": "math", "coding": "code", "science": "choice"}
@@ -216,7 +217,7 @@ def write_tokenizer(world: World, folder: Path) -> None:
     words |= set(PROPERTIES) | {f" {creature}" for creature in world.creatures}
     characters = [chr(c) for c in range(32, 127)] + ["\n"]
     special = [chat.EOS, chat.BOS, chat.USER, chat.ASSISTANT, "<unk>"]
-    tags = [chat.THINK_OPEN, chat.THINK_CLOSE]
+    tags = [THINK_OPEN, THINK_CLOSE]
     vocab = {w: i for i, w in enumerate(special + tags + characters + sorted(words))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     longest_first = sorted(words, key=lambda w: (-len(w), w))

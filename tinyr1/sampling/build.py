@@ -12,14 +12,16 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from tinyr1.chat import TemplateName, Tokenizer, check_template, guess_template, stop_ids
+from tinyr1.chat import TemplateName, check_template, guess_template, stop_ids
 from tinyr1.config import check_range
 from tinyr1.errors import UserError
-from tinyr1.model import Qwen2, Qwen2Config
+from tinyr1.model import Qwen2
+from tinyr1.model_config import Qwen2Config
 from tinyr1.ranks import Ranks
 from tinyr1.sampling import openai, vllm
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import Sampler, SamplingSettings
+from tinyr1.tokenizer import Tokenizer
 from tinyr1.weights import Checkpoint
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyr1.chat import Tokenizer
 from tinyr1.model import KVCache, Qwen2
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.draw import draw, uniforms
@@ -33,6 +32,7 @@ from tinyr1.sampling.sampler import (
     finished_sample,
     stream_key,
 )
+from tinyr1.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 16384  # prompt tokens (padding included) that go through the model at once
 

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tinyr1.chat import THINK_CLOSE, THINK_OPEN, Tokenizer
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.sampler import (
@@ -29,6 +28,7 @@ from tinyr1.sampling.sampler import (
     finished_sample,
     request_seed,
 )
+from tinyr1.tokenizer import THINK_CLOSE, THINK_OPEN, Tokenizer
 
 Api = Literal["completions", "chat"]
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}

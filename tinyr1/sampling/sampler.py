@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from tinyr1.chat import Tokenizer
 from tinyr1.record import Prompt, Sample
+from tinyr1.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyr1.chat import Tokenizer
 from tinyr1.errors import UserError
 from tinyr1.ranks import Ranks
 from tinyr1.record import Prompt, Sample
@@ -27,6 +26,7 @@ from tinyr1.sampling.sampler import (
     finished_sample,
     request_seed,
 )
+from tinyr1.tokenizer import Tokenizer
 
 
 def available() -> bool:

@@ -1,0 +1,76 @@
+"""What a training run tells while it goes: metrics.jsonl, a line a step, TensorBoard, loss.png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tinyr1 import plot
+from tinyr1.errors import UserError
+from tinyr1.files import Journal, write_jsonl
+from tinyr1.log import Log
+
+
+class Metrics:
+    """The figures of a run, one row a step. On the main rank only: others get `quiet=True`.
+
+    On resume metrics.jsonl is rewound to the checkpoint, so that each step stands once.
+    """
+
+    def __init__(
+        self, out: Path, step: int, total: int, log: Log, tensorboard: bool, quiet: bool
+    ) -> None:
+        self._out, self._total, self._log = out, total, log
+        self._rows: list[dict[str, Any]] = []
+        self._journal = self._board = None
+        if quiet:
+            return
+        path = out / "metrics.jsonl"
+        with Journal(path) as journal:
+            self._rows = [row for row in journal.rows if row["step"] <= step]
+        write_jsonl(path, self._rows)
+        self._journal = Journal(path)
+        self._board = _tensorboard(out) if tensorboard else None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one step's figures everywhere."""
+        if self._journal is None:
+            return
+        self._rows.append(row)
+        self._journal.append(row)
+        if self._board:
+            for name, value in row.items():
+                self._board.add_scalar(name, float(value), row["step"])
+        self._log.say(_line(row, self._total))
+
+    def close(self) -> None:
+        """Close the files and draw loss.png."""
+        if self._journal is None:
+            return
+        self._journal.close()
+        if self._board:
+            self._board.close()
+        if not plot.available():
+            self._log.say("no loss.png: install the plot extra for it")
+        elif self._rows:
+            plot.loss_curve(self._out / "loss.png", self._rows, title=self._out.name)
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: not installed; pip install 'tinyr1[tensorboard]'") from None
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def _line(row: dict[str, Any], total: int) -> str:
+    """One greppable line a step."""
+    memory = f" | mem {row['memory_gib']:.1f}G" if "memory_gib" in row else ""
+    skipped = " | SKIPPED: not finite" if row.get("skipped") else ""
+    mfu = f" | mfu {row['mfu']:.1%}" if "mfu" in row else ""
+    held_out = f" | eval {row['eval_loss']:.4f}" if "eval_loss" in row else ""
+    return (
+        f"step {row['step']:05d}/{total} | loss {row['loss']:.4f} | grad {row['grad_norm']:.2f} | "
+        f"lr {row['lr']:.1e} | tok/s {row['tokens_per_s']:,.0f}{mfu}{memory}{held_out}{skipped}"
+    )

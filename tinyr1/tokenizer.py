@@ -1,0 +1,144 @@
+"""Text to token ids and back, and nothing of conversations (these are in chat.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
+
+from tinyr1.errors import UserError
+from tinyr1.files import read_json
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+class Tokenizer:
+    """tokenizer.json through `tokenizers`; tokenizer.model through the sentencepiece extra."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        config_file = path / "tokenizer_config.json"
+        self.config: dict[str, Any] = read_json(config_file) if config_file.exists() else {}
+        if (path / "tokenizer.json").exists():
+            try:
+                self._fast = FastTokenizer.from_file(str(path / "tokenizer.json"))
+            except Exception as error:  # the library raises plain Exception for any bad file
+                raise UserError(f"{path / 'tokenizer.json'}: cannot be read ({error})") from None
+        elif (path / "tokenizer.model").exists():
+            self._fast = _SentencePiece(path / "tokenizer.model")
+        else:
+            raise UserError(f"{path}: neither tokenizer.json nor tokenizer.model in it")
+        # Special tokens do not belong to a text, but the thinking tags do, however they are marked.
+        self._hidden = {
+            token_id
+            for token_id, token in self._fast.get_added_tokens_decoder().items()
+            if token.special and token.content not in (THINK_OPEN, THINK_CLOSE)
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        return self._fast.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` and nothing else: no BOS, no template."""
+        # As a batch of one: unlike `encode`, this lets other threads work meanwhile.
+        return self._fast.encode_batch([text], add_special_tokens=False)[0].ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids` without special tokens, but with the thinking tags."""
+        return self._fast.decode(
+            [i for i in ids if i not in self._hidden], skip_special_tokens=False
+        )
+
+    def decode_raw(self, ids: list[int]) -> str:
+        """Text of `ids` with every special token written out."""
+        return self._fast.decode(ids, skip_special_tokens=False)
+
+    def special(self, token: str) -> int:
+        """The single id of a special token; UserError when this tokenizer has none."""
+        token_id = self._fast.token_to_id(token)
+        if token_id is None:
+            raise UserError(f"{self.path}: tokenizer has no single token {token!r}")
+        return token_id
+
+    def has(self, token: str) -> bool:
+        return self._fast.token_to_id(token) is not None
+
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: the tokenizer's EOS and generation_config.json's, united."""
+        ids: set[int] = set()
+        eos = self.config.get("eos_token")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        if isinstance(eos, str) and self.has(eos):
+            ids.add(self.special(eos))
+        generation = self.path / "generation_config.json"
+        if generation.exists():
+            stop = read_json(generation).get("eos_token_id")
+            ids.update([stop] if isinstance(stop, int) else stop or [])
+        return tuple(sorted(ids))
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what ids a text gets."""
+        return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
+
+    def opens_thinking(self) -> bool:
+        """Whether the published chat template's generation prompt ends in `<think>\\n`."""
+        template = json.dumps(self.config.get("chat_template", ""))
+        jinja = self.path / "chat_template.jinja"
+        if jinja.exists():
+            template = json.dumps(jinja.read_text(encoding="utf-8"))
+        tail = template[template.rfind("add_generation_prompt") :]
+        return THINK_OPEN in tail
+
+
+class _Ids(NamedTuple):
+    ids: list[int]
+
+
+class _SentencePiece:
+    """tokenizer.model behind the few methods of `tokenizers.Tokenizer` that are used here."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise UserError(
+                f"{path}: needs the sentencepiece extra: pip install 'tinyr1[sentencepiece]'"
+            ) from None
+        try:
+            self.model: Any = SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from None
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
+        return self.model.vocab_size()
+
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        control = (i for i in range(self.model.vocab_size()) if self.model.is_control(i))
+        return {i: AddedToken(self.model.id_to_piece(i), special=True) for i in control}
+
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[_Ids]:
+        return [_Ids(self.model.encode(text)) for text in texts]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """Control tokens decode to nothing in the library; here they are written out."""
+        parts: list[str] = []
+        for is_control, group in itertools.groupby(ids, self.model.is_control):
+            run = list(group)
+            parts += (
+                [self.model.id_to_piece(i) for i in run] if is_control else [self.model.decode(run)]
+            )
+        return "".join(parts)
+
+    def token_to_id(self, token: str) -> int | None:
+        token_id = self.model.piece_to_id(token)
+        return None if token_id == self.model.unk_id() else token_id
+
+    def to_str(self) -> str:
+        return self.model.serialized_model_proto().hex()

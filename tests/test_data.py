@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from fake_hub import COMMIT, hub
 
 from tinyr1.data import coding, math, pipeline, science
 from tinyr1.data.clean import (
+    REASONS,
     Draft,
     Dropped,
     check,
@@ -121,6 +124,82 @@ def test_long_honest_texts_are_no_loops():
     assert not mixes_languages("求和", "求和等于二。" * 50)
 
 
+def test_tables_and_symbols_are_neither_loops_nor_languages():
+    rng = random.Random(0)
+    grid = "\n".join(" ".join(rng.choices("01", k=20)) for _ in range(12))
+    assert not loops("The table is\n" + grid)
+    assert not loops("dp = " + "0 " * 90)
+    assert loops("So we try again. " + "But wait, what if it is not so? " * 30)
+    assert loops("Let me see: " + "no, " * 400)
+    assert not mixes_languages("What is 𝑥?", "Then 𝑥 + 𝑦 = 3 µm. " * 40)
+
+
+def test_malformed_rows_are_dropped_by_reason_and_kept_aside(tmp_path):
+    rows = [
+        math_row(1, problem=None),
+        math_row(2, generations=[None]),
+        math_row(3, problem="Half a pair: \ud83d"),
+        math_row(4, generations=["<think>a</think> b", GOOD], is_reasoning_complete=[1, True]),
+        math_row(5, generations=["Well. " + GOOD, GOOD], is_reasoning_complete=[True] * 2,
+                 correctness_math_verify=[True] * 2),
+    ]  # fmt: skip
+    out = tmp_path / "math.jsonl"
+    done = data("math", "--source", write_rows(tmp_path / "a.jsonl", rows), "--out", out)
+    assert done.returncode == 0, done.stderr
+    kept = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["meta"]["generation"] for row in kept] == [1]  # the first is not well-formed
+    aside = out.with_suffix(".rejected.jsonl").read_text().splitlines()
+    expected = ["empty_question", "malformed", "malformed", "not_verified"]
+    assert [json.loads(line)["reason"] for line in aside] == expected
+    assert json.loads(aside[0])["messages"][1]["content"].startswith("<think>")
+    order = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("- ")]
+    assert order == sorted(order, key=REASONS.index)
+
+
+def test_every_reason_is_documented():
+    used = set[str]()
+    for path in (ROOT / "tinyr1").rglob("*.py"):
+        used |= set(re.findall(r'Dropped\(\s*"(\w+)"', path.read_text()))
+    assert used - {"x"} <= set(REASONS)
+    formats = (ROOT / "docs" / "formats.md").read_text()
+    assert not [name for name in REASONS if f"`{name}`" not in formats]
+
+
+def test_a_run_does_not_read_what_it_writes(tmp_path):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    write_rows(folder / "a.jsonl", [math_row(i) for i in range(4)])
+    out = folder / "out.jsonl"
+    for _ in range(2):
+        assert data("math", "--source", folder, "--out", out, "--quiet").returncode == 0
+        assert json.loads(out.with_suffix(".meta.json").read_text())["rows_in"] == 4
+    done = data("math", "--source", folder / "a.jsonl", "--out", folder / "a.jsonl")
+    assert done.returncode == 2
+    assert "choose another --out" in done.stderr
+    assert len((folder / "a.jsonl").read_text().splitlines()) == 4
+    other = tmp_path / "other"
+    other.mkdir()
+    row = {"question": "Why so?", "solution": "", "cot_type": "science"}
+    for i, place in enumerate((folder, other)):
+        write_rows(place / "t.jsonl", [row | {"question": f"Why {i}?"}])
+    names = [folder / "t.jsonl", other / "t.jsonl"]
+    done = data("science", "--source", *names, "--out", out, "--questions-only", "--quiet")
+    assert done.returncode == 0, done.stderr
+    ids = [json.loads(line)["id"] for line in out.read_text().splitlines()]
+    assert ids == ["1/t.jsonl:1", "2/t.jsonl:1"]
+
+
+def test_what_can_be_verified():
+    assert science.short_answer("(B)") == "B"
+    assert science.short_answer("Thus \\boxed{4}.") == "4"
+    assert science.short_answer("-3.5") == "-3.5"
+    assert science.short_answer("Six times seven is 42.") is None
+    draft = Draft("1", "science", "q", "t", "It is \\boxed{42}.", "s")
+    assert pipeline.is_right(draft) is None
+    assert pipeline.is_right(Draft(**(vars(draft) | {"answer": "42"}))) is True
+    assert pipeline.is_right(Draft(**(vars(draft) | {"answer": "B"}))) is False
+
+
 def test_the_four_markers_and_the_literal_replacement():
     assert from_markers(MARKED) == ("I print.", "```python\nprint(1)\n```")
     assert reason(from_markers, MARKED.replace("<|end_of_thought|>", "")) == "broken_markers"
@@ -165,12 +244,15 @@ def test_science_rows():
         "cot_type": "science",
         "source_type": "x",
     }
-    assert science.convert(row).thought is None
+    assert science.convert(row, questions_only=True).thought is None
+    assert reason(science.convert, row) == "no_trajectory"
     answered = row | {"deepseek_thinking_trajectory": "t", "deepseek_attempt": "A"}
     assert science.convert(answered).content() == "<think>\nt\n</think>\n\nA"
     assert science.convert(answered, questions_only=True).thought is None
     assert reason(science.convert, row | {"cot_type": "math"}) == "domain"
-    assert science.convert(row | {"cot_type": "math"}, cot_types=()).question.startswith("Why")
+    mathematics = row | {"cot_type": "math"}
+    draft = science.convert(mathematics, cot_types=(), questions_only=True)
+    assert draft.question.startswith("Why")
     puzzle = {
         "domain": "puzzle",
         "problem": "p",
@@ -196,6 +278,12 @@ def test_contamination_and_near_duplicates(tmp_path):
         "We know: nine houses, every owner paints one door each day."
     )
     assert (name, shared) == ("aime24/7", "nine houses every owner paints one door each")
+    kept = Comparison(contamination=contamination)
+    assert kept.against(text.upper())[0] == "contaminated"
+    kept.add("Solve x + 1 = 2.")
+    assert kept.against("solve  X + 1 = 2")[0] == "duplicate"
+    for other in ("Solve x - 1 = 2.", "Solve x + 1 < 2.", "Solve x + 12."):
+        assert kept.against(other)[0] == ""
     assert contamination.match("nine houses every owner paints one door twice a day") is None
     near = NearDuplicates(0.7)
     assert not near.seen(text)
@@ -292,7 +380,8 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(tmp_path, monkeypatch):
 
     def make(name, convert, key="k"):
         steps = pipeline.Steps(comparison=Comparison(near_duplicates=NearDuplicates(0.9)))
-        return pipeline.build(places, convert, tmp_path / name, steps, key, Log(quiet=True))
+        about = {"key": key}
+        return pipeline.build(places, convert, tmp_path / name, steps, about, Log(quiet=True))
 
     whole = make("whole.jsonl", math.convert)
     seen = []
@@ -305,13 +394,13 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(tmp_path, monkeypatch):
 
     with pytest.raises(RuntimeError):
         make("cut.jsonl", dies)
-    work = tmp_path / "cut.work"
+    work = tmp_path / "cut.partial"
     assert not (tmp_path / "cut.jsonl").exists()
     done = json.loads((work / "progress.json").read_text())["counts"]["rows_in"]
     assert 30 < done < 60
     with open(work / "kept.jsonl", "a") as torn:
         torn.write('{"id": "half a li')
-    shutil.copytree(work, tmp_path / "other.work")
+    shutil.copytree(work, tmp_path / "other.partial")
     again = []
     counts = make("cut.jsonl", lambda row: again.append(0) or math.convert(row))
     assert len(again) == 90 - done
@@ -320,6 +409,9 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(tmp_path, monkeypatch):
     assert counts.dropped["no_reference_answer"] == 13
     for end in (".jsonl", ".rejected.jsonl"):
         assert (tmp_path / f"cut{end}").read_text() == (tmp_path / f"whole{end}").read_text()
+    half_done = shutil.copytree(tmp_path / "other.partial", tmp_path / "lost.partial")
+    (half_done / "kept.jsonl").unlink()  # as after a crash between two renames
+    assert make("lost.jsonl", math.convert) == whole
     assert make("other.jsonl", math.convert, key="other options") == whole  # from the beginning
     assert (tmp_path / "other.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
@@ -346,11 +438,16 @@ def test_questions_for_the_teacher(tmp_path):
     row = {"question": "Why?", "solution": "A", "cot_type": "science", "source_type": "x"}
     source = write_rows(tmp_path / "s1.jsonl", [row])
     out = tmp_path / "q.jsonl"
-    assert data("science", "--source", source, "--out", out, "--quiet").returncode == 0
+    done = data("science", "--source", source, "--out", out, "--quiet")
+    assert done.returncode == 2
+    assert "no row is left" in done.stderr
+    assert "--questions-only is for the teacher" in done.stderr
+    arguments = ["science", "--source", source, "--out", out, "--quiet", "--questions-only"]
+    assert data(*arguments).returncode == 0
     (line,) = [json.loads(x) for x in out.read_text().splitlines()]
     assert line == {
         "id": "s1.jsonl:1", "domain": "science", "question": "Why?",
-        "source": "simplescaling/s1/x", "answer": "A",
+        "source": "simplescaling/s1/x", "answer": "A", "meta": {"reference": "A"},
     }  # fmt: skip
 
 

@@ -125,6 +125,21 @@ def test_faults_that_stay_end_the_run_by_name(tiny, prompts):
         collect(client(server, tiny), prompts[:1])
 
 
+def test_a_refused_prompt_costs_no_other_its_answer(tiny, prompts):
+    with fake_server(tiny) as server:
+        server.faults = [None, 400]
+        got = []
+        with pytest.raises(RunStopped, match=r"1 requests were refused; the first: .*HTTP 400"):
+            for samples in client(server, tiny, slots=1).generate(prompts[:5]):
+                got += samples
+        assert len(got) == 4
+        server.faults = [400] * 9
+        asked = len(server.seen)
+        with pytest.raises(UserError, match="HTTP 400"):  # all of them: it is not the prompts
+            collect(client(server, tiny, slots=1), prompts[:5])
+        assert len(server.seen) == asked + 3
+
+
 def test_no_more_requests_at_once_than_slots(tiny, prompts):
     with fake_server(tiny) as server:
         collect(client(server, tiny, slots=3), prompts)

@@ -95,6 +95,26 @@ def test_over_http_resumed_within_a_budget_and_trained_on(tiny, tmp_path):
     assert "temperature=0.3" in other.stderr
 
 
+def test_what_a_server_refuses_is_missing_and_asked_again(tiny, tmp_path):
+    rows = [{"id": str(i), "domain": "science", "question": f"Name {i}?"} for i in range(4)]
+    questions = write_rows(tmp_path / "q.jsonl", rows)
+    out = tmp_path / "answers.jsonl"
+    with fake_server(tiny) as server:
+        arguments = ["--questions", questions, "--out", out, "--engine", "openai", "--api", "chat"]
+        arguments += ["--base-url", server.url, "--model-name", "r1", "--max-tokens", 60]
+        server.faults = [None, 400]
+        done = teacher(*arguments, "--slots", 1)
+        assert done.returncode == 1, done.stderr
+        assert "HTTP 400" in done.stderr
+        assert "1 answers are missing" in done.stderr
+        assert "Traceback" not in done.stderr
+        meta = json.loads(out.with_suffix(".meta.json").read_text())
+        assert (meta["answers"], meta["answers_missing"]) == (3, 1)
+        done = teacher(*arguments, "--slots", 1)
+        assert done.returncode == 0, done.stderr
+        assert len(server.seen) == 5
+
+
 def test_a_local_model_and_bad_questions(tiny, tmp_path):
     questions = write_rows(tmp_path / "q.jsonl", [ROW])
     common = ["--max-tokens", 20, "--max-model-len", 100, "--quiet"]
@@ -105,6 +125,7 @@ def test_a_local_model_and_bad_questions(tiny, tmp_path):
         ({"id": "1", "domain": "x", "question": "?"}, "q.jsonl:1: domain='x'"),
         ({"id": "1", "domain": "math", "question": " "}, "q.jsonl:1: question=' '"),
         ({"domain": "math", "question": "?"}, "q.jsonl:1: id=None"),
+        ({"id": "1", "domain": "coding", "question": "?", "tests": {"inputs": [1]}}, ":1: tests:"),
     ):
         write_rows(questions, [row])
         done = teacher(tiny, "--questions", questions, "--out", tmp_path / "o.jsonl", *common)

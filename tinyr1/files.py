@@ -73,7 +73,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                 if line.strip():
                     try:
                         yield number, json.loads(line)
-                    except json.JSONDecodeError as error:
+                    except ValueError as error:
                         raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

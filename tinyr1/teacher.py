@@ -23,7 +23,7 @@ from tinyr1.chat import render_prompt
 from tinyr1.config import check_range, parse, require
 from tinyr1.data.clean import Draft, Dropped, check, split_think
 from tinyr1.data.pipeline import is_right, record_of
-from tinyr1.errors import UserError, run_main
+from tinyr1.errors import RunStopped, UserError, run_main
 from tinyr1.files import hash_files, owned, read_jsonl, write_json, write_jsonl
 from tinyr1.graders import SandboxUnavailable
 from tinyr1.log import Log
@@ -54,9 +54,9 @@ class TeacherConfig(EngineConfig):
     open_thinking: bool = True
     """End the prompt in <think> (where we make it: not with --api chat)."""
     budget_tokens: int = 0
-    """Ask nothing more after so many tokens (0: no limit)."""
+    """Ask nothing more once FILE.work holds so many tokens (0: no limit)."""
     price: float = 0.0
-    """Money for a million tokens, for the report."""
+    """Money for a million tokens of answers, for the report (prompts are not counted)."""
     sandbox: Level = "namespaces"
     """Isolation of programs that --reject-wrong runs."""
     quiet: bool = False
@@ -81,6 +81,8 @@ def load_questions(path: Path) -> list[dict[str, Any]]:
             fault = f"domain={row.get('domain')!r}: expected one of {', '.join(get_args(Domain))}"
         elif not isinstance(row.get("question"), str) or not row["question"].strip():
             fault = f"question={row.get('question')!r}: expected text"
+        elif row.get("tests") is not None and not _are_tests(row["tests"]):
+            fault = "tests: expected {inputs: [...], outputs: [as many], fn_name?}"
         elif "id" not in row or str(row["id"]) in seen:
             fault = f"id={row.get('id')!r}: missing, or there before"
         if fault:
@@ -90,6 +92,15 @@ def load_questions(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path}: no questions")
     return rows
+
+
+def _are_tests(tests: Any) -> bool:
+    if not isinstance(tests, dict):
+        return False
+    inputs, outputs = tests.get("inputs"), tests.get("outputs")
+    if not isinstance(inputs, list) or not isinstance(outputs, list):
+        return False
+    return 0 < len(inputs) == len(outputs)
 
 
 def make_prompts(rows: list[dict[str, Any]], backend: Backend, c: TeacherConfig) -> list[Prompt]:
@@ -134,7 +145,7 @@ def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
         meta,
     )
     check(draft)
-    if c.reject_wrong and not is_right(draft, c.sandbox):
+    if c.reject_wrong and is_right(draft, c.sandbox) is False:
         raise Dropped("wrong_answer")
     return draft
 
@@ -186,10 +197,16 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
     work, queue = c.out.with_suffix(".work"), WorkQueue(ranks)
     with owned(work) if ranks.is_main else contextlib.nullcontext():
         budget = c.budget_tokens or None
-        samples = sample_missing(backend.open, prompts, work, settings, log, queue, budget)
+        samples = sample_missing(
+            backend.open, prompts, work, settings, log, queue, budget, partial=True
+        )
         if ranks.is_main:
             _write(rows, samples, c, settings, log)
     queue.meet("finished")
+    if ranks.is_main and len(samples) < len(prompts) and not budget:
+        raise RunStopped(
+            f"{len(prompts) - len(samples)} answers are missing; the same command asks again"
+        )
 
 
 def _write(
@@ -221,7 +238,7 @@ def _write(
         "settings": settings,
     }
     write_json(c.out.with_suffix(".meta.json"), meta)
-    missing = f", {meta['answers_missing']} not asked (budget)" if meta["answers_missing"] else ""
+    missing = f", {meta['answers_missing']} not had" if meta["answers_missing"] else ""
     log.say(f"{len(samples)} answers, {tokens:,} tokens, cost {meta['cost']}{missing}")
     for reason, count in dropped.items():
         log.say(f"- {reason}: {count}")

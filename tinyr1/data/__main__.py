@@ -31,11 +31,10 @@ from tinyr1.data.pipeline import (
     build,
     check_file,
     is_right,
-    write_meta,
 )
-from tinyr1.data.sources import open_source
+from tinyr1.data.sources import open_sources
 from tinyr1.errors import UserError, run_main
-from tinyr1.files import hash_files, hash_json
+from tinyr1.files import hash_files
 from tinyr1.graders import SandboxUnavailable
 from tinyr1.log import Log
 from tinyr1.record import Example, Message
@@ -56,7 +55,7 @@ class DataConfig:
     """Make a branch's training file from published rows."""
 
     source: tuple[str, ...] = ()
-    """Files, folders or hub names."""
+    """Files, folders of one schema, or hub names."""
     hub_config: str | None = None
     """Configuration of a hub set (default, metadata, extended, ...)."""
     revision: str | None = None
@@ -150,7 +149,9 @@ def make(domain: str, c: DataConfig) -> None:
     require(c, "source", "out")
     assert c.out is not None
     log = Log(c.quiet)
-    sources = [open_source(name, c.hub_config, c.revision) for name in c.source]
+    if c.out.suffix != ".jsonl" or c.out.is_dir():
+        raise UserError(f"--out={c.out}: expected the name of a .jsonl file")
+    sources = open_sources(c.source, c.out, c.hub_config, c.revision)
     if not c.decontaminate:
         log.warn(
             "--decontaminate was not given: test questions stay in (s1's science seeds hold GPQA's)"
@@ -182,13 +183,15 @@ def make(domain: str, c: DataConfig) -> None:
     }
     rows = itertools.chain.from_iterable(source.rows() for source in sources)
     rows = itertools.islice(rows, c.limit)
-    counts = build(rows, converter(domain, c), c.out, steps, hash_json(about), log)
-    write_meta(c.out, counts, about)
+    counts = build(rows, converter(domain, c), c.out, steps, about, log)
     for line in counts.lines():
         print(line)
+    if c.verify and counts.unverified:
+        print(f"  of these {counts.unverified:,} had nothing to be verified by")
     print(PAPER[domain])
     if not counts.rows_out:
-        raise UserError(f"{c.out}: no row is left; see {c.out.stem}.rejected.jsonl")
+        hint = "; --questions-only is for the teacher" if "no_trajectory" in counts.dropped else ""
+        raise UserError(f"{c.out}: no row is left; see {c.out.stem}.rejected.jsonl{hint}")
 
 
 def inspect(path: Path, c: InspectConfig) -> None:

@@ -28,7 +28,22 @@ NORMAL_FORM = re.compile(r"<think>\n(?!\s).*\S\n</think>\n\n(?!\s).*\S", re.DOTA
 
 
 class Dropped(Exception):
-    """A row that is not used; the message is its reason, one of a few words."""
+    """A row that is not used: the reason, one of REASONS, and the text that it was seen in."""
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.text = reason, text
+
+
+# In the order in which a row meets them; the waterfall is printed in this order.
+REASONS = (
+    *("domain", "question_type", "source", "no_reference_answer", "reasoning_incomplete"),
+    *("cut_off", "not_verified", "malformed", "not_one_turn", "no_trajectory", "broken_markers"),
+    *("unfinished_thinking", "no_think", "several_thoughts", "text_before_thinking"),
+    *("empty_question", "empty_thought", "empty_solution", "leaked_marker", "leaked_chat_token"),
+    *("no_boxed_answer", "no_code_block", "no_letter", "repetition_loop", "language_mixing"),
+    *("wrong_answer", "too_long", "contaminated", "duplicate", "near_duplicate"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,24 +81,24 @@ def split_think(text: str) -> tuple[str, str]:
     """
     opened, closed = text.count("<think>"), text.count("</think>")
     if closed == 0:
-        raise Dropped("unfinished_thinking" if opened else "no_think")
+        raise Dropped("unfinished_thinking" if opened else "no_think", text)
     if closed > 1 or opened > 1:
-        raise Dropped("several_thoughts")
+        raise Dropped("several_thoughts", text)
     before, _, after = text.partition("</think>")
     if opened:
         lead, tag, before = before.partition("<think>")
         if not tag or lead.strip():
-            raise Dropped("text_before_thinking")
+            raise Dropped("text_before_thinking", text)
     return before.strip(), after.strip()
 
 
 def from_markers(text: str) -> tuple[str, str]:
     """Thought and solution of OpenThoughts' four markers, each of which must be there once."""
     if any(text.count(marker) != 1 for marker in MARKERS):
-        raise Dropped("broken_markers")
+        raise Dropped("broken_markers", text)
     places = [text.index(marker) for marker in MARKERS]
     if places != sorted(places):
-        raise Dropped("broken_markers")
+        raise Dropped("broken_markers", text)
     thought = text[places[0] + len(BEGIN_THOUGHT) : places[1]]
     solution = text[places[2] + len(BEGIN_SOLUTION) : places[3]]
     return thought.strip(), solution.strip()
@@ -99,9 +114,9 @@ def literal_markers(text: str) -> str:
 
 def check(draft: Draft) -> None:
     """Raise Dropped with the reason for which a trajectory is not fit to be learned."""
+    thought, solution = draft.thought or "", draft.solution
     if not draft.question.strip():
         raise Dropped("empty_question")
-    thought, solution = draft.thought or "", draft.solution
     if not thought.strip():
         raise Dropped("empty_thought")
     if not solution.strip():
@@ -124,15 +139,26 @@ def check(draft: Draft) -> None:
 
 
 def loops(text: str) -> bool:
-    """Whether the end of a text repeats itself: four words twenty times, or all but nothing new."""
-    words = text.split()[-1000:]
-    if len(words) >= 80:
-        counts = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
-        # A word that repeats alone makes one quadruple of itself, too.
-        if max(counts.values()) >= 20:
-            return True
+    """Whether the end of a text repeats itself, word by word or character by character.
+
+    A table of zeros is no loop: what comes again must have a letter in it, or come very often.
+    """
     tail = text[-3000:].encode()
-    return len(tail) >= 2000 and len(zlib.compress(tail)) < 0.03 * len(tail)
+    if len(tail) >= 2000 and len(zlib.compress(tail)) < 0.03 * len(tail):
+        return True
+    words = text.split()[-1000:]
+    last: dict[tuple[str, ...], int] = {}  # where four words began before
+    period = run = 0
+    for i, four in enumerate(zip(words, words[1:], words[2:], words[3:], strict=False)):
+        if period and words[i] == words[i - period]:
+            run += 1
+        else:
+            period, run = i - last.get(four, i), 1
+        last[four] = i
+        again = period and run >= max(80, 3 * period)
+        if again and (run >= 400 or any(c.isalpha() for w in words[i - period : i] for c in w)):
+            return True
+    return False
 
 
 def mixes_languages(question: str, text: str) -> bool:
@@ -155,7 +181,8 @@ def _scripts(text: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     foreign = Counter(_FOREIGN.findall(text))
     for character, count in foreign.items():
-        if character.isalpha():
+        character = unicodedata.normalize("NFKC", character)[:1]  # a mathematical x is an x
+        if character.isalpha() and not character.isascii():
             script = unicodedata.name(character, "OTHER").split(" ", 1)[0].split("-")[0]
             east = ("CJK", "HIRAGANA", "KATAKANA", "FULLWIDTH", "HALFWIDTH")
             counts["CJK" if script in east else script] += count
@@ -164,8 +191,15 @@ def _scripts(text: str) -> Counter[str]:
 
 
 _NOT_WORD = re.compile(r"[\W_]+")
+_SENTENCE_MARK = re.compile(r"[.,;:!?'\"]+(?=\s|$)")
 
 
 def words(text: str) -> list[str]:
-    """Words of a text without case and punctuation, for comparing questions."""
+    """Words of a text without case and punctuation, for looking for parts of a question."""
     return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split()
+
+
+def normalized(text: str) -> str:
+    """A question without case, white space and the marks that end words; x + 1 is not x - 1."""
+    plain = _SENTENCE_MARK.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(plain.split())

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from tinyr1.data.clean import Draft, Dropped, from_markers, literal_markers
+from tinyr1.errors import UserError
 
 SOURCE = "open-thoughts/OpenThoughts-114k"
 FUNCTION = "Generate an executable Python function generated from the given prompt."
@@ -26,7 +27,11 @@ def convert(row: dict[str, Any], literal: bool = False) -> Draft:
 
     `literal` keeps the paper's own replacement of two markers, which is malformed.
     """
-    return _from_metadata(row) if "domain" in row else _from_conversation(row, literal)
+    if "domain" not in row:
+        return _from_conversation(row, literal)
+    if literal:
+        raise UserError("--literal-markers: this configuration has no markers; use the default one")
+    return _from_metadata(row)
 
 
 def _from_metadata(row: dict[str, Any]) -> Draft:
@@ -60,10 +65,13 @@ def _from_conversation(row: dict[str, Any], literal: bool) -> Draft:
 def conversation(row: dict[str, Any]) -> tuple[str, str]:
     """Question and response of a `conversations` list; the system prompt, which holds the markers,
     is left out."""
-    turns = {turn.get("from"): str(turn.get("value") or "") for turn in row["conversations"]}
+    said = row["conversations"]
+    if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
+        raise Dropped("malformed")
+    turns = {turn.get("from"): str(turn.get("value") or "") for turn in said}
     question = turns.get("user", turns.get("human"))
     response = turns.get("assistant", turns.get("gpt"))
-    if question is None or response is None or len(row["conversations"]) != 2:
+    if question is None or response is None or len(said) != 2:
         raise Dropped("not_one_turn")
     return question, response
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyr1.data.clean import words
+from tinyr1.data.clean import normalized, words
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
 
@@ -24,15 +24,15 @@ class Comparison:
     contamination: Contamination | None = None
     _kept: set[bytes] = field(default_factory=set)
 
-    def against(self, question: str) -> tuple[str, str]:
-        """Reason for which a question is dropped ("" for none), and what it shares with a test."""
+    def against(self, question: str) -> tuple[str, dict[str, str]]:
+        """Reason for which a question is dropped ("" for none), and what was found."""
         if self.contamination and (match := self.contamination.match(question)):
-            return "contaminated", f"{match[0]}: {match[1]}"
+            return "contaminated", {"task_row": match[0], "shared": match[1]}
         if self.deduplicate and _key(question) in self._kept:
-            return "duplicate", ""
+            return "duplicate", {}
         if self.near_duplicates and self.near_duplicates.seen(question):
-            return "near_duplicate", ""
-        return "", ""
+            return "near_duplicate", {}
+        return "", {}
 
     def add(self, question: str) -> None:
         """Remember a question that is kept: sixteen bytes of it, or a sketch."""
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def _key(question: str) -> bytes:
-    return hashlib.blake2b(" ".join(words(question)).encode(), digest_size=16).digest()
+    return hashlib.blake2b(normalized(question).encode(errors="replace"), digest_size=16).digest()
 
 
 class Contamination:
@@ -58,16 +58,16 @@ class Contamination:
                     raise UserError(f"{file}:{number}: no prompt; expected rows of a task file")
                 name = f"{row.get('task', file.stem)}/{row.get('id', number)}"
                 said = words(text)
-                self._whole[" ".join(said)] = name
+                self._whole[normalized(text)] = name
                 for gram in _grams(said):
                     self._grams.setdefault(gram, name)
 
     def match(self, question: str) -> tuple[str, str] | None:
         """(row, what they share) of the first match."""
         said = words(question)
-        whole = " ".join(said)
+        whole = normalized(question)
         if whole in self._whole:
-            return self._whole[whole], whole
+            return self._whole[whole], question.strip()
         for gram in _grams(said):
             if gram in self._grams:
                 return self._grams[gram], " ".join(gram)

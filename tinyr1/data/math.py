@@ -33,6 +33,8 @@ def convert(
     if answer in ("", "proof", "notfound"):
         raise Dropped("no_reference_answer")
     generations = row.get("generations") or []
+    if not all(isinstance(text, str) for text in generations):
+        raise Dropped("malformed")
     complete = _flags(row.get("is_reasoning_complete"), len(generations))
     verified = _flags(row.get("correctness_math_verify"), len(generations))
     reasons = row.get("finish_reasons")
@@ -49,17 +51,28 @@ def convert(
     candidates = [i for i, ok in enumerate(usable) if ok]
     if prefer == "shortest":
         candidates.sort(key=lambda i: len(generations[i]))
-    thought, solution = split_think(generations[candidates[0]])
+    chosen, (thought, solution) = _first_whole(generations, candidates)
     return Draft(
         id=str(row.get("uuid") or ""),
         domain="math",
-        question=str(row["problem"]),
+        question=str(row["problem"] or ""),
         thought=thought,
         solution=solution,
         source=f"open-r1/OpenR1-Math-220k/{row.get('source') or ''}",
         answer=answer,
-        meta={"generation": candidates[0], "problem_type": row.get("problem_type")},
+        meta={"generation": chosen, "problem_type": row.get("problem_type")},
     )
+
+
+def _first_whole(generations: list[str], candidates: list[int]) -> tuple[int, tuple[str, str]]:
+    """The first candidate with one pair of tags, and its thought and solution."""
+    fault = Dropped("no_think")
+    for i in candidates:
+        try:
+            return i, split_think(generations[i])
+        except Dropped as why:
+            fault = why
+    raise fault
 
 
 def _flags(values: Any, count: int) -> list[bool]:

@@ -2,8 +2,8 @@
 
 Rows go through one at a time; what stays in memory is a hash of each question that was kept. The
 file appears under its name when it is whole, its waterfall and provenance beside it, and every row
-that was not used in FILE.rejected.jsonl with the reason. Until then both grow in FILE.work, where
-the same command finds them after an interruption.
+that was not used in FILE.rejected.jsonl with the reason. Until then both grow in FILE.partial,
+where the same command finds them after an interruption.
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tinyr1.answer import last_box
 from tinyr1.corpus import in_threads
-from tinyr1.data.clean import LETTERS, Draft, Dropped, check, check_normal_form
+from tinyr1.data.clean import LETTERS, REASONS, Draft, Dropped, check, check_normal_form
 from tinyr1.data.compare import Comparison
 from tinyr1.errors import UserError
-from tinyr1.files import fsync_directory, hash_files, owned, read_json, read_jsonl, write_json
+from tinyr1.files import (
+    fsync_directory,
+    hash_files,
+    hash_json,
+    owned,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 from tinyr1.graders import grade
 from tinyr1.log import Log
 from tinyr1.record import Record
@@ -37,7 +45,7 @@ SAVE_EVERY = 5.0  # seconds between points that an interrupted run can go on fro
 class Steps:
     """What is done to a draft after its conversion."""
 
-    verify: Callable[[Draft], bool] | None = None
+    verify: Callable[[Draft], bool | None] | None = None
     token_count: Callable[[Draft], int] | None = None
     max_tokens: int = 16384
     comparison: Comparison = field(default_factory=Comparison)
@@ -51,19 +59,20 @@ class Waterfall:
     rows_out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
+    unverified: int = 0  # kept although nothing was known to verify them by
 
     def lines(self) -> list[str]:
-        """For people: what is left after each reason, in the order of the steps."""
+        """For people: what is left after each reason, in the order in which rows meet them."""
         left = self.rows_in
         lines = [f"rows in                  {left:>9,}"]
-        for reason, count in self.dropped.items():
+        for reason, count in sorted(self.dropped.items(), key=lambda x: REASONS.index(x[0])):
             left -= count
             lines.append(f"- {reason:<22} {count:>9,}  leaves {left:,}")
         return [*lines, f"rows out                 {self.rows_out:>9,}"]
 
 
 class Outputs:
-    """FILE.work/: rows kept, rows rejected, and how far both are safely on disk.
+    """FILE.partial/: rows kept, rows rejected, and how far both are safely on disk.
 
     Opened again with the same `key`, it goes on where progress.json says; else it begins anew.
     """
@@ -74,31 +83,34 @@ class Outputs:
         self._progress = work / "progress.json"
         before = read_json(self._progress) if self._progress.exists() else {}
         ends = (0, 0)
-        if before.get("key") == key:
+        paths = (work / "kept.jsonl", work / "rejected.jsonl")
+        sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
+        there = before and all(size >= end for size, end in zip(sizes, before["ends"], strict=True))
+        if there and before["key"] == key:
             self.counts = Waterfall(**before["counts"])
             ends = before["ends"]
-        self._files = [
-            _opened(work / name, end)
-            for name, end in zip(("kept.jsonl", "rejected.jsonl"), ends, strict=True)
-        ]
+        self._files = [_opened(path, end) for path, end in zip(paths, ends, strict=True)]
 
     def kept(self) -> Iterator[dict[str, Any]]:
         """Records that an interrupted run has kept."""
         for _, row in read_jsonl(self._work / "kept.jsonl"):
             yield row
 
-    def keep(self, record: dict[str, Any], tokens: int) -> None:
+    def keep(self, row: _Prepared) -> None:
         self.counts.rows_out += 1
-        self.counts.tokens += tokens
-        self._write(0, record)
+        self.counts.tokens += row.tokens
+        self.counts.unverified += row.unverified
+        self._write(0, row.record)
 
-    def reject(self, row: str, reason: str, shared: str) -> None:
+    def reject(self, row: str, reason: str, found: dict[str, Any]) -> None:
+        """Count a row; `found` is what goes into the side file with its name and the reason."""
         self.counts.dropped[reason] = self.counts.dropped.get(reason, 0) + 1
-        self._write(1, {"row": row, "reason": reason} | ({"shared": shared} if shared else {}))
+        self._write(1, {"row": row, "reason": reason} | found)
 
     def _write(self, which: int, row: dict[str, Any]) -> None:
         self.counts.rows_in += 1
-        self._files[which].write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        self._files[which].write(line.encode(errors="replace"))  # half a surrogate pair, as "?"
         if time.monotonic() - self._saved > SAVE_EVERY:
             self._save()
 
@@ -110,9 +122,11 @@ class Outputs:
         write_json(self._progress, {"key": self._key, "counts": asdict(self.counts), "ends": ends})
         self._saved = time.monotonic()
 
-    def finish(self, out: Path) -> None:
-        """Everything under its final name; FILE.work is removed."""
+    def finish(self, out: Path, about: dict[str, Any]) -> None:
+        """Everything under its final name; FILE.partial is removed."""
         self._save()
+        values = asdict(self.counts) | {"sha256": hash_files([Path(self._files[0].name)])}
+        write_json(out.with_suffix(".meta.json"), values | about)
         for file, target in zip(
             self._files, (out, out.with_suffix(".rejected.jsonl")), strict=True
         ):
@@ -139,44 +153,42 @@ def build(
     convert: Callable[[dict[str, Any]], Draft],
     out: Path,
     steps: Steps,
-    key: str,
+    about: dict[str, Any],
     log: Log,
 ) -> Waterfall:
     """Write FILE.jsonl and FILE.rejected.jsonl; returns the counts. The order is the sources'.
 
-    A run that was interrupted goes on if its `key` (of sources and options) is the same.
+    `about` goes into FILE.meta.json: where everything came from. A run that was interrupted goes
+    on if that is the same.
     """
 
-    def prepare(place: tuple[str, int, dict[str, Any]]) -> tuple[str, Draft | str, int]:
+    def prepare(place: tuple[str, int, dict[str, Any]]) -> _Prepared:
         where, number, row = place
-        name = f"{Path(where).name}:{number}"
         try:
-            return (name, *_prepare(row, convert, steps))
-        except Dropped as reason:
-            return name, str(reason), 0
+            return _prepare(row, f"{where}:{number}", convert, steps)
         except KeyError as error:
             raise UserError(f"{where}: row {number}: no column {error}; other schema?") from None
 
-    with owned(work := out.with_suffix(".work")), closing(Outputs(work, key)) as outputs:
+    work = out.with_suffix(".partial")
+    with owned(work), closing(Outputs(work, hash_json(about))) as outputs:
         for record in outputs.kept():
             steps.comparison.add(question_of(record))
         done = outputs.counts.rows_in
         if done:
             log.say(f"{out}: goes on after {done:,} rows")
-        made_rows = in_threads(prepare, itertools.islice(places, done, None))
-        for name, made, tokens in log.bar(made_rows, desc="rows", unit="row", initial=done):
-            if isinstance(made, str):
-                outputs.reject(name, made, "")
+        prepared = in_threads(prepare, itertools.islice(places, done, None))
+        for row in log.bar(prepared, desc="rows", unit="row", initial=done):
+            if row.reason:
+                outputs.reject(row.name, row.reason, row.record)
                 continue
-            record = record_of(made, name)
-            question = question_of(record)
-            reason, shared = steps.comparison.against(question)
+            question = question_of(row.record)
+            reason, found = steps.comparison.against(question)
             if reason:
-                outputs.reject(name, reason, shared)
+                outputs.reject(row.name, reason, row.record | found)
                 continue
             steps.comparison.add(question)
-            outputs.keep(record, tokens)
-        outputs.finish(out)
+            outputs.keep(row)
+        outputs.finish(out, about)
         return outputs.counts
 
 
@@ -185,22 +197,52 @@ def question_of(record: dict[str, Any]) -> str:
     return record["question"] if "question" in record else record["messages"][0]["content"]
 
 
+class _Prepared(NamedTuple):
+    """A row after all that can be said of it alone."""
+
+    name: str
+    reason: str  # "" where it may be kept
+    record: dict[str, Any]  # the line to write; of a rejected row, what is known
+    tokens: int = 0
+    unverified: bool = False
+
+
 def _prepare(
-    row: dict[str, Any], convert: Callable[[dict[str, Any]], Draft], steps: Steps
-) -> tuple[Draft, int]:
-    draft = convert(row)
+    row: dict[str, Any], name: str, convert: Callable[[dict[str, Any]], Draft], steps: Steps
+) -> _Prepared:
+    try:
+        draft = convert(row)
+    except Dropped as why:
+        question = row.get("problem") or row.get("question")
+        found = {"id": row.get("uuid") or row.get("id"), "question": question, "text": why.text}
+        return _Prepared(name, why.reason, {k: v for k, v in found.items() if v})
+    record = record_of(draft, name)
+    try:
+        tokens, unverified = _examine(draft, steps)
+    except Dropped as why:
+        return _Prepared(name, why.reason, record)
+    return _Prepared(name, "", record, tokens, unverified)
+
+
+def _examine(draft: Draft, steps: Steps) -> tuple[int, bool]:
+    """Tokens of a draft, and whether it could not be verified. Raises Dropped."""
+    try:
+        f"{draft.question}{draft.thought}{draft.solution}".encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        raise Dropped("malformed") from None
     if draft.thought is None:
         if not draft.question.strip():
             raise Dropped("empty_question")
-        return draft, 0
+        return 0, False
     if "literal_content" not in draft.meta:
         check(draft)
-    if steps.verify and not steps.verify(draft):
+    right = steps.verify(draft) if steps.verify else True
+    if right is False:
         raise Dropped("wrong_answer")
     tokens = steps.token_count(draft) if steps.token_count else 0
     if tokens > steps.max_tokens:
         raise Dropped("too_long")
-    return draft, tokens
+    return tokens, right is None
 
 
 def record_of(draft: Draft, name: str) -> dict[str, Any]:
@@ -221,37 +263,27 @@ def record_of(draft: Draft, name: str) -> dict[str, Any]:
     return row | ({"meta": meta} if meta else {})
 
 
-def write_meta(out: Path, counts: Waterfall, about: dict[str, Any]) -> None:
-    """FILE.meta.json: the waterfall and where everything came from."""
-    values = {
-        "rows_in": counts.rows_in,
-        "rows_out": counts.rows_out,
-        "dropped": dict(counts.dropped),
-        "tokens": counts.tokens,
-        "sha256": hash_files([out]),
-    }
-    write_json(out.with_suffix(".meta.json"), values | about)
-
-
-def is_right(draft: Draft, sandbox: Level = "namespaces") -> bool:
-    """Whether a solution is right; true where nothing is known that it could be compared with."""
+def is_right(draft: Draft, sandbox: Level = "namespaces") -> bool | None:
+    """Whether a solution is right; None where nothing is known that it could be compared with."""
     row: dict[str, Any] = {"task": draft.domain, "id": draft.id, "prompt": draft.question}
     if draft.tests:
         row |= {"kind": "code", "tests": draft.tests}
     elif draft.answer and draft.answer in LETTERS:
         row |= {"kind": "choice", "answer": draft.answer}
-    elif draft.answer and last_box(draft.solution):
+    elif draft.answer and (draft.domain == "math" or last_box(draft.solution)):
         row |= {"kind": "math", "answer": draft.answer}
     else:
-        return True
+        return None
     return grade(row, draft.content(), sandbox=sandbox).correct
 
 
 def check_file(path: Path) -> Iterator[tuple[int, Record | ValueError]]:
     """(line, record, or how the line breaks the contract) of a training file."""
-    for number, row in read_jsonl(path):
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
         try:
-            record = Record.from_json(row)
+            record = Record.from_json(json.loads(line))
             if not record.id:
                 raise ValueError("id: missing")
             for message in record.messages:
@@ -260,3 +292,11 @@ def check_file(path: Path) -> Iterator[tuple[int, Record | ValueError]]:
             yield number, record
         except ValueError as error:
             yield number, error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with open(path, "rb") as file:
+            yield from file
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None

@@ -7,9 +7,12 @@ puzzles included). The paper had R1 answer them; rows that hold R1's answer alre
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from tinyr1.answer import last_box
 from tinyr1.data.clean import Draft, Dropped, from_markers
 from tinyr1.data.coding import FUNCTION, SOURCE, conversation
 
@@ -22,17 +25,21 @@ def convert(
 ) -> Draft:
     """A row of s1, s1K, s1K-1.1 or OpenThoughts. Empty `cot_types` admit all of s1's.
 
-    Without R1's answer, or with `questions_only`, the draft is a question (thought None).
+    With `questions_only` the draft is a question for the teacher (thought None); otherwise a row
+    without R1's answer is dropped.
     """
     draft = _from_s1(row, cot_types) if "question" in row else _from_openthoughts(row)
     if questions_only:
-        return Draft(draft.id, "science", draft.question, None, "", draft.source, draft.answer)
+        return replace(draft, thought=None, solution="")
+    if draft.thought is None:
+        raise Dropped("no_trajectory", draft.question)
     return draft
 
 
 def _from_s1(row: dict[str, Any], cot_types: Sequence[str]) -> Draft:
     if cot_types and row.get("cot_type") not in cot_types:
         raise Dropped("domain")
+    reference = str(row.get("solution") or "")
     thought, attempt = row.get("deepseek_thinking_trajectory"), row.get("deepseek_attempt")
     return Draft(
         id=str(row.get("id") or ""),
@@ -41,8 +48,17 @@ def _from_s1(row: dict[str, Any], cot_types: Sequence[str]) -> Draft:
         thought=thought.strip() if thought and attempt else None,
         solution=attempt.strip() if thought and attempt else "",
         source=f"simplescaling/s1/{row.get('source_type') or ''}",
-        answer=str(row["solution"]) if row.get("solution") else None,
+        answer=short_answer(reference),
+        meta={"reference": reference} if reference else {},
     )
+
+
+def short_answer(reference: str) -> str | None:
+    """The letter, number or box that an answer can be compared with; None for a worked text."""
+    text = reference.strip()
+    if re.fullmatch(r"\(?[A-D]\)?\.?", text):
+        return text.strip("().")
+    return last_box(text) or (text if re.fullmatch(r"-?[\d.,/]*\d", text) else None)
 
 
 def _from_openthoughts(row: dict[str, Any]) -> Draft:

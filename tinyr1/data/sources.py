@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,34 @@ Place = tuple[str, int, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """Files, or a set on the hub at one commit."""
+    """Files, or a set on the hub at one commit.
+
+    `files` maps the name by which rows are known (within a folder the path there) to the file.
+    """
 
     name: str
-    files: tuple[Path, ...] = ()
+    files: dict[str, Path] = field(default_factory=dict)
     config: str | None = None
     revision: str = ""
 
     def rows(self) -> Iterator[Place]:
-        """(where, number from 1, row) of every row, a few in memory at a time."""
+        """(file or set, number from 1, row) of every row, a few in memory at a time."""
         if not self.files:
             yield from self._hub_rows()
-        for file in self.files:
-            yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file)
+        for name, file in self.files.items():
+            rows = _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file)
+            for number, row in rows:
+                yield name, number, row
 
     def identity(self) -> dict[str, Any]:
         """What this was, for FILE.meta.json: sizes and hashes of files, or the hub's commit."""
         if not self.files:
             return {"hub": self.name, "config": self.config, "revision": self.revision}
         described: list[dict[str, Any]] = []
-        for file in self.files:
+        for name, file in self.files.items():
             with open(file, "rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            described.append({"file": file.name, "bytes": file.stat().st_size, "sha256": digest})
+            described.append({"file": name, "bytes": file.stat().st_size, "sha256": digest})
         return {"files": described}
 
     def _hub_rows(self) -> Iterator[Place]:
@@ -56,21 +62,36 @@ class Source:
             raise _not_loaded(self.name, error) from None
 
 
-def open_source(name: str, config: str | None = None, revision: str | None = None) -> Source:
-    """The source that `name` is: a file, a folder, or a set on the hub.
+def open_sources(
+    names: Sequence[str], out: Path, config: str | None = None, revision: str | None = None
+) -> list[Source]:
+    """What each name stands for: a file, a folder, or a set on the hub at its newest commit.
 
-    The commit of a set is looked up once. UserError for what is none of these.
+    What a run to `out` writes is never read. UserError for a name that is none of the three.
     """
+    sources = [_open(name, out, config, revision) for name in names]
+    labels = Counter(label for source in sources for label in source.files)
+    if max(labels.values(), default=0) > 1:  # rows must be told apart by name and number
+        sources = [
+            replace(source, files={f"{i}/{label}": file for label, file in source.files.items()})
+            for i, source in enumerate(sources, 1)
+        ]
+    return sources
+
+
+def _open(name: str, out: Path, config: str | None, revision: str | None) -> Source:
     path = Path(name)
     if path.is_dir():
-        found = tuple(sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES))
+        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not _ours(p, out))
         if not found:
             raise UserError(f"--source={name}: no .parquet or .jsonl file in it")
-        return Source(name, found)
+        return Source(name, {p.relative_to(path).as_posix(): p for p in found})
     if path.exists():
         if path.suffix not in SUFFIXES:
             raise UserError(f"--source={name}: expected .parquet or .jsonl")
-        return Source(name, (path,))
+        if _ours(path, out):
+            raise UserError(f"--source={name}: --out={out} would write it; choose another --out")
+        return Source(name, {path.name: path})
     if path.suffix in SUFFIXES or name.count("/") != 1 or name.startswith((".", "/")):
         raise UserError(f"--source={name}: no such file, and no name on the hub (owner/name)")
     try:
@@ -85,19 +106,26 @@ def open_source(name: str, config: str | None = None, revision: str | None = Non
     return Source(name, config=config, revision=commit or revision or "main")
 
 
+def _ours(path: Path, out: Path) -> bool:
+    """Whether a run to `out` writes this file."""
+    made = {out.resolve(), out.with_suffix(".rejected.jsonl").resolve()}
+    whole = path.resolve()
+    return whole in made or out.with_suffix(".partial").resolve() in whole.parents
+
+
 def _not_loaded(name: str, error: Exception) -> UserError:
     why = " ".join(str(error).split())[:200]
     return UserError(f"--source={name}: cannot be loaded ({why}); give downloaded files instead")
 
 
-def _jsonl_rows(file: Path) -> Iterator[Place]:
+def _jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, row in read_jsonl(file):
         if not isinstance(row, dict):
             raise UserError(f"{file}:{number}: expected a JSON object")
-        yield str(file), number, row
+        yield number, row
 
 
-def _parquet_rows(file: Path) -> Iterator[Place]:
+def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -111,6 +139,6 @@ def _parquet_rows(file: Path) -> Iterator[Place]:
                 for batch in opened.iter_batches(batch_size=BATCH, row_groups=[group]):
                     for row in batch.to_pylist():
                         number += 1
-                        yield str(file), number, row
+                        yield number, row
     except (pyarrow.ArrowInvalid, pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: cannot be read ({error}); download it again") from None

@@ -31,6 +31,7 @@ from tinyr1.sampling.sampler import (
 from tinyr1.tokenizer import THINK_CLOSE, THINK_OPEN, Tokenizer
 
 Api = Literal["completions", "chat"]
+REFUSED_AT_ONCE = 3  # refusals before any answer: then it is not the prompts
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
@@ -40,6 +41,10 @@ class RetryLater(Exception):
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
+
+
+class Refused(Exception):
+    """The server will not answer this request, now or later."""
 
 
 @dataclass
@@ -108,8 +113,13 @@ class OpenAI:
         return Status(self._finished_tokens + sum(counts), len(counts), max(counts, default=0))
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[list[Sample]]:
-        """See Sampler. RunStopped when a request fails for good."""
+        """See Sampler. A request that fails for good ends the run, after what has come is given.
+
+        A prompt that the server refuses is left out; RunStopped at the end when there was one.
+        """
         waiting, exhausted = iter(prompts), False
+        refused: list[Refused] = []
+        answered = False
         results: queue.Queue[Sample | BaseException] = queue.Queue()
         in_flight = 0
 
@@ -129,16 +139,27 @@ class OpenAI:
                         pool.submit(work, prompt)
                         in_flight += 1
                 if not in_flight:
-                    return
+                    break
                 try:
                     result = results.get(timeout=1.0)
                 except queue.Empty:
                     yield []
                     continue
                 in_flight -= 1
-                if isinstance(result, BaseException):
+                if isinstance(result, Refused):
+                    refused.append(result)
+                    if not answered and len(refused) >= REFUSED_AT_ONCE:
+                        break
+                elif isinstance(result, BaseException):
+                    yield [s for s in _waiting(results) if isinstance(s, Sample)]
                     raise result
-                yield [result]
+                else:
+                    answered = True
+                    yield [result]
+            if refused and not answered:
+                raise UserError(str(refused[0]))
+            if refused:
+                raise RunStopped(f"{len(refused)} requests were refused; the first: {refused[0]}")
         finally:
             self._closed.set()  # what still waits to try again gives up
             pool.shutdown(wait=False, cancel_futures=True)
@@ -201,7 +222,9 @@ class OpenAI:
             with self._client.stream("POST", path, json=self._body(answer.prompt)) as response:
                 if response.status_code != 200:
                     response.read()
-                    self._refuse(response.status_code, response.headers, response.text)
+                    self._refuse(
+                        answer.prompt, response.status_code, response.headers, response.text
+                    )
                 for line in response.iter_lines():
                     if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
                         self._take(answer, data)
@@ -210,16 +233,23 @@ class OpenAI:
             raise RetryLater(f"{type(error).__name__}: {error}") from None
         if answer.finish_reason is None:
             raise RetryLater("the stream ended in the middle of an answer")
+        if answer.finish_reason == "content_filter":
+            raise Refused(f"{answer.prompt.task}/{answer.prompt.id}: stopped by the content filter")
+        if answer.finish_reason not in ("stop", "length"):
+            raise RetryLater(f"finish_reason={answer.finish_reason}")
 
-    def _refuse(self, status: int, headers: Any, text: str) -> None:
+    def _refuse(self, prompt: Prompt, status: int, headers: Any, text: str) -> None:
         if status in RETRIED:
             try:
                 wait = float(headers.get("retry-after", ""))
             except ValueError:
                 wait = None
             raise RetryLater(f"HTTP {status}: {text[:200]}", wait)
+        said = f"HTTP {status}: {text[:300].strip()}"
+        if status in (400, 413, 422):  # something in the request
+            raise Refused(f"{prompt.task}/{prompt.id}: {said}")
         where = f"--base-url={self._client.base_url} --model-name={self.model_name}"
-        raise UserError(f"{where}: HTTP {status}: {text[:300].strip()}")
+        raise UserError(f"{where}: {said}")
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         s = self.settings
@@ -287,6 +317,15 @@ class OpenAI:
             think_open=prompt.think_open and self.api == "completions",
             choice_order=prompt.choice_order,
         )
+
+
+def _waiting(results: queue.Queue[Sample | BaseException]) -> Iterator[Sample | BaseException]:
+    """What lies in a queue now."""
+    while True:
+        try:
+            yield results.get_nowait()
+        except queue.Empty:
+            return
 
 
 class _Pace:

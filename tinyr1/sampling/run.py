@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tinyr1.errors import UserError
+from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import Journal, read_json, write_json
 from tinyr1.log import Log
 from tinyr1.record import Prompt, Sample
@@ -25,11 +25,12 @@ def sample_missing(
     log: Log,
     queue: WorkQueue,
     budget_tokens: int | None = None,
+    partial: bool = False,
 ) -> list[Sample]:
     """Sample every prompt that OUT/samples.jsonl does not hold yet; returns all, in prompt order.
 
-    With `budget_tokens` nothing more is asked once this process has sampled so many, and what was
-    not asked is not returned.
+    With `budget_tokens` nothing more is asked once OUT has so many tokens, shared among processes.
+    With `partial` what could not be had is left out, with a warning; without, it ends the run.
 
     `make_sampler(n)` is asked for an engine for n samples, if any are missing. `settings` is what
     the samples depend on besides their prompts. It is kept in OUT/sampling.json; a rerun with
@@ -49,11 +50,18 @@ def sample_missing(
         log.say(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} samples are there")
     if missing:
         share = -(-len(missing) // ranks.world_size)
+        if budget_tokens is not None:
+            spent = sum(sample.token_count for sample in done.values())
+            budget_tokens = (budget_tokens - spent) // ranks.world_size
         name = "samples.jsonl" if ranks.is_main else f"samples.rank{ranks.rank}.jsonl"
         with Journal(out / name) as journal:
             sampler = make_sampler(share)
             try:
                 _sample(sampler, missing, journal, log, queue, budget_tokens)
+            except RunStopped as why:
+                if not partial:
+                    raise
+                log.warn(str(why))
             finally:
                 sampler.close()
     queue.meet("sampled")
@@ -61,7 +69,7 @@ def sample_missing(
         return []
     _gather(out)
     done = _read(out / "samples.jsonl")
-    return [done[p.key] for p in prompts if p.key in done or budget_tokens is None]
+    return [done[p.key] for p in prompts if p.key in done or not partial]
 
 
 def _sample(

@@ -1,5 +1,6 @@
 """Our engine and the HTTP client against one conformance suite; text, faults, many processes."""
 
+import itertools
 import json
 import os
 import re
@@ -128,10 +129,9 @@ def test_faults_that_stay_end_the_run_by_name(tiny, prompts):
 def test_a_refused_prompt_costs_no_other_its_answer(tiny, prompts):
     with fake_server(tiny) as server:
         server.faults = [None, 400]
-        got = []
+        got, one = [], client(server, tiny, slots=1)
         with pytest.raises(RunStopped, match=r"1 requests were refused; the first: .*HTTP 400"):
-            for samples in client(server, tiny, slots=1).generate(prompts[:5]):
-                got += samples
+            got.extend(itertools.chain.from_iterable(one.generate(prompts[:5])))
         assert len(got) == 4
         server.faults = [400] * 9
         asked = len(server.seen)

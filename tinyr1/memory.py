@@ -9,10 +9,10 @@ earlier micro-step lie beside all stored activations. No weights are read, only 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -61,8 +61,17 @@ def fake_ranks(world_size: int, replicate: int) -> Iterator[DeviceMesh]:
         dist.destroy_process_group()
 
 
-def traced_parts(model_config: Qwen2Config, config: TrainConfig, depth: int) -> Parts:
-    """Parts of the peak of one training step of the model with `depth` layers, moments in fp32."""
+def traced_parts(
+    model_config: Qwen2Config,
+    config: TrainConfig,
+    depth: int,
+    watch: Callable[[Qwen2, Callable[[], Parts]], object] | None = None,
+) -> Parts:
+    """Parts of the peak of one training step of the model with `depth` layers, moments in fp32.
+
+    `watch(model, now)` is called before the step: it may hook modules, and `now()` gives the parts
+    at that moment.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
@@ -97,9 +106,15 @@ def traced_parts(model_config: Qwen2Config, config: TrainConfig, depth: int) -> 
         tracker = FSDPMemTracker(model, optimizer)
         tracker.track_inputs((tokens, *inputs.values()))
         with tracker:
+            if watch:
+                watch(model, lambda: _parts(tracker, "current"))
             step(tracker)
-        (peak,) = tracker.get_tracker_snapshot("peak").values()
-    sizes = {str(kind).rpartition(".")[2]: size for kind, size in peak.items()}
+        return _parts(tracker, "peak")
+
+
+def _parts(tracker: Any, when: Literal["current", "peak"]) -> Parts:
+    (snapshot,) = tracker.get_tracker_snapshot(when).values()
+    sizes = {str(kind).rpartition(".")[2]: size for kind, size in snapshot.items()}
     parts = {name: sizes.get(kind, 0) / GIB for kind, name in NAMES.items()}
     parts["other"] = max(0.0, sizes["Total"] / GIB - sum(parts.values()))
     return parts

@@ -24,7 +24,7 @@ ROWS = [
         "sandbox",
     ],
     [
-        *("model_config", "model", "flops", "parallel", "checkpoint", "corpus"),
+        *("model_config", "model", "flops", "parallel", "checkpoint", "check", "corpus"),
         *(
             "graders.math",
             "graders.choice",

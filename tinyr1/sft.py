@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from tinyr1 import checkpoint
+from tinyr1.check import warn_of_faults
 from tinyr1.config import require, to_json
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import owned, write_json
@@ -311,6 +312,9 @@ def _train(
         write_json(config.out / "train_config.json", to_json(config))
     if _loop(run, stop):
         run.export(config.out)
+        if ranks.is_main:
+            for fault in warn_of_faults(config.out):
+                log.warn(f"{config.out}: {fault}")
         log.say(f"finished: {config.out}")
 
 

@@ -87,14 +87,20 @@ class Tokenizer:
         """Hash of everything that decides what ids a text gets."""
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
 
-    def opens_thinking(self) -> bool:
-        """Whether the published chat template's generation prompt ends in `<think>\\n`."""
-        template = json.dumps(self.config.get("chat_template", ""))
+    def _chat_template(self) -> str:
+        """The published template as JSON text, wherever it is kept; `""` where there is none."""
         jinja = self.path / "chat_template.jinja"
         if jinja.exists():
-            template = json.dumps(jinja.read_text(encoding="utf-8"))
-        tail = template[template.rfind("add_generation_prompt") :]
-        return THINK_OPEN in tail
+            return json.dumps(jinja.read_text(encoding="utf-8"))
+        return json.dumps(self.config.get("chat_template", ""))
+
+    def has_chat_template(self) -> bool:
+        return len(self._chat_template()) > len('""')
+
+    def opens_thinking(self) -> bool:
+        """Whether the published chat template's generation prompt ends in `<think>\\n`."""
+        template = self._chat_template()
+        return THINK_OPEN in template[template.rfind("add_generation_prompt") :]
 
 
 class _Ids(NamedTuple):

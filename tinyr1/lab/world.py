@@ -204,6 +204,15 @@ def task_row(problem: Problem, row_id: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- the tokenizer
 
 
+# `deepseek_r1` as other programs read it; unlike the published one it keeps every thought.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}"
+    "{{ message.content }}{% elif message.role == 'user' %}<｜User｜>{{ message.content }}"
+    "{% else %}<｜Assistant｜>{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
+)
+
+
 def write_tokenizer(world: World, folder: Path) -> None:
     """A closed-vocabulary tokenizer.json: the world's words, single characters, R1's specials."""
     words = {"Compute ", "Write f(xs): each x ", "Which one ", "? Options: ", "Answer: "}
@@ -229,6 +238,7 @@ def write_tokenizer(world: World, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": chat.BOS, "eos_token": chat.EOS, "pad_token": chat.EOS}
+    config["chat_template"] = CHAT_TEMPLATE
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "generation_config.json", {"eos_token_id": vocab[chat.EOS]})
 

@@ -1,0 +1,99 @@
+"""Whether a checkpoint is one that a server can load and that will end its answers.
+
+    python -m tinyr1.check DIR
+
+Weights, config.json, generation_config.json, tokenizer and chat template must agree with each
+other: a wrong one of them shows up only as answers that never end, or never think. It is run after
+every export and merge, where a fault is a warning.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tinyr1.chat import TEMPLATE_END, guess_template
+from tinyr1.errors import RunStopped, UserError, run_main
+from tinyr1.files import read_json
+from tinyr1.model import tensor_shapes
+from tinyr1.model_config import Qwen2Config
+from tinyr1.tokenizer import TOKENIZER_FILES, Tokenizer
+from tinyr1.weights import Checkpoint
+
+
+def faults(folder: Path) -> list[str]:
+    """One line for each thing that does not fit; empty for a sound checkpoint.
+
+    UserError where the directory is no checkpoint of this architecture at all.
+    """
+    config = Qwen2Config.from_pretrained(folder)
+    weights = Checkpoint(folder)
+    found: list[str] = []
+    try:
+        weights.check(tensor_shapes(config), config.tie_word_embeddings)
+    except UserError as error:
+        found.append(str(error))
+    raw = read_json(folder / "config.json")
+    stated = raw.get("torch_dtype", raw.get("dtype"))
+    types = {str(spec.dtype).removeprefix("torch.") for spec in weights.specs.values()}
+    if stated is not None and {stated} != types:
+        found.append(f"config.json: torch_dtype={stated}, the tensors are {', '.join(types)}")
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return [*found, f"no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}"]
+    return found + _tokenizer_faults(folder, config, raw.get("eos_token_id"))
+
+
+def _tokenizer_faults(folder: Path, config: Qwen2Config, config_eos: object) -> list[str]:
+    found: list[str] = []
+    tokenizer = Tokenizer(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        found.append(
+            f"tokenizer: {tokenizer.vocab_size} tokens, but the embedding has {config.vocab_size}"
+        )
+    try:
+        end = TEMPLATE_END[guess_template(tokenizer)]
+    except UserError as error:
+        return [*found, str(error)]
+    stops = tokenizer.eos_ids()
+    if tokenizer.special(end) not in stops:
+        found.append(
+            f"generation_config.json, tokenizer_config.json: neither stops at {end!r} "
+            f"({tokenizer.special(end)}), with which answers end; add it to eos_token_id"
+        )
+    if not (folder / "generation_config.json").exists():
+        found.append("no generation_config.json: servers fall back on config.json's eos_token_id")
+        if config_eos not in stops:
+            found.append(f"config.json: eos_token_id={config_eos} is none of {list(stops)}")
+    if not tokenizer.has_chat_template():
+        found.append("no chat template in tokenizer_config.json or chat_template.jinja")
+    return found
+
+
+def warn_of_faults(folder: Path) -> list[str]:
+    """`faults` of something just written, for whoever prints warnings; other architectures pass."""
+    try:
+        return faults(folder)
+    except UserError:
+        return []
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        return
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    found = faults(folder)
+    if found:
+        raise RunStopped(f"{folder}:\n  " + "\n  ".join(found))
+    tokenizer = Tokenizer(folder)
+    opens = "opens" if tokenizer.opens_thinking() else "does not open"
+    print(
+        f"{folder}: sound; stops at {list(tokenizer.eos_ids())}, its template {opens} the thinking"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -78,7 +78,7 @@ def test_epochs_differ_but_repeat_exactly():
 
 def test_batch_layout_by_hand():
     packs = [Pack((0, 1), 7), Pack((2,), 2)]
-    batch = make_batch(packs, DOCUMENTS.__getitem__, "neat", pad_to=12)
+    batch = make_batch(packs, DOCUMENTS.__getitem__, "neat", multiple=12)
     assert batch.tokens.tolist() == [10, 11, 12, 13, 20, 21, 22, 30, 31, 0, 0, 0]
     assert batch.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 1, 2]
     assert batch.cu_seqlens.tolist() == [0, 4, 7, 9, 12]
@@ -107,7 +107,7 @@ def test_weights(weighting, expected):
 
 
 def test_a_rank_without_packs_gets_a_batch_of_padding():
-    batch = make_batch([], DOCUMENTS.__getitem__, "neat", pad_to=1)
+    batch = make_batch([], DOCUMENTS.__getitem__, "neat")
     assert (batch.tokens.tolist(), len(batch.targets), batch.cu_seqlens.tolist()) == (
         [0],
         0,

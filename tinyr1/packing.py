@@ -78,13 +78,13 @@ def make_batch(
     read: ReadExample,
     packing: Packing,
     weighting: Weighting = "token",
-    pad_to: int = 0,
+    multiple: int = 1,
 ) -> Batch:
     """Lay packs out as one flat row with its targets.
 
     read(i) gives the tokens (int) and the target mask (bool) of document i. `weighting` says what
-    has one vote in the loss: each target token, each document, or each pack. `pad_to` fills the
-    row up with a document of padding, which has no targets; without packs it must be at least 1.
+    has one vote in the loss: each target token, each document, or each pack. The row is filled up
+    to a `multiple` (to one, without packs) by a document of padding, which has no targets.
     """
     empty: np.ndarray = np.zeros(0)  # so that a rank without packs gets an empty batch
     tokens, rows, targets, weights = [empty], [empty], [empty], [empty]
@@ -106,9 +106,10 @@ def make_batch(
             segment_lengths[-len(pack.documents) :] = [pack.token_count]
         weights += _weights(counts, weighting)
     token_count = start
-    if pad_to > start:
-        tokens.append(np.zeros(pad_to - start, dtype=np.int64))
-        segment_lengths.append(pad_to - start)
+    padding = max(1, -(-start // multiple)) * multiple - start
+    if padding:
+        tokens.append(np.zeros(padding, dtype=np.int64))
+        segment_lengths.append(padding)
     boundaries = [0, *accumulate(segment_lengths)]
     return Batch(
         tokens=torch.as_tensor(np.concatenate(tokens).astype(np.int64)),

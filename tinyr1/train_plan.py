@@ -222,15 +222,17 @@ class Plan:
     def batches(self, packs: Sequence[Pack], ranks: Ranks) -> list[Batch]:
         """This rank's micro-batches. All ranks get equally many: FSDP's collectives need it."""
         size = self.config.micro_batch_size
-        # On a GPU every micro-batch has one shape, so that memory does not fragment.
-        pad_to = self.config.seq_len * size if ranks.device.type == "cuda" else 1
+        # On a GPU there are only so many shapes, so that memory does not fragment. One would do for
+        # full packs, but a row a document (`--packing none`) would be two thirds padding.
+        shapes = 16
+        multiple = -(-self.config.seq_len * size // shapes) if ranks.device.type == "cuda" else 1
         return [
             make_batch(
                 dealt[ranks.rank],
                 self.corpus.read,
                 self.config.packing,
                 self.config.loss_weighting,
-                pad_to,
+                multiple,
             )
             for dealt in self.deal(packs, ranks.world_size)
         ]

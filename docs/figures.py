@@ -32,7 +32,6 @@ from tinyr1.tokenizer import Tokenizer
 from tinyr1.train_plan import TrainConfig
 from tinyr1.weights import Checkpoint
 
-OUT = Path(__file__).parent / "figures"
 QWEN_32B = Qwen2Config(
     vocab_size=152064,
     hidden_size=5120,
@@ -52,7 +51,7 @@ def canvas(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def flow() -> None:
+def flow() -> Figure:
     """What is made from what, and by which command."""
     figure, axes = canvas(11.5, 3.4)
     axes.set_xlim(-1, 121)
@@ -87,10 +86,10 @@ def flow() -> None:
     arrow((98.2, 16.5), (106, 16.5))
     command(102, 21, "evaluate.py")
     box(107, 14, "report", "#e8e8e8")
-    figure.savefig(OUT / "flow.png")
+    return figure
 
 
-def packing(lab: Path) -> None:
+def packing(lab: Path) -> Figure:
     """Who may attend to whom in one pack of the laboratory's data."""
     tokenizer = Tokenizer(lab / "models" / "initial")
     lines = (lab / "data" / "math.jsonl").read_text().splitlines()[:60]
@@ -113,10 +112,10 @@ def packing(lab: Path) -> None:
     figure.suptitle(
         f"one pack: {len(pack)} documents, {len(owner)} of {capacity} tokens", fontsize=10
     )
-    figure.savefig(OUT / "packing.png")
+    return figure
 
 
-def memory() -> None:
+def memory() -> Figure:
     """What one of eight GPUs holds during a step of the 32B shape (8 of its 64 layers)."""
     rows: list[tuple[str, Parts]] = []
 
@@ -146,10 +145,10 @@ def memory() -> None:
         fontsize=8,
     )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    figure.savefig(OUT / "memory.png")
+    return figure
 
 
-def threshold(lab: Path) -> None:
+def threshold(lab: Path) -> Figure:
     """The scores of one tensor of two experts, and where the threshold falls."""
     name = "model.layers.1.mlp.down_proj.weight"
     experts = (Checkpoint(lab / "models" / n) for n in ("expert_science", "expert_math"))
@@ -181,10 +180,10 @@ def threshold(lab: Path) -> None:
     share = fusion.stats.taken / fusion.count
     axes.set_title(f"{name}, science and math experts: {share:.1%} taken", fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
-    figure.savefig(OUT / "threshold.png")
+    return figure
 
 
-def slots(lab: Path) -> None:
+def slots(lab: Path) -> Figure:
     """Which request sits in which slot, step by step, in a run of the sampler."""
     folder = lab / "models" / "initial"
     tokenizer = Tokenizer(folder)
@@ -217,21 +216,25 @@ def slots(lab: Path) -> None:
         f"{len(prompts)} requests in 8 slots, {len(grid)} steps: {used:.0%} of the places are used",
         fontsize=9,
     )
-    figure.savefig(OUT / "slots.png")
+    return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lab", type=Path, required=True, help="a finished laboratory")
-    lab = parser.parse_args().lab
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    OUT.mkdir(exist_ok=True)
-    flow()
-    packing(lab)
-    threshold(lab)
-    slots(lab)
-    memory()
-    print(*sorted(p.name for p in OUT.glob("*.png")))
+    args.out.mkdir(exist_ok=True)
+    for name, figure in {
+        "flow": flow(),
+        "packing": packing(args.lab),
+        "threshold": threshold(args.lab),
+        "slots": slots(args.lab),
+        "memory": memory(),
+    }.items():
+        figure.savefig(args.out / f"{name}.png")
+        print(args.out / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""The documents: links lead somewhere, counts are those of the files, commands run."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+import reading_list
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_and_files(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    missing = [n for n in links if "://" not in n and not (page.parent / n).exists()]
+    named = re.findall(r"`([\w/]+\.(?:py|toml))(?:::?\w+)?`", text)
+    known = [
+        p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*") if p.suffix in (".py", ".toml")
+    ]
+    # A page may shorten tinyr1/data/clean.py to data/clean.py, and a changelog may name old files.
+    if page.name not in ("CHANGELOG.md", "log.md"):
+        missing += [n for n in named if not any(f"/{k}".endswith(f"/{n}") for k in known)]
+    assert not missing
+    assert "/" + "work" + "/" not in text
+
+
+def test_functions_that_the_paper_map_names():
+    """`file.function` and `file.Class` of docs/paper_map.md and docs/tour.md are there."""
+    missing = []
+    for page in ("paper_map.md", "tour.md"):
+        text = (ROOT / "docs" / page).read_text()
+        for module, name in re.findall(r"`([\w/]+)\.([A-Za-z_]\w+)(?:\(\))?`", text):
+            files = list((ROOT / "tinyr1").rglob(f"{module}.py"))
+            if files and name != "py" and not any(_defines(file, name) for file in files):
+                missing.append(f"{page}: {module}.{name}")
+    assert not missing
+
+
+def _defines(file, name):
+    return re.search(rf"^\s*(?:def |class )?{name}\b", file.read_text(), re.MULTILINE)
+
+
+def test_the_reading_list_has_the_lines_of_the_files():
+    text = (ROOT / "README.md").read_text()
+    assert reading_list.table() in text, "run python docs/reading_list.py"
+    assert reading_list.core_lines() <= 3000
+    assert len(reading_list.CORE) == 13
+
+
+def test_no_module_is_long_and_no_function_is_too():
+    """500 lines and 60: what does not fit has two subjects."""
+    import ast
+
+    for path in (ROOT / "tinyr1").rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 500, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, (path, node.name)
+
+
+def commands():
+    """Commands of the pages that work on runs/, which a CPU can do, in order."""
+    found = []
+    for name in ("README.md", "docs/reproduce_32b.md", "docs/tour.md"):
+        for line in (ROOT / name).read_text().splitlines():
+            line = line.strip() if line.startswith("    ") else ""
+            if " runs/" in line and "&&" not in line:
+                found.append(line)
+    return found
+
+
+@pytest.mark.slow
+def test_commands_of_the_pages(tmp_path):
+    """Typed as they stand, the laboratory with --quick; in one folder, in order."""
+    for script in ("train.py", "merge.py", "evaluate.py", "docs"):
+        (tmp_path / script).symlink_to(ROOT / script)
+    lab = "python -m tinyr1.lab --out runs/lab --quick"
+    assert any("tinyr1.lab --out runs/lab" in page.read_text() for page in PAGES)
+    for line in [lab, *commands()]:
+        words = shlex.split(line)
+        if words[0] == "torchrun":
+            words = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+        else:
+            words[0] = sys.executable
+        if words[1] == "docs/figures.py":
+            words += ["--out", str(tmp_path / "figures")]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=600)
+        print(line, done.stdout[-500:], done.stderr[-2000:], sep="\n")
+        assert done.returncode == 0, line

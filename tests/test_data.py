@@ -335,7 +335,10 @@ def test_waterfall_provenance_and_rejected_rows(built):
     assert (meta["rows_in"], meta["rows_out"]) == (25, 20) == (25, len(rows))
     expected = {"duplicate": 1, "question_type": 1, "contaminated": 1, "wrong_answer": 1}
     assert meta["dropped"] == expected | {"repetition_loop": 1}
-    assert {f["file"] for f in meta["sources"][0]["files"]} == {"a.parquet", "b.jsonl"}
+    assert {f["file"] for f in meta["sources"][0]["files"]} == {
+        "source/a.parquet",
+        "source/b.jsonl",
+    }
     assert meta["tokens"] > 0
     rejected = out.with_suffix(".rejected.jsonl").read_text().splitlines()
     assert len(rejected) == 5

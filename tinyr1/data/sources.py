@@ -21,7 +21,7 @@ Place = tuple[str, int, dict[str, Any]]
 class Source:
     """Files, or a set on the hub at one commit.
 
-    `files` maps the name by which rows are known (within a folder the path there) to the file.
+    `files` maps names by which rows are known (of a folder, its own and the path in it) to files.
     """
 
     name: str
@@ -85,7 +85,8 @@ def _open(name: str, out: Path, config: str | None, revision: str | None) -> Sou
         found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not _ours(p, out))
         if not found:
             raise UserError(f"--source={name}: no .parquet or .jsonl file in it")
-        return Source(name, {p.relative_to(path).as_posix(): p for p in found})
+        inside = path.resolve().name
+        return Source(name, {f"{inside}/{p.relative_to(path).as_posix()}": p for p in found})
     if path.exists():
         if path.suffix not in SUFFIXES:
             raise UserError(f"--source={name}: expected .parquet or .jsonl")

@@ -82,13 +82,12 @@ def _collect(values: Tensor, brackets: Sequence[_Bracket]) -> np.ndarray:
     """Count one part into the brackets; returns the values inside those wider than a point."""
     wanted = torch.zeros_like(values, dtype=torch.bool)
     for bracket in brackets:
-        reaching, beyond = at_least(values, bracket.low), at_least(values, bracket.high, True)
-        reached = count_true(reaching)
-        within = reaching.logical_and_(beyond.logical_not_())
-        bracket.below += values.numel() - reached
-        bracket.within += count_true(within)
+        inside = at_least(values, bracket.low)
+        bracket.below += values.numel() - count_true(inside)
+        inside ^= at_least(values, bracket.high, strictly=True)
+        bracket.within += count_true(inside)
         if bracket.low < bracket.high:
-            wanted.logical_or_(within)
+            wanted |= inside
     return pick(values, wanted)
 
 
@@ -120,4 +119,4 @@ def pick(values: Tensor, mask: Tensor) -> np.ndarray:
     """The values where `mask` is true, flat."""
     if values.device.type != "cpu":
         return values[mask].cpu().numpy()
-    return np.compress(mask.numpy().ravel(), values.numpy().ravel())
+    return values.numpy().ravel()[np.flatnonzero(mask.numpy())]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, run, training_rows, write_rows
 
 from tinyr1.check import faults
 from tinyr1.errors import UserError
@@ -68,11 +68,14 @@ def test_an_end_that_nobody_stops_at(tiny, tmp_path):
         faults(tmp_path)
 
 
-def test_a_merge_warns_of_what_it_inherits(tiny, tmp_path):
-    left = shutil.copytree(tiny, tmp_path / "left")
-    done = run("merge.py", left, tiny, tmp_path / "sound", "--quiet")
-    assert (done.returncode, done.stderr) == (0, "")
-    changed(left / "tokenizer_config.json", chat_template=None)
-    done = run("merge.py", left, tiny, tmp_path / "out", "--quiet")
-    assert done.returncode == 0
-    assert "no chat template" in done.stderr
+def test_an_export_warns_of_what_it_inherits(tiny, tmp_path):
+    model = shutil.copytree(tiny, tmp_path / "model")
+    changed(model / "tokenizer_config.json", chat_template=None)
+    data = write_rows(tmp_path / "data.jsonl", training_rows(4))
+    arguments = ["--data", data, "--seq-len", 256, "--batch-size", 4, "--max-steps", 1, "--quiet"]
+    for source, warned in ((tiny, False), (model, True)):
+        done = run(
+            "train.py", "math", "--model", source, "--out", tmp_path / f"{warned}", *arguments
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("no chat template" in done.stderr) == warned

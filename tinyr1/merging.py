@@ -235,11 +235,6 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     started = time.perf_counter()
     with owned(partial) if ranks.is_main else ExitStack():
         _merge_into(partial, merge, ranks, log)
-    if ranks.is_main:
-        from tinyr1.check import warn_of_faults  # the model, which merging needs for nothing else
-
-        for fault in warn_of_faults(out):
-            log.warn(f"{out}: {fault}")
     took = time.perf_counter() - started
     log.say(f"merged {len(merge.specs)} tensors in {took:.1f} s: {out}")
 

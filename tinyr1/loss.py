@@ -34,19 +34,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             h, y, w = hidden[part], targets[part, None], weights[part, None]
-            logits = (h @ weight.T).float()  # (rows, V); all that follows happens in its place
-            torch.log_softmax(logits, -1, out=logits)
-            loss -= (logits.gather(1, y) * w).sum()
+            logits = (h @ weight.T).float()  # (rows, V); the softmax takes its place
+            target, largest = logits.gather(1, y), logits.amax(-1, keepdim=True)
+            torch.softmax(logits, -1, out=logits)
+            # log sum exp(logits) = largest logit - log of its probability
+            loss += ((largest - logits.amax(-1, keepdim=True).log() - target) * w).sum()
             if hidden_grad is None:
                 continue
-            # d loss / d logits = w * (softmax - one_hot)
-            grad = logits.exp_().scatter_add_(1, y, torch.full_like(w, -1.0))
-            grad = grad.mul_(w).to(hidden.dtype)
-            hidden_grad[part] = grad @ weight
+            # d loss / d logits = w * (softmax - one_hot); w goes where fewer elements are
+            grad = logits.scatter_add_(1, y, torch.full_like(w, -1.0)).to(hidden.dtype)
+            hidden_grad[part] = (grad @ weight).mul_(w)
+            weighted = (h * w).to(h.dtype)
             if weight_grad is None:  # in float32: in bfloat16 late chunks would be rounded away
-                weight_grad = (grad.T @ h).float()
+                weight_grad = (grad.T @ weighted).float()
             else:
-                weight_grad += grad.T @ h
+                weight_grad += grad.T @ weighted
         if hidden_grad is not None:
             if weight_grad is None:  # no rows
                 weight_grad = torch.zeros_like(weight)

@@ -63,20 +63,24 @@ def rotary_frequencies(config: Qwen2Config, device: torch.device) -> Tensor:
 def rotary_tables(
     config: Qwen2Config, positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin for `positions` (B, T), each (B, T, 1, Dh / 2).
+    """cos and -sin | sin for `positions` (B, T), each (B, T, 1, Dh); see `rotate`.
 
     Angles are computed in float32 whatever the model's dtype: in bfloat16 neighbouring positions
     beyond a few hundred would fall together.
     """
     angles = positions.float()[..., None, None] * rotary_frequencies(config, positions.device)
     scale = config.yarn.attention_factor if config.yarn else 1.0
-    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+    cos, sin = (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + Dh/2]) of x (B, T, H, Dh) by their angles."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    """Turn the pairs (x[i], x[i + Dh/2]) of x (B, T, H, Dh) by their angles.
+
+    (a, b) becomes (a cos - b sin, b cos + a sin): the halves change places, and the table of
+    sines has their signs.
+    """
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
 # ---------------------------------------------------------------- who attends to whom

@@ -45,9 +45,9 @@ SHAPES = {
 }
 
 
-def documents(count: int, total: int, vocabulary: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def documents(count: int, total: int, vocabulary: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """`count` random documents of uneven length that fill `total` tokens; a tenth is prompt."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     cuts = sorted(rng.sample(range(total // 20, total - total // 20), count - 1))
     lengths = [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
     made = []
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--documents", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0, help="of the documents' lengths")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=["ours", "padded", "position_ids"], help="for its memory")
@@ -165,7 +166,7 @@ def main() -> None:
         num_key_value_heads=kv_heads,
         head_dim=hidden // heads,
     )
-    docs = documents(args.documents, args.seq_len, args.vocab)
+    docs = documents(args.documents, args.seq_len, args.vocab, args.seed)
     torch.manual_seed(0)
     makers = {
         "ours": lambda: ours(config, docs, device, dtype),
@@ -174,8 +175,8 @@ def main() -> None:
     }
     steps = {name: make() for name, make in makers.items() if args.only in (None, name)}
     print(
-        f"# {args.shape}, vocabulary {args.vocab:,}, {args.seq_len} tokens in {args.documents} "
-        f"documents, {device}, {dtype}, {args.threads} threads, torch {torch.__version__}"
+        f"# {args.shape}, vocabulary {args.vocab:,}, {args.seq_len} tokens in documents of "
+        f"{[len(t) for t, _ in docs]}, {device}, {dtype}, {args.threads} threads, torch {torch.__version__}"
     )
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(args.rounds + 1):

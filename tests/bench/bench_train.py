@@ -45,7 +45,9 @@ SHAPES = {
 }
 
 
-def documents(count: int, total: int, vocabulary: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def documents(
+    count: int, total: int, vocabulary: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """`count` random documents of uneven length that fill `total` tokens; a tenth is prompt."""
     rng = random.Random(seed)
     cuts = sorted(rng.sample(range(total // 20, total - total // 20), count - 1))

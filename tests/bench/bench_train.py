@@ -178,7 +178,8 @@ def main() -> None:
     steps = {name: make() for name, make in makers.items() if args.only in (None, name)}
     print(
         f"# {args.shape}, vocabulary {args.vocab:,}, {args.seq_len} tokens in documents of "
-        f"{[len(t) for t, _ in docs]}, {device}, {dtype}, {args.threads} threads, torch {torch.__version__}"
+        f"{[len(t) for t, _ in docs]}, {device}, {dtype}, {args.threads} threads, "
+        f"torch {torch.__version__}"
     )
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(args.rounds + 1):

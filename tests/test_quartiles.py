@@ -29,7 +29,7 @@ def test_equals_sorting_whatever_the_sample(kind, sampled):
     ranks = quartile_ranks(len(values))
     expected = [float(np.sort(values.numpy())[rank]) for rank in ranks]
     for sample in (values[:: 3000 // sampled], values[:sampled]):  # an even one and a bad one
-        found = order_statistics(lambda: iter(values.split(271)), 3000, ranks, sample)
+        found = order_statistics(lambda: iter(values.split(271)), 3000, ranks, sample.numpy())
         assert found == expected
 
 

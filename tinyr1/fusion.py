@@ -18,19 +18,29 @@ the same code merges a tensor in memory and one of 1.5 GB in a mapped file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tinyr1.quartiles import at_least, count_true, differing, order_statistics, quartile_ranks
+from tinyr1.quartiles import (
+    as_array,
+    as_host,
+    count_true,
+    differing,
+    order_statistics,
+    quartile_ranks,
+)
 from tinyr1.weights import matrix_shape
 
 # Shapes: N rows of the last dimension W. A tensor of any rank is seen as (N, W).
 EPSILON = 1e-8  # the paper's, added to both softmaxes
 CHUNK_ELEMENTS = 1 << 19  # so many are read at a time: what is made of them stays near the core
 SAMPLE_ELEMENTS = 1 << 13  # at least so many scores tell where the quartiles lie
+SAMPLE_STRIDE = 61  # of larger tensors one element in so many, or a million in all
+FAR = (1 / 192, 1 / 32, 1 / 32)  # changes beyond which a fourth, fifth, sixth moment counts
 MERGEKIT_SAMPLE = 1_000_000  # elements from which mergekit estimates the quartiles
 Quantiles = Literal["all", "changed"]
 
@@ -119,72 +129,66 @@ class ExactFusion:
         device: torch.device | str = "cpu",
     ) -> None:
         self.left, self.right, self.device = left, right, torch.device(device)
-        self.parts = row_parts(shape)
+        self.parts, shape_2d = row_parts(shape), matrix_shape(shape)
         self.count, self.changed = math.prod(shape), 0
         self._taken: dict[int, tuple[int, float]] = {}  # elements and largest change of each part
-        double = self.left[slice(0, 1)].dtype == torch.float64
-        elements = max(part.stop - part.start for part in self.parts) * matrix_shape(shape)[1]
-        dtype = torch.float64 if double else torch.float32
-        self._buffers = torch.empty(4, elements, dtype=dtype, device=self.device)
-        kl, sampled = self._measure(shape, options.epsilon)
+        step = max(part.stop - part.start for part in self.parts)
+        dtype = wide_dtype(self.left[slice(0, 1)])
+        self._scratch = torch.empty(2, step, shape_2d[1], dtype=dtype, device=self.device).unbind()
+        kl, sampled = self._measure(shape_2d, options.epsilon)
         unit = 2.0 ** max(math.frexp(float(kl.max()))[1], -1000)
-        self._kl = kl / unit
-        # Scores by the very operations of `_scores`: a sample must be some of them, to the bit.
-        sample = torch.cat([sizes * self._kl[rows].to(dtype) for rows, sizes in sampled])
+        self._kl = (kl / unit).astype(as_host(self._scratch[0][:0]).dtype)
+        self._kl_column = torch.from_numpy(self._kl)[:, None].to(self.device)
+        # Scores by the very operation of `_scores`: a sample must be some of them, to the bit.
+        sample = np.concatenate([sizes * self._kl[rows] for rows, sizes in sampled])
         low, median, high = self._quartiles(sample, options.quantiles)
-        threshold = torch.tensor(median + options.lam * (high - low), dtype=dtype)
-        self._threshold = float(threshold)
+        self._threshold = float(self._kl.dtype.type(median + options.lam * (high - low)))
         self.threshold = self._threshold * unit
         self.quartiles = (low * unit, median * unit, high * unit)
 
-    def _pair(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Rows of Left and of Right, the latter rounded to Left's dtype."""
+    def _pair(self, part: slice) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Rows of Left, of Right rounded to Left's dtype, and two buffers of their shape."""
         left = self.left[part].to(self.device)
-        return left, self.right[part].to(self.device, left.dtype)
-
-    def _widen(self, left: Tensor, right: Tensor) -> Tensor:
-        """Buffers (4, rows, W) in the dtype to compute in: Left, Right, and two of scratch."""
-        wide = self._buffers[:, : left.numel()].view(4, *left.shape)
-        wide[0].copy_(left)
-        wide[1].copy_(right)
-        return wide
+        q, t = self._scratch
+        scratch = (q, t) if len(left) == len(q) else (q[: len(left)], t[: len(left)])
+        return left, self.right[part].to(left), scratch
 
     def _measure(
-        self, shape: tuple[int, ...], epsilon: float
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        self, shape: tuple[int, int], epsilon: float
+    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
         """KL of each row (N,) float64; for some elements, part by part, their rows and |R - L|."""
-        stride = max(1, min(64, self.count // SAMPLE_ELEMENTS), self.count >> 20)
-        stride -= stride % 2 == 0  # odd, so that it meets every column of the usual widths
-        kl = torch.zeros(matrix_shape(shape)[0], dtype=torch.float64, device=self.device)
-        samples: list[tuple[Tensor, Tensor]] = []
-        width = matrix_shape(shape)[1]
+        # A prime meets every column of the usual widths.
+        stride = max(1, min(SAMPLE_STRIDE, self.count // SAMPLE_ELEMENTS), self.count >> 20)
+        places = np.arange(0, self._scratch[0].numel(), stride) // shape[1]  # rows of the sample
+        kl = np.zeros(shape[0])
+        samples: list[tuple[np.ndarray, np.ndarray]] = []
         for part in self.parts:
-            pair = self._pair(part)
-            changed = count_true(differing(*pair))
+            left, right, scratch = self._pair(part)
+            changed = count_true(differing(left, right))
             self.changed += changed
-            left, right, *scratch = self._widen(*pair)
             if changed:
                 kl[part] = row_kl(left, right, epsilon, scratch)
-            elif not bool(left.isfinite().all()):
+                sizes = as_host(abs(as_array(scratch[1]).reshape(-1)[::stride]))  # of R - L
+            elif bool(left.isfinite().all()):
+                sizes = np.zeros(-(-left.numel() // stride), np.float32)
+            else:
                 raise NonFiniteError("NaN or infinity in both inputs")
-            rows = torch.arange(0, left.numel(), stride, device=self.device) // width
-            sizes = (right.flatten()[::stride] - left.flatten()[::stride]).abs_()
-            samples.append((part.start + rows, sizes))
-        if not bool(kl.isfinite().all()):
+            samples.append((part.start + places[: len(sizes)], sizes))
+        if not np.isfinite(kl).all():
             raise NonFiniteError("NaN or infinity in an input")
         return kl, samples
 
-    def _scores(self, left: Tensor, right: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """|R - L| and the scores |R - L| * KL of some rows, relative to the largest KL."""
-        wide_left, wide_right, size, scores = self._widen(left, right)
-        torch.sub(wide_right, wide_left, out=size).abs_()
-        return size, torch.mul(size, self._kl[part, None].to(size.dtype), out=scores)
+    def _scores(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows of both, |R - L|, and |R - L| * KL relative to the largest KL."""
+        left, right, (scores, size) = self._pair(part)
+        size.copy_(right).sub_(scores.copy_(left)).abs_()
+        return left, right, size, torch.mul(size, self._kl_column[part], out=scores)
 
     def _all_scores(self) -> Iterator[Tensor]:
         for part in self.parts:
-            yield self._scores(*self._pair(part), part)[1]
+            yield self._scores(part)[-1]
 
-    def _quartiles(self, sample: Tensor, quantiles: Quantiles) -> list[float]:
+    def _quartiles(self, sample: np.ndarray, quantiles: Quantiles) -> list[float]:
         """sorted[floor(q * (n - 1))] of all scores, or of those of the elements that differ."""
         # Scores are not negative, and those of equal elements are 0: sorted, they come first.
         equal_count = self.count - self.changed
@@ -198,16 +202,14 @@ class ExactFusion:
 
     def __getitem__(self, part: slice, /) -> Tensor:
         """The merged rows of one of `parts`: every element has Left's bits or Right's."""
-        left, right = self._pair(part)
-        size, scores = self._scores(left, right, part)
-        take = at_least(scores, self._threshold)
-        # Of a row, the largest change is the first to be taken.
-        row_largest = size.amax(-1)
-        reached = row_largest * self._kl[part].to(size.dtype) >= self._threshold
-        largest = float((row_largest * reached).max())
+        left, right, size, scores = self._scores(part)
+        take = as_array(scores) >= self._threshold
+        row_largest = as_host(size.amax(-1))  # of a row, the largest change is the first to go
+        reached = row_largest * self._kl[part] >= self._threshold
+        largest = float(np.max(row_largest, where=reached, initial=0))
         taken = take if self._threshold > 0 else differing(left, right)
         self._taken[part.start] = count_true(taken), largest
-        return select(take, right, left)
+        return select(torch.as_tensor(take), right, left)
 
     @property
     def stats(self) -> FusionStats:
@@ -245,8 +247,11 @@ def select(take: Tensor, right: Tensor, left: Tensor) -> Tensor:
 
 
 def row_kl(
-    left: Tensor, right: Tensor, epsilon: float = EPSILON, scratch: Sequence[Tensor] | None = None
-) -> Tensor:
+    left: Tensor,
+    right: Tensor,
+    epsilon: float = EPSILON,
+    scratch: tuple[Tensor, ...] | None = None,
+) -> np.ndarray:
     """KL(softmax(R) + eps || softmax(L) + eps) of each row of (N, W) -> (N,) float64, >= 0.
 
     q is the softmax of L; that of R is p = q e^t / E[e^t] with t = R - L, where E is the mean
@@ -257,31 +262,40 @@ def row_kl(
 
     The means are taken under q - eps, which is eps to first order. Rows for which this is not good
     for 1e-5 (large or tiny changes, a shift of the whole row, which changes no softmax,
-    probabilities near eps) go by `closed_row_kl`. `scratch` (2, N, W) is overwritten; without it
-    there are temporaries.
+    probabilities near eps) go by `closed_row_kl`. `scratch`, two times (N, W), is where it is
+    computed; t is left in the second.
     """
-    q, t = left.new_empty(2, *left.shape) if scratch is None else scratch
-    torch.softmax(left, -1, out=q)
-    torch.sub(right, left, out=t)
-    spread = torch.maximum(t.amax(-1), -t.amin(-1))
-    regular = (spread < 1 / 8) & (spread > 2**-40) & (q.amin(-1) > 1024 * epsilon)
-    far = spread > 1 / 32  # nearer rows need no fifth and sixth moment
-    last = 6 if bool(far.any()) else 4
+    if scratch is None:
+        scratch = torch.empty(2, *left.shape, dtype=wide_dtype(left), device=left.device).unbind()
+    q, t = scratch
+    t.copy_(right).sub_(q.copy_(left))
+    torch.softmax(q, -1, out=q)
+    # What follows on the host are a few numbers a row.
+    spread = np.maximum(as_host(t.amax(-1)), -as_host(t.amin(-1)))
+    regular = (spread < 1 / 8) & (spread > 2**-40) & (as_host(q.amin(-1)) > 1024 * epsilon)
+    last = 3 + sum(bool(spread.max() > reach) for reach in FAR)
     power = q.sub_(epsilon).mul_(t)
-    moments = [power.sum(-1).double()]
-    moments += [power.mul_(t).sum(-1).double() for _ in range(1, last)]
-    grown = torch.zeros_like(moments[0])  # E[e^t] - 1
-    tilted = torch.zeros_like(moments[0])  # E[e^t t]
-    for k, moment in enumerate(moments, 1):
-        counted = moment if k <= 4 else moment * far
-        grown += counted / math.factorial(k)
-        tilted += counted / math.factorial(k - 1)
-    regular &= moments[0].square() < 0.5 * moments[1]
-    kl = torch.where(regular, tilted / (1 + grown) - grown.log1p(), 0.0)
+    sums = [power.sum(-1), *(power.mul_(t).sum(-1) for _ in range(1, last))]
+    moments = [as_host(moment).astype(np.float64) for moment in sums]
+    grown, tilted = np.zeros((2, len(spread)))  # E[e^t] - 1 and E[e^t t]
+    with np.errstate(all="ignore"):  # of rows that are not regular
+        for k, moment in enumerate(moments, 1):
+            counted = moment if k <= 3 else np.where(spread > FAR[k - 4], moment, 0.0)
+            grown += counted / math.factorial(k)
+            tilted += counted / math.factorial(k - 1)
+        regular &= moments[0] ** 2 < 0.5 * moments[1]
+        kl = np.where(regular, tilted / (1 + grown) - np.log1p(grown), 0.0)
     others = ~regular & (spread != 0)  # NaN among them
-    if bool(others.any()):
-        kl[others] = closed_row_kl(left[others].double(), right[others].double(), epsilon)
+    if others.any():
+        rows = torch.from_numpy(others).to(left.device)
+        closed = closed_row_kl(left[rows].double(), right[rows].double(), epsilon)
+        kl[others] = as_host(closed)
     return kl
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """What a tensor is computed in: float32, or float64 if it is that."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def closed_row_kl(left: Tensor, right: Tensor, epsilon: float = EPSILON) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def available() -> bool:
@@ -14,11 +14,13 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(
+    width: float, height: float, layout: Literal["constrained", "none"] = "constrained"
+) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -93,8 +95,15 @@ def heat_map(
 ) -> None:
     """values[row][column] as colours (NaN stays blank); small maps have the numbers, too."""
     large = len(rows) * len(columns) > 120
-    height = 0.16 if large else 0.32
-    figure, axes = _figure(2.5 + 0.75 * len(columns), 1.6 + height * len(rows))
+    cell_width, cell_height = 0.75, 0.16 if large else 0.32  # inches
+    left, right = 0.4 + max(0.06 * max(map(len, rows)), 0.03 * len(columns[0])), 1.7
+    bottom, top = 0.4 + 0.04 * max(map(len, columns)), 0.4
+    width = left + cell_width * len(columns) + right
+    height = bottom + cell_height * len(rows) + top
+    figure, axes = _figure(width, height, layout="none")  # a layout engine would draw it twice
+    axes.set_position(
+        (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    )
     image = axes.imshow(values, aspect="auto", cmap="viridis")
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=6 if large else 8)
@@ -105,5 +114,7 @@ def heat_map(
                 colour = "white" if value < middle else "black"
                 axes.text(c, r, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, label=label)
-    figure.savefig(path)
+    place = axes.get_position()
+    beside = figure.add_axes((1 - 1.3 / width, place.y0, 0.2 / width, place.height))
+    figure.colorbar(image, cax=beside, label=label)
+    figure.savefig(path, pil_kwargs={"compress_level": 1})

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,18 +28,19 @@ def quartile_ranks(count: int) -> list[int]:
     return [int(q * (count - 1)) for q in (0.25, 0.5, 0.75)]
 
 
-def order_statistics(parts: Parts, count: int, ranks: Sequence[int], sample: Tensor) -> list[float]:
+def order_statistics(
+    parts: Parts, count: int, ranks: Sequence[int], sample: np.ndarray
+) -> list[float]:
     """sorted(values)[rank] for each rank, where `parts` yields `count` values, none of them NaN.
 
     `sample` is any non-empty selection of the values; the more even, the less there is to collect.
     """
-    guesses = sample.cpu().numpy()
-    if len(guesses) == count:
-        return [float(value) for value in np.partition(guesses, ranks)[list(ranks)]]
+    if len(sample) == count:
+        return [float(value) for value in np.partition(sample, ranks)[list(ranks)]]
     found: dict[int, float] = {}
-    margin = math.isqrt(2 * len(guesses)) + 1  # about three standard deviations of a rank
+    margin = 3 * math.isqrt(len(sample)) // 2 + 1  # three standard deviations of a rank
     while missing := sorted(set(ranks) - set(found)):
-        brackets = _brackets(guesses, [rank * len(guesses) // count for rank in missing], margin)
+        brackets = _brackets(sample, [rank * len(sample) // count for rank in missing], margin)
         collected = np.concatenate([_collect(values, brackets) for values in parts()])
         for rank, bracket in zip(missing, brackets, strict=True):
             value = bracket.value(rank, collected)
@@ -50,73 +52,76 @@ def order_statistics(parts: Parts, count: int, ranks: Sequence[int], sample: Ten
 
 @dataclass
 class _Bracket:
-    """[low, high], and how many values are below it and within it."""
+    """[low, high], how many values are below it, and, of a single point, how many equal it."""
 
     low: float
     high: float
     below: int = 0
-    within: int = 0
+    equal: int = 0
 
     def value(self, rank: int, collected: np.ndarray) -> float | None:
         """The value of that rank, or None if it is outside."""
-        if not self.below <= rank < self.below + self.within:
-            return None
-        if self.low == self.high:
-            return self.low
-        inside = collected[(collected >= self.low) & (collected <= self.high)]
         place = rank - self.below
-        return float(np.partition(inside, place)[place])
+        if self.low == self.high:
+            return self.low if 0 <= place < self.equal else None
+        inside = collected[(collected >= self.low) & (collected <= self.high)]
+        return float(np.partition(inside, place)[place]) if 0 <= place < len(inside) else None
 
 
-def _brackets(guesses: np.ndarray, middles: list[int], margin: int) -> list[_Bracket]:
-    """Around each of `middles`, the values `margin` ranks below and above it in `guesses`."""
+def _brackets(sample: np.ndarray, middles: list[int], margin: int) -> list[_Bracket]:
+    """Around each of `middles`, the values `margin` ranks below and above it in `sample`."""
     places = [(middle - margin, middle + margin) for middle in middles]
-    inside = sorted({i for pair in places for i in pair if 0 <= i < len(guesses)})
-    ordered = np.partition(guesses, inside) if inside else guesses
+    inside = sorted({i for pair in places for i in pair if 0 <= i < len(sample)})
+    ordered = np.partition(sample, inside) if inside else sample
     low = (float(ordered[i]) if i >= 0 else -math.inf for i, _ in places)
-    high = (float(ordered[i]) if i < len(guesses) else math.inf for _, i in places)
+    high = (float(ordered[i]) if i < len(sample) else math.inf for _, i in places)
     return [_Bracket(a, b) for a, b in zip(low, high, strict=True)]
 
 
 def _collect(values: Tensor, brackets: Sequence[_Bracket]) -> np.ndarray:
-    """Count one part into the brackets; returns the values inside those wider than a point."""
-    wanted = torch.zeros_like(values, dtype=torch.bool)
+    """Count one part against the brackets; returns the values inside those wider than a point."""
+    array = as_array(values)
+    wanted = None
     for bracket in brackets:
-        inside = at_least(values, bracket.low)
+        inside = array >= bracket.low
         bracket.below += values.numel() - count_true(inside)
-        inside ^= at_least(values, bracket.high, strictly=True)
-        bracket.within += count_true(inside)
-        if bracket.low < bracket.high:
-            wanted |= inside
-    return pick(values, wanted)
+        inside ^= array > bracket.high
+        if bracket.low == bracket.high:
+            bracket.equal += count_true(inside)
+        else:
+            wanted = inside if wanted is None else wanted | inside
+    return np.empty(0, np.float32) if wanted is None else pick(array, wanted)
 
 
-# Comparing and picking: numpy is five to eight times as fast as torch on a CPU, and sees the same
-# memory (docs/benchmarks/merge.md).
+# Comparing, counting and picking: on a CPU numpy is five to eight times as fast as torch, and sees
+# the same memory (docs/benchmarks/merge.md). Both know the same operators.
+
+Array = Any  # a numpy array, or a tensor on another device
 
 
-def at_least(values: Tensor, bound: float, strictly: bool = False) -> Tensor:
-    """values >= bound, or > with `strictly`, as a bool tensor."""
-    if values.device.type != "cpu":
-        return values > bound if strictly else values >= bound
-    array = values.numpy()
-    return torch.from_numpy(array > bound if strictly else array >= bound)
+def as_array(values: Tensor) -> Array:
+    """The values as numpy sees them, or on another device the tensor itself."""
+    return values.numpy() if values.device.type == "cpu" else values
 
 
-def differing(a: Tensor, b: Tensor) -> Tensor:
-    """Where the bits of two tensors of one dtype differ, as a bool tensor."""
+def as_host(values: Array | Tensor) -> np.ndarray:
+    """The values in the host's memory."""
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def differing(a: Tensor, b: Tensor) -> Array:
+    """Where the bits of two tensors of one dtype differ."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.itemsize]
-    a, b = a.view(whole), b.view(whole)
-    return a != b if a.device.type != "cpu" else torch.from_numpy(a.numpy() != b.numpy())
+    return as_array(a.view(whole)) != as_array(b.view(whole))
 
 
-def count_true(mask: Tensor) -> int:
+def count_true(mask: Array) -> int:
     """The number of true elements."""
-    return int(mask.sum()) if mask.device.type != "cpu" else int(np.count_nonzero(mask.numpy()))
+    return int(mask.sum()) if isinstance(mask, Tensor) else int(np.count_nonzero(mask))
 
 
-def pick(values: Tensor, mask: Tensor) -> np.ndarray:
-    """The values where `mask` is true, flat."""
-    if values.device.type != "cpu":
+def pick(values: Array, mask: Array) -> np.ndarray:
+    """The values where `mask` is true, flat, on the host."""
+    if isinstance(values, Tensor):
         return values[mask].cpu().numpy()
-    return values.numpy().ravel()[np.flatnonzero(mask.numpy())]
+    return values.ravel()[np.flatnonzero(mask)]

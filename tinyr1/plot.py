@@ -15,7 +15,7 @@ def available() -> bool:
 
 
 def _figure(
-    width: float, height: float, layout: Literal["constrained", "none"] = "constrained"
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
 ) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def heat_map(
     bottom, top = 0.4 + 0.04 * max(map(len, columns)), 0.4
     width = left + cell_width * len(columns) + right
     height = bottom + cell_height * len(rows) + top
-    figure, axes = _figure(width, height, layout="none")  # a layout engine would draw it twice
+    figure, axes = _figure(width, height, layout=None)  # a layout engine would draw it twice
     axes.set_position(
         (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
     )

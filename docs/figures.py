@@ -157,7 +157,7 @@ def threshold(lab: Path) -> Figure:
     for part in fusion.parts:
         fusion[part]
     # The share that is taken above the threshold is a little part of all: the axis is logarithmic.
-    kl = fusion._kl[:, None] * (fusion.threshold / fusion._threshold)
+    kl = fusion._kl_column * (fusion.threshold / fusion._threshold)
     scores = ((right - left).abs() * kl).flatten().numpy()
     positive = scores[scores > 0]
     figure, axes = canvas(8.2, 3.6)

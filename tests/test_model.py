@@ -181,19 +181,24 @@ def test_packed_row_equals_its_documents_one_by_one():
     assert (naive - alone).abs().max() > 1e-3  # the documents do see each other without cu_seqlens
 
 
-def test_document_attention_equals_a_dense_mask():
-    lengths = [4, 9, 3]
-    q = torch.randn(1, 16, 4, 8, dtype=torch.float64)
-    k, v = torch.randn(2, 1, 16, 2, 8, dtype=torch.float64)
-    document = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
-    mask = (document[:, None] == document) & torch.ones(16, 16).tril().bool()
+@pytest.mark.parametrize("lengths", [[4, 9, 3], [130, 300, 128, 1100]])  # in blocks, and too long
+def test_document_attention_equals_a_dense_mask(lengths):
+    total = sum(lengths)
+    q = torch.randn(1, total, 4, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, total, 2, 8, dtype=torch.float64, requires_grad=True) for _ in "kv")
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    mask = (document[:, None] == document) & torch.ones(total, total).tril().bool()
     keys, values = k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)
     scores = torch.einsum("bthd,bshd->bhts", q, keys) / 8**0.5
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
     expected = torch.einsum("bhts,bshd->bthd", weights, values)
-    cu_seqlens = torch.tensor([0, 4, 13, 16], dtype=torch.int32)
-    out = document_attention(q, k, v, cu_seqlens, 9)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    out = document_attention(q, k, v, cu_seqlens, max(lengths))
     assert (out - expected).abs().max() < 1e-12
+    upstream = torch.randn_like(out)
+    wanted = torch.autograd.grad(expected, (q, k, v), upstream)
+    for got, want in zip(torch.autograd.grad(out, (q, k, v), upstream), wanted, strict=True):
+        assert (got - want).abs().max() < 1e-12
 
 
 def test_decoding_with_a_cache_equals_a_forward_over_everything():

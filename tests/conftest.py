@@ -40,7 +40,7 @@ def strongest_sandbox():
 def make_checkpoint(folder, seed=0, tied=True, hidden_size=48):
     """A random Qwen2 of the laboratory's shape but two layers, with its tokenizer."""
     write_tokenizer(World(0), folder)
-    config = model_config(Tokenizer(folder).vocab_size)
+    config = model_config(Tokenizer(folder).largest_id + 1)
     small = {"num_hidden_layers": 2, "hidden_size": hidden_size, "head_dim": hidden_size // 4}
     small["tie_word_embeddings"] = tied
     config = dataclasses.replace(config, **small)

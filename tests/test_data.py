@@ -12,16 +12,19 @@ import pytest
 from conftest import ROOT, make_checkpoint, run, strongest_sandbox, write_rows
 from fake_hub import COMMIT, hub
 
+from tinyr1 import chat
 from tinyr1.data import coding, math, pipeline, science
 from tinyr1.data.clean import (
     REASONS,
     Draft,
     Dropped,
     check,
+    check_question,
     from_markers,
     literal_markers,
     loops,
     mixes_languages,
+    normalized,
     split_think,
 )
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
@@ -137,17 +140,20 @@ def test_tables_and_symbols_are_neither_loops_nor_languages():
 def test_malformed_rows_are_dropped_by_reason_and_kept_aside(tmp_path):
     rows = [
         math_row(1, problem=None),
-        math_row(2, generations=[None]),
+        math_row(2, generations="no list"),
         math_row(3, problem="Half a pair: \ud83d"),
         math_row(4, generations=["<think>a</think> b", GOOD], is_reasoning_complete=[1, True]),
         math_row(5, generations=["Well. " + GOOD, GOOD], is_reasoning_complete=[True] * 2,
+                 correctness_math_verify=[True] * 2),
+        math_row(6, generations=[None, GOOD], is_reasoning_complete=[True] * 2,
                  correctness_math_verify=[True] * 2),
     ]  # fmt: skip
     out = tmp_path / "math.jsonl"
     done = data("math", "--source", write_rows(tmp_path / "a.jsonl", rows), "--out", out)
     assert done.returncode == 0, done.stderr
     kept = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["meta"]["generation"] for row in kept] == [1]  # the first is not well-formed
+    # The first of both is not well-formed.
+    assert [row["meta"]["generation"] for row in kept] == [1, 1]
     aside = out.with_suffix(".rejected.jsonl").read_text().splitlines()
     expected = ["empty_question", "malformed", "malformed", "not_verified"]
     assert [json.loads(line)["reason"] for line in aside] == expected
@@ -463,7 +469,9 @@ def test_questions_for_the_teacher(tmp_path):
         (["math", "--source", "nowhere.parquet", "--out", "x.jsonl"], "no such file"),
         (["math", "--source", "{torn}", "--out", "{out}"], "cannot be read"),
         (["math", "--source", "{empty}", "--out", "{out}"], "no .parquet or .jsonl"),
-        (["math", "--source", "{other}", "--out", "{out}"], "no row is left"),
+        (["math", "--source", "{other}", "--out", "{out}"], "no column 'question_type'"),
+        (["coding", "--source", "{other}", "--out", "{out}", "--cot-types", "x"], "of science"),
+        (["math", "--source", "{other}", "--out", "{out}", "--max-tokens", "5"], "--tokenizer"),
         (["coding", "--source", "{other}", "--out", "{out}"], "no column 'conversations'"),
         (["math", "--source", "{other}", "--out", "{out}", "--near-duplicates", "2"], "--near-dup"),
         (["inspect"], "FILE: required"),
@@ -531,3 +539,39 @@ def test_memory_stays_flat(tmp_path):
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split("PEAK ")[1]))
     assert peaks[1] < peaks[0] + 60_000  # KiB; the file is 30 MB larger, its rows 300 MB
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Compute 5!", "Compute 5"), ("f' at 1", "f at 1"), ("Sort 1 2 3", "Sort 12 3")],
+)
+def test_questions_that_mean_something_else_are_no_duplicates(one, other):
+    assert normalized(one) != normalized(other)
+    assert normalized("What  is\nthis?") == normalized("what is this")
+
+
+def test_what_evaluate_shows_can_be_decontaminated_against(tmp_path):
+    tasks = tmp_path / "tasks.jsonl"
+    bos, user, assistant = (chat.BOS, chat.USER, chat.ASSISTANT)
+    shown = {"task": "t", "id": "1", "trial": 0, "prompt": f"{bos}{user}Why so?{assistant}"}
+    tasks.write_text(json.dumps(shown))
+    assert Contamination((tasks,)).match("why so?") is not None  # shorter than eight words
+    assert Contamination((tasks,)).match("Why not?") is None
+
+
+def test_marks_that_are_left_break_the_contract(tmp_path):
+    good = {"id": "1", "domain": "math", "source": "s", "messages": []}
+    for leak in ("<|end_of_solution|>", "<|im_end|>"):
+        content = f"<think>\nHm.\n</think>\n\nSo {leak} it is."
+        said = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": content}]
+        file = tmp_path / "leak.jsonl"
+        file.write_text(json.dumps(good | {"messages": said}))
+        done = data("inspect", file)
+        assert done.returncode == 2
+        assert leak in done.stderr
+
+
+def test_questions_for_the_teacher_are_checked():
+    for question, reason in ((" ", "empty_question"), ("a <|im_end|> b", "leaked_chat_token")):
+        with pytest.raises(Dropped, match=reason):
+            check_question(question)

@@ -244,9 +244,14 @@ def test_unfinished_merge_of_other_inputs_is_refused(experts, tmp_path):
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "merge_state.json").write_text("{}")
+    (partial / "merge_journal.jsonl").write_text('{"name": "w"}\n')
     done = merge(experts["science"], experts["math"], tmp_path / "out")
     assert done.returncode == 2
     assert "unfinished merge of other inputs" in done.stderr
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "thesis.tex").write_text("of somebody")
+    with pytest.raises(UserError, match="is no unfinished merge"):
+        merged(experts["science"], experts["math"], tmp_path / "other")
 
 
 def test_linear_and_task_arithmetic(experts, tmp_path):
@@ -336,6 +341,14 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
         ("{math} {science} {math}/out", "lies in the input"),
         ("{math} {science} {math}", "lies in the input"),
         ("{math} nowhere {out}", "nowhere: no such directory"),
+        ("{math} nowhere {out} --then nope", "nope: no such directory"),  # all of them at once
+        ("{math} {science} /", "expected a directory that can be made"),
+        ("{math} {science} {out} --lam nan", "--lam=nan"),
+        ("{math} {science} {out} --method linear --weights nan 1", "--weights=nan"),
+        ("{math} {science} {out} --shard-size inf", "--shard-size=inf"),
+        ("{math} {science} {out} --save {out}", "--save: goes with --diff"),
+        ("{math} {science} {out} --diff {math} {science}", "leave the other paths out"),
+        ("{math} {science} {out} --method slerp --threads 2", "--threads: --method slerp"),
     ],
 )
 def test_bad_arguments(experts, tmp_path, arguments, message):
@@ -356,13 +369,87 @@ def test_nan_is_refused_by_tensor_name_or_copied_from_left(experts, tmp_path):
             merged(experts["science"], bad, tmp_path / "out", *options)
         assert "bad: model.norm.weight" in str(error.value)
         assert "bad: model.embed_tokens.weight" in str(error.value)  # all of them at once
-        shutil.rmtree(tmp_path / "out.partial")
-    done = merge(experts["science"], bad, tmp_path / "kept", "--allow-nonfinite")
+    # What the message advises works, with what the refused merge left.
+    done = merge(experts["science"], bad, tmp_path / "out", "--allow-nonfinite")
     assert done.returncode == 0, done.stderr
+    (tmp_path / "out").rename(tmp_path / "kept")
     left = tensors_of(experts["science"])["model.norm.weight"]
     assert torch.equal(tensors_of(tmp_path / "kept")["model.norm.weight"], left)
     report = json.loads((tmp_path / "kept" / "merge_report.json").read_text())
     assert report["tensors"]["model.norm.weight"]["flags"] == ["nonfinite_input"]
+
+
+def test_a_chain_with_nan_equals_merges_through_disk(experts, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(experts["math"], bad)
+    tensors = load_file(bad / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, bad / "model.safetensors")
+    allow = "--allow-nonfinite"
+    merged(experts["science"], bad, tmp_path / "one", "--then", experts["coding"], allow)
+    merged(experts["science"], bad, tmp_path / "mid", allow)
+    merged(experts["coding"], tmp_path / "mid", tmp_path / "two", allow)
+    one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    report = json.loads((tmp_path / "one" / "merge_report.json").read_text())
+    assert report["tensors"]["model.norm.weight"]["steps"][0] == {"flags": ["nonfinite_input"]}
+
+
+def small_checkpoint(folder, **tensors):
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "any"}')
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_an_input_that_would_be_written_over_is_refused(experts, tmp_path):
+    shutil.copytree(experts["math"], tmp_path / "x.partial")
+    with pytest.raises(UserError, match="lies in the input"):
+        merged(tmp_path / "x.partial", experts["science"], tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"w": "../b/model.safetensors"}}, "no file name"),
+        ({"weight_map": {"w": 3}}, "no file name"),
+        ([], "weight_map: missing"),
+    ],
+)
+def test_indexes_that_lead_elsewhere_are_refused(tmp_path, index, message):
+    a = small_checkpoint(tmp_path / "a", w=torch.zeros(3))
+    b = small_checkpoint(tmp_path / "b", w=torch.ones(3))
+    (a / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=message):
+        merged(a, b, tmp_path / "out")
+
+
+def test_other_methods_round_once_to_the_outputs_dtype(tmp_path):
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 8, 10).bfloat16(), torch.randn(3, 8, 10).bfloat16()
+    a, b = small_checkpoint(tmp_path / "a", w=x), small_checkpoint(tmp_path / "b", w=y)
+    merged(a, b, tmp_path / "out", "--method", "linear", "--dtype", "fp32")
+    expected = (x.double() + y.double()) / 2
+    assert (tensors_of(tmp_path / "out")["w"] - expected).abs().max() < 1e-6
+    low = small_checkpoint(tmp_path / "low", w=torch.ones(4).half())
+    high = small_checkpoint(tmp_path / "high", w=torch.full((4,), 1e6))
+    with pytest.raises(UserError, match=r"w: values beyond the range of torch\.float16"):
+        merged(low, high, tmp_path / "inf", "--method", "linear")
+    for method in ("nuslerp", "model_stock"):  # tensors of more than two dimensions
+        base = ["--base", str(a)] if method == "model_stock" else []
+        merged(a, b, tmp_path / method, "--method", method, *base)
+
+
+def test_integer_tensors_go_along_where_they_are_equal(tmp_path):
+    a = small_checkpoint(tmp_path / "a", w=torch.randn(4, 4), ids=torch.arange(5))
+    b = small_checkpoint(tmp_path / "b", w=torch.randn(4, 4), ids=torch.arange(5))
+    c = small_checkpoint(tmp_path / "c", w=torch.randn(4, 4), ids=torch.ones(5).long())
+    merged(a, b, tmp_path / "out", "--dtype", "bf16")
+    out = tensors_of(tmp_path / "out")
+    assert torch.equal(out["ids"], torch.arange(5))
+    assert out["w"].dtype == torch.bfloat16
+    with pytest.raises(UserError, match="ids: dtype I64"):
+        merged(a, c, tmp_path / "other")
 
 
 @pytest.mark.parametrize("dtypes", ["bf16 bf16", "fp16 fp32", "bf16 fp16", "fp32 bf16"])
@@ -527,7 +614,7 @@ def test_values_beyond_the_outputs_range_are_refused(experts, tmp_path):
     shutil.copytree(experts["science"], half)
     halves = {k: v.half() for k, v in load_file(half / "model.safetensors").items()}
     save_file(halves, half / "model.safetensors")
-    with pytest.raises(UserError, match=r"does not fit Left's dtype"):
+    with pytest.raises(UserError, match=r"is beyond the dtype"):
         merged(half, tmp_path / "large", tmp_path / "out")
 
 

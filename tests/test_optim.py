@@ -72,21 +72,33 @@ def test_bfloat16_moments_stay_close_and_repeat_exactly():
 
 
 def test_stochastic_rounding_is_right_on_average_and_a_neighbour_always():
-    generator = torch.Generator().manual_seed(0)
     x = torch.tensor([1.0 + 2.0**-9, -3.1415926, 1e-30, 0.0, 257.3])
-    draws = torch.stack(
-        [stochastic_round(x, torch.bfloat16, generator).double() for _ in range(20000)]
-    )
+    draws = torch.stack([stochastic_round(x, torch.bfloat16, n, 5 * n) for n in range(20000)])
+    draws = draws.double()
     nearest = x.bfloat16().double()
     spacing = (x.double().abs() * 2.0**-7).clamp(min=1e-300)
     assert ((draws - x.double()).abs() <= spacing).all()
     # The standard error of the mean is below spacing / 2 / sqrt(20000).
     assert ((draws.mean(0) - x.double()).abs() <= spacing * 0.02).all()
     assert (nearest - x.double()).abs()[0] > 0  # rounding to nearest would be off
+    once = torch.full((100_000,), 1.0 + 2.0**-9)  # a quarter of the way up: of many elements, too
+    up = stochastic_round(once, torch.bfloat16, 7) > 1
+    assert abs(float(up.float().mean()) - 0.25) < 0.005
+    assert abs(float((up[1:] & up[:-1]).float().mean()) - 0.0625) < 0.005  # neighbours apart
+
+
+def test_the_bits_of_an_element_do_not_depend_on_where_a_parameter_is_cut():
+    x = torch.randn(1000)
+    whole = stochastic_round(x, torch.bfloat16, 3)
+    parts = [
+        stochastic_round(x[:400], torch.bfloat16, 3),
+        stochastic_round(x[400:], torch.bfloat16, 3, 400),
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(stochastic_round(x, torch.bfloat16, 4), whole)
 
 
 @pytest.mark.parametrize("value", [1.5, -2.0])
 def test_representable_numbers_are_kept(value):
-    generator = torch.Generator().manual_seed(1)
     x = torch.full((1000,), value)
-    assert (stochastic_round(x, torch.bfloat16, generator) == value).all()
+    assert (stochastic_round(x, torch.bfloat16, 1) == value).all()

@@ -37,3 +37,9 @@ def test_quartile_ranks_by_hand():
     assert quartile_ranks(1) == [0, 0, 0]
     assert quartile_ranks(5) == [1, 2, 3]
     assert quartile_ranks(8) == [1, 3, 5]
+
+
+def test_nan_ends_the_search():
+    values = torch.full((1000,), torch.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        order_statistics(lambda: iter([values]), 1000, [500], values[:10].numpy())

@@ -54,10 +54,11 @@ def test_rejection_sampling_keeps_what_was_asked_for():
     ]
     for keep, trials in (("first", [1]), ("shortest", [2]), ("all", [1, 2])):
         config = TeacherConfig(n=3, keep=keep, reject_wrong=True)
-        kept, dropped = select([ROW], samples, config)
+        kept, rejected = select([ROW], samples, config)
         assert [draft.meta["trial"] for draft in kept] == trials
-        assert dropped["wrong_answer"] == 1
-        assert dropped["not_needed"] == 2 - len(trials)
+        reasons = [row["reason"] for row in rejected]
+        assert reasons.count("wrong_answer") == 1
+        assert reasons.count("not_needed") == 2 - len(trials)
 
 
 def teacher(*arguments):

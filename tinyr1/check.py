@@ -48,9 +48,9 @@ def faults(folder: Path) -> list[str]:
 def _tokenizer_faults(folder: Path, config: Qwen2Config, config_eos: object) -> list[str]:
     found: list[str] = []
     tokenizer = Tokenizer(folder)
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.largest_id >= config.vocab_size:
         found.append(
-            f"tokenizer: {tokenizer.vocab_size} tokens, but the embedding has {config.vocab_size}"
+            f"tokenizer: an id {tokenizer.largest_id}, but the embedding has {config.vocab_size}"
         )
     try:
         end = TEMPLATE_END[guess_template(tokenizer)]

@@ -8,6 +8,7 @@ weights and moments the state is the step alone, because the order of data is a 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +37,8 @@ def failing_plainly(action: str) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        reasons = {str(failure[0]) for failure in error.failures.values()}
+        found = (failure[0] for failure in error.failures.values())
+        reasons = {" ".join(str(reason).split()) or repr(reason) for reason in found}
         raise RunStopped(f"{action}: {'; '.join(sorted(reasons))}") from None
 
 
@@ -48,11 +50,8 @@ def completed_steps(out: Path) -> list[int]:
     """Steps with a whole checkpoint, in order."""
     folder = out / "checkpoints"
     found = folder.glob("step-*/meta.json") if folder.is_dir() else []
-    return sorted(
-        int(p.parent.name.removeprefix("step-"))
-        for p in found
-        if not p.parent.name.endswith(".partial")
-    )
+    names = (re.fullmatch(r"step-(\d+)", path.parent.name) for path in found)
+    return sorted(int(name[1]) for name in names if name)  # copies that people made are theirs
 
 
 class Saver:
@@ -66,6 +65,9 @@ class Saver:
         self.out, self.ranks, self.keep = out, ranks, keep
         self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         self._thread = ThreadPoolExecutor(1, "checkpoint")
+        if ranks.is_main:
+            for torn in (out / "checkpoints").glob("*.partial"):  # of a process that was killed
+                shutil.rmtree(torn, ignore_errors=True)
         self._writing: Future[None] | None = None
 
     def save(
@@ -95,7 +97,8 @@ class Saver:
 
     def _finish(self, written: Any, partial: Path, final: Path, meta: dict[str, Any]) -> None:
         """Give a checkpoint its name. The main rank's part ends only when every rank's has."""
-        with failing_plainly(f"saving {partial}"):
+        free = shutil.disk_usage(partial).free
+        with failing_plainly(f"saving {partial} ({free / 1e9:.1f} GB were free there)"):
             written.result()
         if self.ranks.is_main:
             write_json(partial / "meta.json", meta)

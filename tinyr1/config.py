@@ -8,7 +8,6 @@ class's defaults, and the command line replaces the recipe's values.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tomllib
 import types
 import typing
@@ -36,7 +35,7 @@ def load_recipe(cls: type[T], name_or_path: str) -> T:
     if path.suffix == ".toml":
         if not path.is_file():
             raise UserError(f"recipe={path}: no such file")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     else:
         folder = resources.files("tinyr1") / "recipes"
         names = sorted(f.name.removesuffix(".toml") for f in folder.iterdir())
@@ -44,10 +43,10 @@ def load_recipe(cls: type[T], name_or_path: str) -> T:
             raise UserError(
                 f"recipe={name_or_path}: expected one of {', '.join(names)}, or a path to a .toml"
             )
-        text = (folder / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        text = (folder / f"{name_or_path}.toml").read_bytes()
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe={name_or_path}: not valid TOML ({error})") from None
     hints = typing.get_type_hints(cls)
     for key, value in values.items():
@@ -96,9 +95,7 @@ def require(config: Any, *fields: str) -> None:
     """UserError for the first of `fields` that was not given."""
     for name in fields:
         if getattr(config, name) in (None, ()):
-            raise UserError(
-                f"--{name.replace('_', '-')}: required; see {Path(sys.argv[0]).name} --help"
-            )
+            raise UserError(f"--{name.replace('_', '-')}: required; --help shows all options")
 
 
 def check_range(

@@ -87,17 +87,32 @@ def build_corpus(
     )[:16]
     folder = cache_dir / key
     with locked(cache_dir / f"{key}.lock"):
-        if not (folder / "meta.json").exists():
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             partial = cache_dir / f"{key}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _tokenise(partial, data, tokenizer, template, think_in, require_think, max_len, log)
+            try:
+                _tokenise(partial, data, tokenizer, template, think_in, require_think, max_len, log)
+            except UserError:  # the repaired file will have another key
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
             for file in partial.iterdir():
                 fsync_file(file)
             fsync_directory(partial)
             os.replace(partial, folder)
             fsync_directory(cache_dir)
     return Corpus(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cache has all that its meta.json, which is written last, promises."""
+    if not (folder / "meta.json").exists():
+        return False
+    tokens = read_json(folder / "meta.json")["tokens"]
+    sizes = {"tokens.bin": 4 * tokens, "is_target.bin": tokens}
+    files = ((folder / name, size) for name, size in sizes.items())
+    return all(file.exists() and file.stat().st_size == size for file, size in files)
 
 
 def _tokenise(
@@ -141,6 +156,8 @@ def _tokenise(
             ids.append(name)
     if not ids:
         names = ", ".join(str(p) for p in data)
+        if not dropped:
+            raise UserError(f"{names}: no rows")
         raise UserError(
             f"{names}: no row left to train on ({dropped} longer than --seq-len {max_len}, "
             f"the longest has {longest} tokens)"

@@ -45,7 +45,7 @@ def diff_rows(a: Rows, b: Rows, shape: tuple[int, ...]) -> TensorDiff:
     return TensorDiff(
         share_changed=changed / max(math.prod(shape), 1),
         relative_norm=relative,
-        cosine=product / norms if norms else 1.0,
+        cosine=product / norms if norms else float(squares_a == squares_b),
         largest=largest,
     )
 
@@ -58,7 +58,11 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
     if len(paths) != 2:
         raise UserError(f"--diff: {len(paths)} directories given, expected 2")
     a, b = Checkpoint(paths[0]), Checkpoint(paths[1])
+    if save and save.resolve() in (a.path.resolve(), b.path.resolve()):
+        raise UserError(f"--save={save}: is one of the two; choose another place")
     diffs = _diff_tensors(a, b, log)
+    if not diffs:
+        raise UserError(f"--diff: {a.path} and {b.path} have no tensor in common")
     rows = [
         [
             *(name, f"{100 * d.share_changed:.2f}", f"{d.relative_norm:.3e}"),
@@ -91,11 +95,12 @@ def _diff_tensors(a: Checkpoint, b: Checkpoint, log: Log) -> dict[str, TensorDif
         for name in mine.specs.keys() - other.specs.keys():
             log.warn(f"{name}: only in {mine.path}")
     diffs: dict[str, TensorDiff] = {}
+    unsupported = a.unsupported.keys() | b.unsupported.keys()
     for model in (a, b):
         for line in model.dtype_faults():
             log.warn(f"{model.path}: {line}; left out")
     for name in log.bar([n for n in a.specs if n in b.specs], desc="comparing", unit="tensor"):
-        if name in a.unsupported or name in b.unsupported:
+        if not (a.specs[name].is_floating and b.specs[name].is_floating) or name in unsupported:
             continue
         if a.specs[name].shape != b.specs[name].shape:
             log.warn(f"{name}: shape {a.specs[name].shape} and {b.specs[name].shape}")

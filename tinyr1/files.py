@@ -59,7 +59,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; UserError names the file when it is missing or malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
@@ -73,7 +73,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                 if line.strip():
                     try:
                         yield number, json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -158,6 +158,8 @@ def hash_files(paths: list[Path]) -> str:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
+        except IsADirectoryError:
+            raise UserError(f"{path}: a directory, expected a file") from None
     return digest.hexdigest()
 
 

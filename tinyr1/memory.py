@@ -143,22 +143,25 @@ def memory_parts(model_config: Qwen2Config, config: TrainConfig) -> Parts:
 
 
 def first_that_fits(model_config: Qwen2Config, config: TrainConfig) -> str:
-    """The gentlest options with which the plan would fit, for the message of one that does not."""
-    options: list[str] = []
-    for option, value in (
-        ("optim_dtype", "bf16"),
-        ("activation_checkpointing", "full"),
-        ("micro_batch_size", 1),
-        ("offload_checkpoints", True),
-        ("cpu_offload", True),
-    ):
-        if getattr(config, option) in (value, None):
-            continue
-        config = replace(config, **{option: value})
-        flag = "--" + option.replace("_", "-")
-        options.append(flag if value is True else f"{flag} {value}")
-        if sum(memory_parts(model_config, config).values()) <= LIMIT * config.gpu_memory_gib:
-            return f"{' '.join(options)} would fit"
+    """The gentlest options with which the plan would fit, for the message of one that does not.
+
+    One alone where one is enough, else more and more of them.
+    """
+    wanted: dict[str, Any] = {
+        "optim_dtype": "bf16",
+        "activation_checkpointing": "full",
+        "micro_batch_size": 1,
+        "offload_checkpoints": True,
+        "cpu_offload": True,
+    }
+    changes = {k: v for k, v in wanted.items() if getattr(config, k) not in (v, None)}
+    names = list(changes)
+    for chosen in [*([name] for name in names), *(names[:n] for n in range(2, len(names) + 1))]:
+        plan = replace(config, **{name: changes[name] for name in chosen})
+        if sum(memory_parts(model_config, plan).values()) <= LIMIT * config.gpu_memory_gib:
+            flags = ("--" + name.replace("_", "-") for name in chosen)
+            values = ("" if changes[name] is True else f" {changes[name]}" for name in chosen)
+            return " ".join(f + v for f, v in zip(flags, values, strict=True)) + " would fit"
     return "use more GPUs or a smaller --seq-len"
 
 

@@ -18,11 +18,11 @@ import tyro
 from tinyr1.config import check_range
 from tinyr1.errors import UserError
 from tinyr1.files import hash_json, read_json
-from tinyr1.fusion import CHUNK_ELEMENTS, COPIES, EPSILON, FusionOptions
+from tinyr1.fusion import CHUNK_ELEMENTS, COPIES, EPSILON, FusionOptions, row_parts
 from tinyr1.log import Log
 from tinyr1.methods import METHODS, MergeParams
 from tinyr1.ranks import Ranks, core_count
-from tinyr1.weights import SIDE_FILES, Checkpoint, TensorSpec
+from tinyr1.weights import Checkpoint
 
 MethodName = Literal[
     "arcee_fusion",
@@ -52,6 +52,7 @@ _SHARED_OPTIONS = tuple(
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_THREADS = 8  # by default; more share the memory system and the interpreter
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 RESIDENT_BYTES = 400 * 10**6  # torch, what is mapped of the inputs, what quartiles collect
 
 
@@ -60,7 +61,8 @@ class MergeConfig:
     """Merge checkpoints of one architecture: merge.py LEFT RIGHT OUT."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Checkpoint directories; the last one is OUT. The first is Left, whose files go along."""
+    """Checkpoint directories; the last one is OUT. The first is Left, whose other files go along
+    (with --then, those of the last Left)."""
     method: MethodName = "arcee_fusion"
     """How tensors are merged."""
     arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
@@ -115,7 +117,7 @@ class MergeConfig:
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     """Type of the output (by default Left's, tensor by tensor)."""
     seed: int = 0
-    """Seed of methods that draw at random."""
+    """Seed of methods that draw at random, and of what --arithmetic mergekit samples."""
     shard_size: float | None = None
     """Largest output shard in GB (by default Left's shards are kept as they are)."""
     threads: int = 0
@@ -134,11 +136,20 @@ class MergeConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, float):
+                    check_range(f"--{field.name.replace('_', '-')}", number, -1e6, 1e6)
         check_range("--shard-size", 1 if self.shard_size is None else self.shard_size, 1e-6)
         check_range("--threads", self.threads, 0)
         check_range("--eps", self.eps, 1e-12)
         for name in ("density", "gamma", "select_topk"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
+        if self.diff and self.paths:
+            raise UserError("--diff: compares two checkpoints; leave the other paths out")
+        if self.save and not self.diff:
+            raise UserError("--save: goes with --diff only")
 
 
 def _check_options(config: MergeConfig, model_count: int) -> None:
@@ -182,19 +193,30 @@ class Merge:
         on_gpu = config.device == "cuda"
         self.device = torch.device("cuda", ranks.local_rank) if on_gpu else torch.device("cpu")
         *inputs, out = config.paths or (Path(),)
-        self.out = Path(os.path.abspath(out))  # "." has no name to write beside
+        self.out = Path(os.path.realpath(out))  # "." has no name to write beside, a link no place
         _check_options(config, len(inputs))
         _check_out(self.out, [*inputs, *config.then, *([config.base] if config.base else [])])
-        self.models = [Checkpoint(path) for path in inputs]
-        self.then = [Checkpoint(path) for path in config.then]
-        self.base = Checkpoint(config.base) if config.base else None
+        faults: list[str] = []
+        self.models = [_opened(path, faults) for path in inputs]
+        self.then = [_opened(path, faults) for path in config.then]
+        self.base = _opened(config.base, faults) if config.base else None
+        if faults:
+            raise UserError("\n  ".join(faults))
         # The last Left is the one whose files, names and dtypes the output has.
         self.left = self.then[-1] if self.then else self.models[0]
-        self.check()
+        dtype = DTYPES[config.dtype] if config.dtype else None
         self.specs = {
-            name: TensorSpec(spec.shape, DTYPES[config.dtype] if config.dtype else spec.dtype)
+            name: spec._replace(dtype=dtype) if dtype and spec.is_floating else spec
             for name, spec in self.left.specs.items()
         }
+        if config.threads and not self.streams:
+            raise UserError(f"--threads: --method {config.method} merges one tensor at a time")
+        self.check()
+
+    @property
+    def partial(self) -> Path:
+        """Where everything is written until it is whole."""
+        return self.out.with_name(self.out.name + ".partial")
 
     @property
     def lam(self) -> float:
@@ -240,9 +262,11 @@ class Merge:
         if not self.streams:
             copies = METHODS[self.config.method].copies(len(self.models))
             return RESIDENT_BYTES + copies * largest
-        # A row is never cut; four buffers and as much again in passing hold a chunk of rows.
-        rows = max(spec.shape[-1] if spec.shape else 1 for spec in self.specs.values())
-        return RESIDENT_BYTES + self.thread_count * 10 * 4 * max(CHUNK_ELEMENTS, rows)
+        # A row is never cut. A chunk of rows has two buffers in each merge of a chain, and more in
+        # passing; a row that goes by the closed form is whole in float64, a dozen times.
+        row = 4 * max(spec.shape[-1] if spec.shape else 1 for spec in self.specs.values())
+        chunks = (10 + 8 * len(self.then)) * max(4 * CHUNK_ELEMENTS, row)
+        return RESIDENT_BYTES + self.thread_count * (chunks + 28 * row)
 
     @property
     def layout(self) -> dict[str, str] | None:
@@ -262,11 +286,13 @@ class Merge:
         return sum(spec.byte_count for spec in self.specs.values())
 
     def check(self) -> None:
-        """UserError listing every difference in names, shapes, kind of model and head."""
+        """UserError listing all that is wrong with the models and with the place of the output."""
         faults = [f"{m.path}: no tensors in it" for m in self.inputs if not m.specs]
         mine = _config(self.left)
         for other in self.inputs:
-            faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
+            kinds = [n for n, spec in other.specs.items() if not spec.is_floating]
+            if other.unsupported or any(not self._same_bytes(other, name) for name in kinds):
+                faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
             if other is self.left:
                 continue
             faults += differences(self.left, other)
@@ -283,17 +309,30 @@ class Merge:
                     f"{other.path}: vocab_size={sizes[0]}, {self.left.path} has {sizes[1]}; "
                     "bring both to one vocabulary first"
                 )
+        place = self._place_faults() if self.ranks.is_main else []
         if faults:
-            raise UserError("the models do not fit together:\n  " + "\n  ".join(faults))
+            raise UserError("the models do not fit together:\n  " + "\n  ".join(faults + place))
+        if place:
+            raise UserError("\n  ".join(place))
 
-    def check_disk(self, partial: Path) -> None:
-        needed = sum(spec.byte_count for spec in self.specs.values())
-        there = sum(f.stat().st_blocks * 512 for f in partial.glob("*.safetensors*"))
+    def _same_bytes(self, other: Checkpoint, name: str) -> bool:
+        """Whether a tensor that is no weight (positions, masks) is the same as Left's."""
+        spec = other.specs[name]
+        if self.left.specs.get(name) != spec:
+            return False
+        with self.left.mapped(name) as a, other.mapped(name) as b:
+            return all(torch.equal(a[part], b[part]) for part in row_parts(spec.shape))
+
+    def _place_faults(self) -> list[str]:
+        """What is wrong with OUT and the disk that it is on."""
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            return [f"OUT={self.out}: not an empty directory; choose another place or remove it"]
+        there = sum(f.stat().st_blocks * 512 for f in self.partial.glob("*.safetensors*"))
+        needed = self.output_bytes - there
         free = shutil.disk_usage(_existing_parent(self.out)).free
-        if free < needed - there:
-            raise UserError(
-                f"OUT={self.out}: {needed - there:,} bytes needed, {free:,} free on that disk"
-            )
+        if free < needed:
+            return [f"OUT={self.out}: {needed:,} bytes needed, {free:,} free on that disk"]
+        return []
 
     def identity(self) -> dict[str, Any]:
         """Inputs and options: what the output depends on, without paths and times."""
@@ -330,8 +369,22 @@ def _identity(role: str, model: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _opened(path: Path, faults: list[str]) -> Checkpoint:
+    """The checkpoint, or where it cannot be read one more fault."""
+    try:
+        checkpoint = Checkpoint(path)
+        _config(checkpoint)
+    except UserError as error:
+        faults.append(str(error))
+        return object.__new__(Checkpoint)  # of no use: the caller raises
+    return checkpoint
+
+
 def _config(model: Checkpoint) -> dict[str, Any]:
-    return read_json(model.path / "config.json")
+    config = read_json(model.path / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{model.path / 'config.json'}: expected a JSON object")
+    return config
 
 
 def differences(left: Checkpoint, other: Checkpoint) -> list[str]:
@@ -347,10 +400,14 @@ def differences(left: Checkpoint, other: Checkpoint) -> list[str]:
 
 
 def _check_out(out: Path, inputs: Sequence[Path]) -> None:
-    resolved = out.resolve()
+    if not out.name:
+        raise UserError(f"OUT={out}: expected a directory that can be made")
     for path in inputs:
-        if resolved == path.resolve() or path.resolve() in resolved.parents:
-            raise UserError(f"OUT={out}: lies in the input {path}; choose another place")
+        for place in (out, out.with_name(out.name + ".partial")):
+            if path.resolve() in (place, *place.parents):
+                raise UserError(
+                    f"OUT={out}: {place} lies in the input {path}; choose another place"
+                )
 
 
 def _existing_parent(path: Path) -> Path:
@@ -406,8 +463,10 @@ def warn_differences(merge: Merge, log: Log) -> None:
         for key in keys:
             if key in theirs and key in mine and theirs[key] != mine[key]:
                 log.warn(f"{other.path}: {key}={theirs[key]}; the output gets Left's {mine[key]}")
-        for name in SIDE_FILES:
-            a, b = merge.left.path / name, other.path / name
-            both = name.startswith("tokenizer.") and a.exists() and b.exists()
-            if both and a.read_bytes() != b.read_bytes():
+        rounded = sum(other.specs[n].dtype != spec.dtype for n, spec in merge.left.specs.items())
+        if rounded and merge.config.method == "arcee_fusion":
+            log.warn(f"{other.path}: {rounded} tensors are rounded to Left's dtype first")
+        for name in TOKENIZER_FILES:
+            a, b = (model.path / name for model in (merge.left, other))
+            if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):
                 log.warn(f"{b}: differs from {a}, which the output gets")

@@ -11,11 +11,13 @@ the same files. Threads, ranks and interruptions change no bit of the result.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,19 +72,25 @@ class FusedTensor:
         left, right = (stack.enter_context(_mapped(merge, model, name)) for model in merge.models)
         lefts = [left, *(stack.enter_context(_mapped(merge, model, name)) for model in merge.then)]
         self._rows: Rows = right
-        self._stats: list[Callable[[], FusionStats]] = []
+        self._stats: list[Callable[[], FusionStats | None]] = []
         for left in lefts:
-            if merge.config.arithmetic == "exact":
-                fusion = ExactFusion(left, self._rows, shape, options, merge.device)
-                self._rows = fusion
-                self._stats.append(lambda fusion=fusion: fusion.stats)
-            else:
-                generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
-                drawing = options._replace(generator=generator)
-                a, b = _whole(left, shape, merge), _whole(self._rows, shape, merge)
-                result, stats = fuse(a, b, drawing, merge.config.arithmetic)
-                self._rows = result.view(matrix_shape(shape))
-                self._stats.append(lambda stats=stats: stats)
+            try:
+                if merge.config.arithmetic == "exact":
+                    fusion = ExactFusion(left, self._rows, shape, options, merge.device)
+                    self._rows = fusion
+                    self._stats.append(lambda fusion=fusion: fusion.stats)
+                else:
+                    generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
+                    drawing = options._replace(generator=generator)
+                    a, b = _whole(left, shape, merge), _whole(self._rows, shape, merge)
+                    result, stats = fuse(a, b, drawing, merge.config.arithmetic)
+                    self._rows = result.view(matrix_shape(shape))
+                    self._stats.append(lambda stats=stats: stats)
+            except NonFiniteError:
+                if not merge.config.allow_nonfinite:
+                    raise
+                self._rows = left  # as it would have been written
+                self._stats.append(lambda: None)
 
     def __getitem__(self, part: slice, /) -> Tensor:
         return self._rows[part]
@@ -91,16 +99,23 @@ class FusedTensor:
         steps = [self._step(stats()) for stats in self._stats]
         return steps[0] if len(steps) == 1 else {"steps": steps}
 
-    def _step(self, stats: FusionStats) -> Entry:
+    def _step(self, stats: FusionStats | None) -> Entry:
+        if stats is None:
+            return {"flags": ["nonfinite_input"]}
         count = max(self._size, 1)
         return {
-            "threshold": stats.threshold,
-            "quartiles": list(stats.quartiles),
+            "threshold": _plain(stats.threshold),
+            "quartiles": [_plain(value) for value in stats.quartiles],
             "share_changed": stats.changed / count,
             "share_taken": stats.taken / count,
             "max_change": stats.max_change,
             "flags": ["threshold_collapsed"] if stats.collapsed else [],
         }
+
+
+def _plain(value: float) -> float | None:
+    """For JSON, which knows neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 class MethodTensor:
@@ -110,6 +125,7 @@ class MethodTensor:
         shape = merge.specs[name].shape
         self.parts, self._size = row_parts(shape), merge.specs[name].element_count
         self._merge, self._method = merge, METHODS[merge.config.method]
+        self._dtype = merge.specs[name].dtype
         self._models = [stack.enter_context(_mapped(merge, model, name)) for model in merge.models]
         self._base = stack.enter_context(_mapped(merge, merge.base, name)) if merge.base else None
         self._generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
@@ -125,7 +141,7 @@ class MethodTensor:
 
     def _apply(self, models: list[Tensor], base: Tensor | None) -> Tensor:
         try:
-            return self._method.fn(models, base, self._merge.params, self._generator)
+            return self._method.unrounded(models, base, self._merge.params, self._generator)
         except ValueError as error:  # options that this tensor does not allow
             raise UserError(str(error)) from None
 
@@ -137,9 +153,14 @@ class MethodTensor:
             result = self._apply(models, self._base[part].to(device) if self._base else None)
         else:
             result = self._result[part]
-        self._changed += count_true(differing(left, result))
-        self._largest = max(self._largest, float((result.double() - left.double()).abs().max()))
-        return result
+        rounded = result.to(self._dtype)
+        same_type = left.dtype == rounded.dtype
+        self._changed += count_true(differing(left, rounded) if same_type else left != rounded)
+        change = float((rounded.to(result) - left.to(result)).abs().max())
+        if not math.isfinite(change):
+            raise UserError(f"values beyond the range of {self._dtype}; use another --dtype")
+        self._largest = max(self._largest, change)
+        return rounded
 
     def entry(self) -> Entry:
         share = self._changed / max(self._size, 1)
@@ -147,7 +168,7 @@ class MethodTensor:
 
 
 class CopiedTensor:
-    """Left as it is: an empty tensor, or one that is not finite with --allow-nonfinite."""
+    """Left as it is: an empty tensor, one of integers, or with --allow-nonfinite one with NaN."""
 
     def __init__(self, merge: Merge, name: str, stack: ExitStack, flags: list[str]) -> None:
         self.parts, self._flags = row_parts(merge.specs[name].shape), flags
@@ -169,7 +190,7 @@ def merge_tensor(
         kind = FusedTensor if merge.config.method == "arcee_fusion" else MethodTensor
         merged: MergedTensor
         try:
-            if not spec.element_count:
+            if not spec.element_count or not spec.is_floating:
                 merged = CopiedTensor(merge, name, stack, [])
             else:
                 merged = kind(merge, name, stack)
@@ -223,20 +244,15 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     for line in plan_lines(merge):
         print(line) if config.dry_run and ranks.is_main else log.say(line)
     warn_differences(merge, log)
-    out, partial = merge.out, merge.out.with_name(merge.out.name + ".partial")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"OUT={out}: not an empty directory; choose another place or remove it")
-    if ranks.is_main:
-        merge.check_disk(partial)
     if config.dry_run:
         return
     if ranks.world_size > 1:
-        ranks.connect(gpu=config.device == "cuda")
+        ranks.connect(gpu=config.device == "cuda", patience=timedelta(days=7))
     started = time.perf_counter()
-    with owned(partial) if ranks.is_main else ExitStack():
-        _merge_into(partial, merge, ranks, log)
+    with owned(merge.partial) if ranks.is_main else ExitStack():
+        _merge_into(merge.partial, merge, ranks, log)
     took = time.perf_counter() - started
-    log.say(f"merged {len(merge.specs)} tensors in {took:.1f} s: {out}")
+    log.say(f"merged {len(merge.specs)} tensors in {took:.1f} s: {merge.out}")
 
 
 def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
@@ -244,8 +260,8 @@ def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
     if ranks.is_main:
         for torn in partial.glob(".*.partial"):  # of a process that was killed while writing it
             torn.unlink()
-        _check_same_merge(partial / "merge_state.json", merge)
         entries = _entries(partial.glob("merge_journal*.jsonl"))
+        _check_same_merge(partial / "merge_state.json", merge, begun=bool(entries))
         # The journal vouches for bytes in shards that are still there, and for no others. It says
         # so before new shards are made, or a crash in between would make them pass for old ones.
         there = CheckpointWriter(partial, merge.specs, merge.shard_bytes, True, merge.layout)
@@ -284,15 +300,21 @@ def _entries(journals: Iterable[Path]) -> dict[str, Entry]:
     return rows
 
 
-def _check_same_merge(state: Path, merge: Merge) -> None:
-    """OUT.partial may only be continued by the merge that began it, on unchanged inputs."""
+def _check_same_merge(state: Path, merge: Merge, begun: bool) -> None:
+    """OUT.partial may only be continued by the merge that began it, on unchanged inputs.
+
+    Whether NaN is allowed does not matter: no tensor with NaN is done without it.
+    """
     stamps = [
         [shard, (m.path / shard).stat().st_mtime_ns]
         for m in merge.inputs
         for shard in sorted(set(m.shards.values()))
     ]
-    mine = {"merge": merge.identity(), "shards": stamps, "shard_size": merge.config.shard_size}
-    if not state.exists():
+    same = {k: v for k, v in merge.identity().items() if k != "allow_nonfinite"}
+    mine = {"merge": same, "shards": stamps, "shard_size": merge.config.shard_size}
+    if not state.exists() and any(state.parent.iterdir()):
+        raise UserError(f"{state.parent}: is no unfinished merge; choose another OUT")
+    if not begun or not state.exists():
         write_json(state, mine)
     elif read_json(state) != mine:
         raise UserError(
@@ -336,7 +358,8 @@ def _result(future: Future[Entry], name: str, merge: Merge) -> Entry:
         names = nonfinite_tensors(merge)
         if not names:
             raise UserError(
-                f"{name}: a value of Right does not fit Left's dtype; give the wider one first"
+                f"{name}: a value of Right, or its difference from Left's, is beyond the dtype; "
+                "give the wider one first"
             ) from None
         raise UserError(
             "NaN or infinity in inputs (--allow-nonfinite copies Left):\n  " + "\n  ".join(names)

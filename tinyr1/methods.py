@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinyr1.fusion import arcee_fusion
+from tinyr1.fusion import arcee_fusion, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,19 @@ class MergeMethod:
         generator: torch.Generator,
     ) -> Tensor:
         """Merge whole tensors of one shape; the result has the first one's dtype."""
-        wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+        return self.unrounded(tensors, base, params, generator).to(tensors[0].dtype)
+
+    def unrounded(
+        self,
+        tensors: Sequence[Tensor],
+        base: Tensor | None,
+        params: MergeParams,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """`fn` as it is computed, in float32 or float64."""
+        wide = wide_dtype(tensors[0])
         origin = torch.zeros_like(tensors[0], dtype=wide) if base is None else base.to(wide)
-        merged = self.wide([t.to(wide) for t in tensors], origin, params, generator)
-        return merged.to(tensors[0].dtype)
+        return self.wide([t.to(wide) for t in tensors], origin, params, generator)
 
 
 # ---------------------------------------------------------------- averages and spheres
@@ -121,7 +130,9 @@ def nuslerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Gener
     t = w1 / (w0 + w1) if abs(w0 + w1) > 1e-6 else 0.5
     first, second = models[0] - base, models[1] - base
     axes = tuple(range(first.ndim)) if p.nuslerp_flatten else (0 if p.nuslerp_row_wise else -1,)
-    norms = [v.norm(dim=axes, keepdim=True).clamp(min=1e-7) for v in (first, second)]
+    norms = [
+        torch.linalg.vector_norm(v, dim=axes, keepdim=True).clamp(min=1e-7) for v in (first, second)
+    ]
     cosine = (first / norms[0] * (second / norms[1])).sum(axes, keepdim=True).clamp(-1, 1)
     parallel = 1 - cosine.square() <= 1e-16
     angle = torch.where(parallel, math.pi / 2, cosine.acos())
@@ -358,7 +369,7 @@ def model_stock(models: Models, base: Tensor, p: MergeParams, generator: torch.G
     vectors (arXiv 2403.19522), or of each row of theirs with `filter_wise`."""
     axes = (-1,) if p.filter_wise else tuple(range(base.ndim))
     vectors = [m - base for m in models]
-    norms = [v.norm(dim=axes, keepdim=True) for v in vectors]
+    norms = [torch.linalg.vector_norm(v, dim=axes, keepdim=True) for v in vectors]
     n = len(models)
     cosines = [
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,25 @@ class Metrics:
         self._journal = Journal(path)
         self._board = _tensorboard(out) if tensorboard else None
 
+    @property
+    def skipped_steps(self) -> int:
+        """Of the steps that are there already."""
+        return self._rows[-1]["skipped_steps"] if self._rows else 0
+
     def add(self, row: dict[str, Any]) -> None:
         """Write one step's figures everywhere."""
         if self._journal is None:
             return
+        # JSON knows neither NaN nor infinity.
+        row = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
         self._rows.append(row)
         self._journal.append(row)
         if self._board:
             for name, value in row.items():
-                self._board.add_scalar(name, float(value), row["step"])
+                if value is not None:
+                    self._board.add_scalar(name, float(value), row["step"])
         self._log.say(_line(row, self._total))
 
     def close(self) -> None:
@@ -64,6 +75,10 @@ def _tensorboard(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
+def _number(value: float | None, digits: int = 4) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
 def _line(row: dict[str, Any], total: int) -> str:
     """One greppable line a step."""
     memory = f" | mem {row['memory_gib']:.1f}G" if "memory_gib" in row else ""
@@ -71,6 +86,7 @@ def _line(row: dict[str, Any], total: int) -> str:
     mfu = f" | mfu {row['mfu']:.1%}" if "mfu" in row else ""
     held_out = f" | eval {row['eval_loss']:.4f}" if "eval_loss" in row else ""
     return (
-        f"step {row['step']:05d}/{total} | loss {row['loss']:.4f} | grad {row['grad_norm']:.2f} | "
+        f"step {row['step']:05d}/{total} | loss {_number(row['loss'])} | "
+        f"grad {_number(row['grad_norm'], 2)} | "
         f"lr {row['lr']:.1e} | tok/s {row['tokens_per_s']:,.0f}{mfu}{memory}{held_out}{skipped}"
     )

@@ -60,8 +60,9 @@ def make_optimizer(
 class LowMemoryAdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101) whose moments are stored in a 16-bit type.
 
-    The update is computed in float32; only what is kept between steps is rounded. The random
-    bits of the rounding depend on the step alone, so a resumed run equals an uninterrupted one.
+    The update is computed in float32; only what is kept between steps is rounded. The bits that
+    the rounding adds are a hash of the step, the moment and the element's place in the whole
+    parameter: a resumed run equals an uninterrupted one, and sharding changes nothing.
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class LowMemoryAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore
+        number = 0
         for group in self.param_groups:
-            for number, parameter in enumerate(group["params"]):
+            for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, group, number)
+                number += 1
 
     def _update(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[parameter]
@@ -101,9 +104,22 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         value.mul_(1 - group["lr"] * group["weight_decay"])
         denominator = (v / (1 - beta2**step)).sqrt_().add_(group["eps"])
         value.addcdiv_(m, denominator, value=-group["lr"] / (1 - beta1**step))
-        generator = torch.Generator(device=value.device).manual_seed(step * 1_000_003 + number)
-        stored_m.copy_(stochastic_round(m, self.moments, generator))
-        stored_v.copy_(stochastic_round(v, self.moments, generator))
+        first = first_row(parameter) * (parameter[0].numel() if parameter.ndim else 1)
+        for which, (stored, exact) in enumerate(((stored_m, m), (stored_v, v))):
+            seed = (step * 1_000_003 + 2 * number + which) & 0x7FFFFFFF
+            stored.copy_(stochastic_round(exact, self.moments, seed, first))
+
+
+def first_row(parameter: Tensor) -> int:
+    """Where this rank's rows begin in a parameter that FSDP2 has cut, 0 in one that is whole.
+
+    It cuts dimension 0 as torch.chunk does: equal parts, the last ones shorter.
+    """
+    mesh: Any = getattr(parameter, "device_mesh", None)
+    if mesh is None or not parameter.ndim:
+        return 0
+    rows = -(-parameter.shape[0] // mesh.size(-1))
+    return min(mesh.get_coordinate()[-1] * rows, parameter.shape[0])
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -112,16 +128,25 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor if to_local is None else to_local()
 
 
-def stochastic_round(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, first: int = 0) -> Tensor:
     """Round float32 to bfloat16 up or down at random, right on average.
 
     bfloat16 is float32 without its lower 16 bits: adding 16 random bits before cutting them off
-    carries into the kept part exactly with the probability that the fraction asks for.
+    carries into the kept part exactly with the probability that the fraction asks for. The bits of
+    element i are a hash of `seed` and `first` + i.
     """
     if dtype != torch.bfloat16:
         return x.to(dtype)
-    noise = torch.randint(
-        0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator
-    )
-    bits = (x.contiguous().view(torch.int32) + noise) & -65536  # clear the lower half
+    noise = hash_bits(torch.arange(first, first + x.numel(), device=x.device), seed) & 0xFFFF
+    bits = (x.contiguous().view(torch.int32) + noise.view(x.shape)) & -65536  # clear the lower half
     return bits.view(torch.float32).to(torch.bfloat16)
+
+
+def hash_bits(index: Tensor, seed: int) -> Tensor:
+    """32 random-looking bits of each index, int32: two rounds of multiply and xor-shift."""
+    x = index.to(torch.int32)  # what does not fit wraps around, as it should
+    for factor, shift in ((0x7FEB352D, 15), (0x46CA68B5, 16)):
+        x.bitwise_xor_(seed)
+        x.bitwise_xor_((x >> 16) & 0xFFFF).mul_(factor)
+        x.bitwise_xor_((x >> shift) & ((1 << 32 - shift) - 1))
+    return x

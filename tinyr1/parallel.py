@@ -21,6 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 from tinyr1.model import Qwen2
+from tinyr1.optim import first_row
 from tinyr1.weights import Checkpoint
 
 ActivationCheckpointing = Literal["full", "selective", "none"]
@@ -81,8 +82,7 @@ def checkpoint_activations(
 ) -> None:
     """Recompute the block in backward: all of it, or all but the outputs of attention.
 
-    With `offload` the block's input, the one thing that is kept for it, goes to pinned host memory
-    on a GPU's copy engine while the next block computes.
+    With `offload` the block's input, the one thing that is kept for it, waits in host memory.
     """
     if mode == "none":
         return
@@ -109,12 +109,8 @@ def load_weights(model: Qwen2, source: Checkpoint, device: torch.device) -> None
     model.to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            sharded = cast("Any", parameter)
-            local = sharded.to_local()
-            parts, mine = sharded.device_mesh.size(-1), sharded.device_mesh.get_coordinate()[-1]
-            # FSDP2 cuts dimension 0 as torch.chunk does: equal parts, the last ones shorter.
-            rows = -(-parameter.shape[0] // parts)
-            start = min(mine * rows, parameter.shape[0])
+            local = cast("Any", parameter).to_local()
+            start = first_row(parameter)
             if len(local):
                 local.copy_(source.rows(name, start, start + len(local)))
 

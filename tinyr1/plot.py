@@ -31,7 +31,8 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -
     """Loss and learning rate against the step, from the rows of metrics.jsonl."""
     figure, axes = _figure(7, 3.5)
     steps = [row["step"] for row in rows]
-    axes.plot(steps, [row["loss"] for row in rows], color="tab:blue", linewidth=1)
+    losses = [float("nan") if row["loss"] is None else row["loss"] for row in rows]
+    axes.plot(steps, losses, color="tab:blue", linewidth=1)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per target)", color="tab:blue")
     axes.set_title(title)

@@ -46,6 +46,8 @@ def order_statistics(
             value = bracket.value(rank, collected)
             if value is not None:
                 found[rank] = value
+        if margin > len(sample) and len(found) < len(set(ranks)):  # they held everything
+            raise ValueError("NaN among the values")
         margin *= 4
     return [found[rank] for rank in ranks]
 

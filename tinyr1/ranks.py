@@ -1,4 +1,4 @@
-"""The processes that torchrun started, seen from one of them.
+"""The processes that torchrun started, seen from one of them, and the signals that end them.
 
 One process is a group of one: the same code runs on a laptop, on one GPU and on eight.
 """
@@ -6,12 +6,16 @@ One process is a group of one: the same code runs on a laptop, on one GPU and on
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from tinyr1.errors import RunStopped
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,17 @@ class Ranks:
             return torch.device("cuda", self.local_rank)
         return torch.device("cpu")
 
-    def connect(self, gpu: bool = True) -> None:
-        """Start the process group: NCCL on GPUs, gloo on CPUs or without `gpu`."""
+    def connect(self, gpu: bool = True, patience: timedelta = timedelta(minutes=30)) -> None:
+        """Start the process group: NCCL on GPUs, gloo on CPUs or without `gpu`.
+
+        `patience` is how long a rank waits for the others.
+        """
         on_gpu = gpu and self.device.type == "cuda"
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         if on_gpu:
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
-            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+            dist.init_process_group(backend, timeout=patience)
         else:
             store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -67,8 +74,33 @@ class Ranks:
         return values
 
     def barrier(self) -> None:
+        """Wait for all ranks; RunStopped where another one has ended."""
         if self.world_size > 1:
-            dist.barrier()
+            try:
+                dist.barrier()
+            except RuntimeError:
+                raise RunStopped("another rank has ended; its message says why") from None
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask for a checkpoint and a clean end.
+
+    Repetitions are ignored, since launchers and terminals send several; SIGKILL ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous = {
+            number: signal.signal(number, self._request)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def _request(self, number: int, frame: Any) -> None:
+        self.requested = True
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 def core_count() -> int:

@@ -63,7 +63,7 @@ class Record:
             raise ValueError(f"domain={domain!r}: expected one of math, coding, science")
         answer = fields.get("answer")
         return Record(
-            id=str(fields.get("id", "")),
+            id="" if fields.get("id") is None else str(fields["id"]),
             domain=domain,
             messages=messages,
             source=str(fields.get("source", "")),
@@ -80,6 +80,10 @@ def _message(raw: Any) -> Message:
         raise ValueError(f"role={role!r}: expected system, user or assistant")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"content: the {role} message is empty or no string")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON allows
+        raise ValueError(f"content: the {role} message is no text ({error.reason})") from None
     return Message(cast("Role", role), content)
 
 

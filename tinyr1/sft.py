@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +33,17 @@ from tinyr1.model import Qwen2, tensor_shapes
 from tinyr1.model_config import Qwen2Config
 from tinyr1.optim import learning_rate, make_optimizer
 from tinyr1.parallel import Sharding, clip_gradients, load_weights, make_mesh, shard
-from tinyr1.ranks import Ranks
+from tinyr1.ranks import Ranks, StopSignal
 from tinyr1.record import Batch
-from tinyr1.train_plan import DTYPES, Prepared, TrainConfig, describe, prepare
+from tinyr1.train_plan import (
+    DTYPES,
+    Prepared,
+    TrainConfig,
+    check_trajectory,
+    describe,
+    prepare,
+    trajectory,
+)
 from tinyr1.weights import Checkpoint
 
 MAX_BAD_STEPS = 3  # non-finite steps in a row before the run stops
@@ -96,34 +104,6 @@ def forward(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tenso
     )
 
 
-class StopSignal:
-    """SIGTERM and SIGINT ask for a checkpoint and a clean end.
-
-    Repetitions are ignored, since launchers and terminals send several; SIGKILL ends at once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous = {
-            number: signal.signal(number, self._request)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-
-    def _request(self, number: int, frame: Any) -> None:
-        self.requested = True
-
-    def restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-# Settings that the checkpoints of a run depend on: resuming with others is refused.
-TRAJECTORY = (
-    *("batch_size", "seq_len", "lr", "schedule", "warmup_ratio", "betas", "eps", "weight_decay"),
-    *("clip_norm", "packing", "loss_weighting", "seed", "optim_dtype", "dtype"),
-)
-
-
 class Run:
     """A training run in progress: the sharded model, its optimizer, and where it stands."""
 
@@ -163,17 +143,9 @@ class Run:
             config.weight_decay,
             DTYPES[config.optim_dtype],
         )
+        self.trajectory = trajectory(config, self.plan, self.compute_dtype, self.fingerprint)
         self.step, self.skipped = self._resume(), 0
         self.saver = checkpoint.Saver(self.out, ranks, config.keep)
-
-    def _settings(self) -> dict[str, Any]:
-        values = to_json(self.config)
-        settings = {name: values[name] for name in TRAJECTORY}
-        settings["model"] = self.fingerprint
-        settings["data and template"] = self.corpus.key
-        if self.config.schedule != "constant" or self.config.warmup_ratio:
-            settings["total_steps"] = self.plan.total_steps  # the rate depends on it
-        return settings
 
     def _resume(self) -> int:
         """Restore the newest checkpoint that this run may continue; returns its step or 0."""
@@ -186,19 +158,14 @@ class Run:
                 f"{self.plan.total_steps}; use more --epochs or --max-steps, or another --out"
             )
         meta = checkpoint.read_meta(self.out, done[-1])
-        for name, value in self._settings().items():
-            if meta["settings"].get(name) != value:
-                raise UserError(
-                    f"{name}={value}: the checkpoints in {self.out} were made with "
-                    f"{meta['settings'].get(name)}; use that value or another --out"
-                )
+        check_trajectory(self.trajectory, meta["settings"], self.out)
         checkpoint.load(self.out, done[-1], self.model, self.optimizer)
         self.log.say(f"resuming after step {done[-1]} of {self.plan.total_steps}")
         return done[-1]
 
     def save(self) -> None:
         """Begin a checkpoint of the step just taken."""
-        meta = {"settings": self._settings(), "world_size": self.ranks.world_size}
+        meta = {"settings": self.trajectory, "world_size": self.ranks.world_size}
         self.saver.save(self.step, self.model, self.optimizer, meta)
 
     def export(self, out: Path) -> None:
@@ -275,12 +242,20 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     """Run a recipe to its end, or to the next SIGTERM; the same call again continues."""
     require(config, "model", "data", "out")
     assert config.out is not None
+    assert config.model is not None
+    if config.out.exists() and not config.out.is_dir():
+        raise UserError(f"--out={config.out}: expected a directory")
     there = {p.name for p in config.out.iterdir()} if config.out.exists() else set[str]()
     if ranks.is_main and not config.resume and there - {"cache"}:  # tokens alone are no run
         raise UserError(f"--out={config.out}: not empty, and --no-resume was given")
-    if config.model is not None and config.out.resolve() == config.model.resolve():
+    if config.out.resolve() == config.model.resolve():
         raise UserError(f"--out={config.out}: is --model; choose another place")
     config.check_world(ranks.world_size, f"{ranks.world_size} ranks")
+    shape = Qwen2Config.from_pretrained(config.model)  # before hours of tokenising
+    Checkpoint(config.model).check(tensor_shapes(shape), shape.tie_word_embeddings)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
     prepared = prepare(config, log)
     for line in describe(config, prepared.corpus, prepared.plan):
         log.say(line)
@@ -325,7 +300,11 @@ def _loop(run: Run, stop: StopSignal) -> bool:
         run.out, run.step, total, run.log, config.tensorboard, quiet=not run.ranks.is_main
     )
     bad_steps, saved = 0, run.step
-    with run.log.bar(total=total, initial=run.step, desc="training", unit="step") as bar:
+    run.skipped = metrics.skipped_steps
+    with (
+        contextlib.closing(metrics),  # also of a run that stops: its curve is wanted most
+        run.log.bar(total=total, initial=run.step, desc="training", unit="step") as bar,
+    ):
         while run.step < total:
             stats, row = run.take_step(stop.requested)
             due = run.step % config.eval_every == 0 or run.step == total
@@ -335,11 +314,14 @@ def _loop(run: Run, stop: StopSignal) -> bool:
             bar.update()
             bad_steps = 0 if stats.updated else bad_steps + 1
             if bad_steps == MAX_BAD_STEPS:
+                run.saver.wait()
                 raise RunStopped(
                     f"loss={stats.loss} grad_norm={stats.grad_norm} at step {run.step}: "
                     f"{bad_steps} non-finite steps in a row; records {run.culprits()}"
                 )
-            if run.step % config.save_every == 0 or stats.stop_requested or run.step == total:
+            due = run.step % config.save_every == 0 or stats.stop_requested
+            # A step that changed nothing must not push out the checkpoint of one that did.
+            if run.step == total or (due and stats.updated):
                 run.save()
                 saved = run.step
             if config.export_every and run.step % config.export_every == 0 and run.step < total:
@@ -347,6 +329,5 @@ def _loop(run: Run, stop: StopSignal) -> bool:
             if stats.stop_requested and run.step < total:
                 run.log.say(f"stopped after step {saved}; the same command continues")
                 break
-    run.saver.wait()
-    metrics.close()
+        run.saver.wait()
     return run.step == total

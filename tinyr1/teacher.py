@@ -152,26 +152,29 @@ def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
 
 def select(
     rows: list[dict[str, Any]], samples: list[Sample], c: TeacherConfig
-) -> tuple[list[Draft], Counter[str]]:
-    """What is kept, in the order of the questions, and why the rest was not."""
+) -> tuple[list[Draft], list[dict[str, Any]]]:
+    """What is kept, in the order of the questions, and of the rest which answer and why not."""
     by_id: dict[str, list[Sample]] = {}
     for sample in samples:
         by_id.setdefault(sample.id, []).append(sample)
     kept: list[Draft] = []
-    dropped = Counter[str]()
+    rejected: list[dict[str, Any]] = []
     for row in rows:
         good: list[Draft] = []
         for sample in by_id.get(row["id"], ()):
             try:
                 good.append(usable(row, sample, c))
-            except Dropped as reason:
-                dropped[str(reason)] += 1
+            except Dropped as why:
+                rejected.append({"id": row["id"], "trial": sample.trial, "reason": why.reason})
         if c.keep == "shortest":
             good.sort(key=lambda draft: draft.meta["tokens"])
         chosen = good if c.keep == "all" else good[:1]
-        dropped["not_needed"] += len(good) - len(chosen)
+        rejected += [
+            {"id": row["id"], "trial": draft.meta["trial"], "reason": "not_needed"}
+            for draft in good[len(chosen) :]
+        ]
         kept += chosen
-    return kept, +dropped
+    return kept, rejected
 
 
 def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
@@ -179,6 +182,10 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
     require(c, "questions", "out")
     assert c.questions is not None
     assert c.out is not None
+    if c.out.suffix != ".jsonl" or c.out.is_dir():
+        raise UserError(f"--out={c.out}: expected the name of a .jsonl file")
+    if c.out.resolve() == c.questions.resolve():
+        raise UserError(f"--out={c.out}: is --questions; choose another --out")
     log = Log(c.quiet, ranks.is_main)
     rows = load_questions(c.questions)
     if c.reject_wrong and any(row.get("tests") for row in rows):
@@ -218,13 +225,15 @@ def _write(
 ) -> None:
     assert c.out is not None
     assert c.questions is not None
-    kept, dropped = select(rows, samples, c)
+    kept, rejected = select(rows, samples, c)
+    dropped = Counter(row["reason"] for row in rejected)
     several = c.keep == "all" and c.n > 1
     lines: list[dict[str, Any]] = []
     for draft in kept:
         name = f"{draft.id}/{draft.meta['trial']}" if several else draft.id
         lines.append(record_of(draft, name) | {"id": name})
     write_jsonl(c.out, lines)
+    write_jsonl(c.out.with_suffix(".rejected.jsonl"), rejected)
     tokens = sum(sample.token_count for sample in samples)
     meta = {
         "questions": len(rows),
@@ -234,12 +243,16 @@ def _write(
         "rows_out": len(kept),
         "dropped": dict(dropped),
         "tokens": tokens,
-        "cost": round(tokens * c.price / 1e6, 2),
+        "cost": tokens * c.price / 1e6,
         "settings": settings,
+        "selection": {k: getattr(c, k) for k in ("n", "keep", "reject_wrong", "instruction")},
+        "sha256": hash_files([c.out]),
     }
     write_json(c.out.with_suffix(".meta.json"), meta)
     missing = f", {meta['answers_missing']} not had" if meta["answers_missing"] else ""
-    log.say(f"{len(samples)} answers, {tokens:,} tokens, cost {meta['cost']}{missing}")
+    if missing and c.budget_tokens and tokens >= c.budget_tokens:
+        missing += f" (--budget-tokens {c.budget_tokens:,} is spent)"
+    log.say(f"{len(samples)} answers, {tokens:,} tokens, cost {meta['cost']:.2f}{missing}")
     for reason, count in dropped.items():
         log.say(f"- {reason}: {count}")
     log.say(f"{len(kept)} records: {c.out}")

@@ -42,8 +42,9 @@ class Tokenizer:
         }
 
     @property
-    def vocab_size(self) -> int:
-        return self._fast.get_vocab_size(with_added_tokens=True)
+    def largest_id(self) -> int:
+        """Ids need not be dense: the largest says how many rows an embedding must have."""
+        return max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` and nothing else: no BOS, no template."""
@@ -122,8 +123,8 @@ class _SentencePiece:
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from None
 
-    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
-        return self.model.vocab_size()
+    def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
+        return {self.model.id_to_piece(i): i for i in range(self.model.vocab_size())}
 
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
         control = (i for i in range(self.model.vocab_size()) if self.model.is_control(i))

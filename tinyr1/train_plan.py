@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
 
 from tinyr1.chat import TEMPLATE_END, TemplateName, ThinkIn, check_template
-from tinyr1.config import check_range, require
+from tinyr1.config import check_range, require, to_json
 from tinyr1.corpus import Corpus, build_corpus
 from tinyr1.errors import UserError
 from tinyr1.flops import TrainingFlops
@@ -102,6 +102,8 @@ class TrainConfig:
     """Keep weights, gradients and moments in host memory and update them there."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Compile each block (minutes at the start, faster steps on a GPU)."""
+    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Only kernels that give the same bits every time (slower on a GPU; a CPU's always do)."""
     cache_dir: Path | None = None
     """Where the tokenised data lie (by default OUT/cache)."""
     template: TemplateName = "deepseek_r1"
@@ -287,14 +289,19 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
         cache_dir = config.out / "cache"  # pyright: ignore[reportOptionalOperand]
     end = tokenizer.special(TEMPLATE_END[config.template])
     if end not in tokenizer.eos_ids():
-        log.say(
-            f"warning: {config.model}: --template {config.template} trains token {end} to end an "
+        log.warn(
+            f"{config.model}: --template {config.template} trains token {end} to end an "
             "answer, which neither the tokenizer nor generation_config.json names as a stop"
         )
-    if tokenizer.vocab_size > model_config.vocab_size:
+    if tokenizer.largest_id >= model_config.vocab_size:
         raise UserError(
-            f"{config.model}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"{config.model}: the tokenizer has the id {tokenizer.largest_id}, "
             f"config.json says vocab_size={model_config.vocab_size}"
+        )
+    if config.seq_len > model_config.max_position_embeddings:
+        log.warn(
+            f"--seq-len={config.seq_len}: beyond {config.model}'s max_position_embeddings="
+            f"{model_config.max_position_embeddings}"
         )
 
     def tokenised(files: tuple[Path, ...]) -> Corpus:
@@ -335,3 +342,40 @@ def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:
         f"run: {plan.total_steps:,} steps, {config.epochs} epochs at most, "
         f"{meta['tokens'] * plan.total_steps / plan.steps_per_epoch:,.0f} tokens",
     ]
+
+
+# Options that the checkpoints of a run depend on: resuming with others is refused.
+TRAJECTORY = (
+    *("batch_size", "seq_len", "lr", "schedule", "warmup_ratio", "betas", "eps", "weight_decay"),
+    *("clip_norm", "packing", "loss_weighting", "seed", "optim_dtype"),
+)
+OPTIONS = {  # by which those change that are no option themselves
+    "model": "--model",
+    "data and template": "--data, --template, --think-in, --require-think or --seq-len",
+    "total_steps": "--epochs or --max-steps (the learning rate depends on the number of steps)",
+}
+
+
+def trajectory(
+    config: TrainConfig, plan: Plan, dtype: torch.dtype, fingerprint: str
+) -> dict[str, Any]:
+    """All that decides which weights a run has after a step."""
+    values = to_json(config)
+    settings = {name: values[name] for name in TRAJECTORY}
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    settings["model"] = fingerprint
+    settings["data and template"] = plan.corpus.key
+    if config.schedule != "constant" or config.warmup_ratio:
+        settings["total_steps"] = plan.total_steps  # the rate depends on it
+    return settings
+
+
+def check_trajectory(mine: dict[str, Any], theirs: dict[str, Any], out: Path) -> None:
+    """UserError naming the first setting in which the checkpoints of `out` differ."""
+    for name, value in mine.items():
+        if theirs.get(name) != value:
+            option = OPTIONS.get(name, "--" + name.replace("_", "-"))
+            raise UserError(
+                f"{option}: gives {value}, the checkpoints in {out} were made with "
+                f"{theirs.get(name)}; go back to that or use another --out"
+            )

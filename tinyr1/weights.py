@@ -48,6 +48,10 @@ SIDE_FILES = (
     "chat_template.json",
 )
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+# What some models keep beside their weights; nothing is computed with these.
+DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
+FLOATING = ("BF16", "F16", "F32", "F64")
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -65,6 +69,10 @@ class TensorSpec(NamedTuple):
     def byte_count(self) -> int:
         return self.element_count * self.dtype.itemsize
 
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype.is_floating_point
+
 
 class Checkpoint:
     """A Hugging Face directory: `specs` and `shards` by tensor name; the data stay in the files."""
@@ -75,7 +83,7 @@ class Checkpoint:
             raise UserError(f"{path}: no such directory; expected a Hugging Face checkpoint")
         self.specs: dict[str, TensorSpec] = {}
         self.shards: dict[str, str] = {}
-        self.unsupported: dict[str, str] = {}  # dtype codes that are no floating type of ours
+        self.unsupported: dict[str, str] = {}  # dtype codes that are none of DTYPES
         self._open_files: dict[str, Any] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._offsets: dict[str, int] = {}  # of a tensor's first byte in its shard
@@ -85,9 +93,13 @@ class Checkpoint:
 
     def _shard_names(self) -> list[str]:
         if (self.path / INDEX_NAME).exists():
-            weight_map = read_json(self.path / INDEX_NAME).get("weight_map")
+            index = read_json(self.path / INDEX_NAME)
+            weight_map = index.get("weight_map") if isinstance(index, dict) else None
             if not isinstance(weight_map, dict):
                 raise UserError(f"{self.path / INDEX_NAME}: weight_map: missing")
+            for name, shard in weight_map.items():
+                if not isinstance(shard, str) or Path(shard).name != shard:
+                    raise UserError(f"{self.path / INDEX_NAME}: {name}: {shard!r}: no file name")
             return sorted(set(weight_map.values()))
         if (self.path / "model.safetensors").exists():
             return ["model.safetensors"]
@@ -141,10 +153,12 @@ class Checkpoint:
         return MappedRows(file, self._offsets[name], self.specs[name], window)
 
     def dtype_faults(self) -> list[str]:
-        """One line for each tensor of a type that no model here has."""
-        kinds = ", ".join(DTYPES)
+        """One line for each tensor that is none of floating numbers."""
+        codes = {n: DTYPE_CODES[spec.dtype] for n, spec in self.specs.items()} | self.unsupported
         return [
-            f"{n}: dtype {code}, expected one of {kinds}" for n, code in self.unsupported.items()
+            f"{name}: dtype {code}, expected one of {', '.join(FLOATING)}"
+            for name, code in codes.items()
+            if code not in FLOATING
         ]
 
     def fingerprint(self) -> str:

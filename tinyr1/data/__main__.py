@@ -48,6 +48,11 @@ PAPER = {  # section 2.1
     "coding": "the paper has 20k; OpenThoughts-114k holds 19,904 programs",
     "science": "the paper has 8.6k: 2.7k of s1's 59K, 1.0k of s1K, 4.9k of OpenThoughts",
 }
+OPTIONS_OF = {
+    "math": ("question_types", "sources", "require_verified", "prefer"),
+    "coding": ("literal_markers",),
+    "science": ("cot_types", "questions_only"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,13 @@ class DataConfig:
     tokenizer: Path | None = None
     """Checkpoint directory whose tokenizer counts tokens, for --max-tokens."""
     max_tokens: int = 16384
-    """Longer conversations are dropped (with --tokenizer)."""
+    """Longer conversations are dropped (needs --tokenizer)."""
     decontaminate: tuple[Path, ...] = ()
     """Task files whose questions must not be trained on: eight words in a row, or the same."""
     near_duplicates: float | None = None
     """Drop questions whose five-word pieces overlap so much with an earlier one's (0.8, say)."""
     deduplicate: bool = True
-    """Drop questions that came before, but for case, punctuation and white space."""
+    """Drop questions that came before, but for case, ends of sentences and spacing."""
     verify: bool = False
     """Grade each answer with this project's graders and drop wrong ones."""
     sandbox: Level = "namespaces"
@@ -110,7 +115,7 @@ class InspectConfig:
     tokenizer: Path | None = None
     """Checkpoint directory: counts tokens and shows which are targets."""
     examples: int = 2
-    """Records to print."""
+    """Records to print (with --tokenizer)."""
     quiet: bool = False
     """No progress on standard error."""
 
@@ -144,6 +149,17 @@ def counter(folder: Path) -> Callable[[Draft], int]:
     return count
 
 
+def _check_options(domain: str, c: DataConfig) -> None:
+    """UserError for an option that would do nothing."""
+    default = DataConfig()
+    for owner, names in OPTIONS_OF.items():
+        for name in names if owner != domain else ():
+            if getattr(c, name) != getattr(default, name):
+                raise UserError(f"--{name.replace('_', '-')}: is an option of {owner}")
+    if c.max_tokens != default.max_tokens and not c.tokenizer:
+        raise UserError(f"--max-tokens={c.max_tokens}: needs --tokenizer to count them")
+
+
 def make(domain: str, c: DataConfig) -> None:
     """Build --out, print the waterfall."""
     require(c, "source", "out")
@@ -151,7 +167,10 @@ def make(domain: str, c: DataConfig) -> None:
     log = Log(c.quiet)
     if c.out.suffix != ".jsonl" or c.out.is_dir():
         raise UserError(f"--out={c.out}: expected the name of a .jsonl file")
+    _check_options(domain, c)
     sources = open_sources(c.source, c.out, c.hub_config, c.revision)
+    if not c.tokenizer and not c.questions_only:
+        log.warn("--tokenizer was not given: conversations of any length are kept")
     if not c.decontaminate:
         log.warn(
             "--decontaminate was not given: test questions stay in (s1's science seeds hold GPQA's)"

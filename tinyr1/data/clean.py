@@ -21,7 +21,7 @@ BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"
 BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
 MARKERS = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION)
 CHAT_TOKENS = tuple(token for tokens in TEMPLATE_TOKENS.values() for token in tokens)
-
+LEAKS = (*CHAT_TOKENS, "<|im_", "<｜", "<|endoftext|>", "<|EOT|>", "<tool_call>")
 
 LETTERS = ("A", "B", "C", "D")
 NORMAL_FORM = re.compile(r"<think>\n(?!\s).*\S\n</think>\n\n(?!\s).*\S", re.DOTALL)
@@ -72,6 +72,9 @@ def check_normal_form(content: str) -> None:
         raise ValueError(
             "content: not of the form '<think>\\n...\\n</think>\\n\\n...' to the white space"
         )
+    for mark in (*MARKERS, *LEAKS):
+        if mark in content:
+            raise ValueError(f"content: contains {mark!r}")
 
 
 def split_think(text: str) -> tuple[str, str]:
@@ -112,19 +115,27 @@ def literal_markers(text: str) -> str:
     return text.replace(BEGIN_THOUGHT, "<think>").replace(END_SOLUTION, "</think>")
 
 
+def check_question(question: str) -> None:
+    """Raise Dropped with the reason for which a question cannot be put to a model."""
+    if not question.strip():
+        raise Dropped("empty_question")
+    if any(mark in question for mark in (*MARKERS, "<think>", "</think>")):
+        raise Dropped("leaked_marker")
+    if any(token in question for token in LEAKS):
+        raise Dropped("leaked_chat_token")
+
+
 def check(draft: Draft) -> None:
     """Raise Dropped with the reason for which a trajectory is not fit to be learned."""
     thought, solution = draft.thought or "", draft.solution
-    if not draft.question.strip():
-        raise Dropped("empty_question")
+    check_question(draft.question)
     if not thought.strip():
         raise Dropped("empty_thought")
     if not solution.strip():
         raise Dropped("empty_solution")
-    whole = draft.question + thought + solution
     if any(mark in thought + solution for mark in (*MARKERS, "<think>", "</think>")):
         raise Dropped("leaked_marker")
-    if any(token in whole for token in (*CHAT_TOKENS, "<|im_", "<｜")):
+    if any(token in thought + solution for token in LEAKS):
         raise Dropped("leaked_chat_token")
     if draft.domain == "math" and not (last_box(solution) or "").strip():
         raise Dropped("no_boxed_answer")
@@ -191,7 +202,7 @@ def _scripts(text: str) -> Counter[str]:
 
 
 _NOT_WORD = re.compile(r"[\W_]+")
-_SENTENCE_MARK = re.compile(r"[.,;:!?'\"]+(?=\s|$)")
+_SENTENCE_MARK = re.compile(r"[.,;:?\"]+(?=\s|$)")
 
 
 def words(text: str) -> list[str]:
@@ -200,6 +211,9 @@ def words(text: str) -> list[str]:
 
 
 def normalized(text: str) -> str:
-    """A question without case, white space and the marks that end words; x + 1 is not x - 1."""
+    """A question without case, the marks that end sentences and the amount of white space.
+
+    What may mean something stays: x + 1 is not x - 1, 5! is not 5, and 1 2 is not 12.
+    """
     plain = _SENTENCE_MARK.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(plain.split())
+    return " ".join(plain.split())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyr1.data.clean import normalized, words
+from tinyr1.data.clean import CHAT_TOKENS, normalized, words
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
 
@@ -57,6 +57,8 @@ class Contamination:
                 if not isinstance(text, str):
                     raise UserError(f"{file}:{number}: no prompt; expected rows of a task file")
                 name = f"{row.get('task', file.stem)}/{row.get('id', number)}"
+                for token in CHAT_TOKENS:  # of evaluate.py --show-prompts
+                    text = text.replace(token, " ")
                 said = words(text)
                 self._whole[normalized(text)] = name
                 for gram in _grams(said):
@@ -97,7 +99,7 @@ class NearDuplicates:
         self._count += 1
 
     def _sketch(self, question: str) -> Any:
-        said = words(question)
+        said = normalized(question).split()  # with the operators: they tell formulas apart
         pieces = {" ".join(said[i : i + 5]) for i in range(max(1, len(said) - 4))}
         sketch = self._make(num_perm=128)
         sketch.update_batch([piece.encode() for piece in pieces])

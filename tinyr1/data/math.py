@@ -25,18 +25,19 @@ def convert(
 
     Raises Dropped with the predicate that the row fails.
     """
-    if question_types and row.get("question_type") not in question_types:
+    if question_types and row["question_type"] not in question_types:
         raise Dropped("question_type")
     if sources and row.get("source") not in sources:
         raise Dropped("source")
     answer = str(row.get("answer") or "").strip()
     if answer in ("", "proof", "notfound"):
         raise Dropped("no_reference_answer")
-    generations = row.get("generations") or []
-    if not all(isinstance(text, str) for text in generations):
+    generations = row["generations"] or []
+    if not isinstance(generations, list):
         raise Dropped("malformed")
-    complete = _flags(row.get("is_reasoning_complete"), len(generations))
-    verified = _flags(row.get("correctness_math_verify"), len(generations))
+    complete = _flags(row["is_reasoning_complete"], len(generations))
+    complete = [c and isinstance(g, str) for c, g in zip(complete, generations, strict=True)]
+    verified = _flags(row["correctness_math_verify"], len(generations))
     reasons = row.get("finish_reasons")
     stopped = [r == "stop" for r in reasons] if reasons else [True] * len(generations)
     stopped += [False] * (len(generations) - len(stopped))

@@ -21,7 +21,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tinyr1.answer import last_box
 from tinyr1.corpus import in_threads
-from tinyr1.data.clean import LETTERS, REASONS, Draft, Dropped, check, check_normal_form
+from tinyr1.data.clean import (
+    LETTERS,
+    REASONS,
+    Draft,
+    Dropped,
+    check,
+    check_normal_form,
+    check_question,
+)
 from tinyr1.data.compare import Comparison
 from tinyr1.errors import UserError
 from tinyr1.files import (
@@ -231,8 +239,7 @@ def _examine(draft: Draft, steps: Steps) -> tuple[int, bool]:
     except UnicodeEncodeError:  # half a surrogate pair
         raise Dropped("malformed") from None
     if draft.thought is None:
-        if not draft.question.strip():
-            raise Dropped("empty_question")
+        check_question(draft.question)
         return 0, False
     if "literal_content" not in draft.meta:
         check(draft)

@@ -142,4 +142,5 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         number += 1
                         yield number, row
     except (pyarrow.ArrowInvalid, pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); download it again") from None
+        why = " ".join(str(error).split())
+        raise UserError(f"{file}: cannot be read ({why}); download it again") from None

@@ -193,7 +193,7 @@ def make_initial_model(
     log: Log,
 ) -> dict[str, Any]:
     """Train the initial model and write it into `folder`, where its tokenizer already lies."""
-    config = model_config(tokenizer.vocab_size)
+    config = model_config(tokenizer.largest_id + 1)
     model = Qwen2(config)
     initialise(model, seed)
     stages = (

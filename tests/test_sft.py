@@ -63,6 +63,9 @@ class Said(Log):
     def say(self, text):
         self.lines.append(text)
 
+    def warn(self, text):
+        self.lines.append(text)
+
 
 @pytest.fixture(scope="module")
 def one_rank(tiny, data, tmp_path_factory):
@@ -109,6 +112,29 @@ def test_two_ranks_equal_one(one_rank, tiny, data, tmp_path):
     assert abs(pairs[0][0]["loss"] - pairs[0][1]["loss"]) < 1e-6
     assert abs(pairs[0][0]["grad_norm"] - pairs[0][1]["grad_norm"]) < 1e-5
     assert largest_difference(weights(one_rank), weights(tmp_path / "run")) < 1e-4
+
+
+def test_two_ranks_equal_one_with_16_bit_moments(tiny, data, tmp_path):
+    """What the rounding adds to an element does not depend on the rank that holds it."""
+    extra = ["--max-steps", "8", "--optim-dtype", "bf16"]
+    for ranks in (1, 2):
+        done = train(tiny, data, tmp_path / f"run{ranks}", *extra, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    one, two = metrics(tmp_path / "run1"), metrics(tmp_path / "run2")
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, two, strict=True)) < 1e-5
+
+
+def test_only_whole_checkpoints_of_ours_count(one_rank, tiny, data, tmp_path):
+    shutil.copytree(one_rank, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (step,) = (p for p in folder.iterdir() if p.name == f"step-{len(metrics(one_rank)):06d}")
+    shutil.copytree(step, folder / "step-000001-kept-by-hand")
+    (folder / "step-000099.partial").mkdir()
+    done = train(tiny, data, tmp_path / "run", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in folder.iterdir()}
+    assert "step-000001-kept-by-hand" in names
+    assert not [name for name in names if name.endswith(".partial")]
 
 
 def test_losses_are_those_of_transformers(tiny, data, tmp_path):
@@ -327,6 +353,12 @@ def test_non_finite_run_stops_with_exit_1_naming_records(tiny, data, tmp_path):
     assert done.returncode == 1
     assert "non-finite steps in a row; records row-" in done.stderr
     assert "Traceback" not in done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]  # no NaN in JSON
+    assert rows[-1]["loss"] is None
+    assert (tmp_path / "run" / "loss.png").exists()
+    # Steps that changed nothing are not kept: nothing was saved here but what came before.
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
 @pytest.mark.parametrize(
@@ -334,6 +366,11 @@ def test_non_finite_run_stops_with_exit_1_naming_records(tiny, data, tmp_path):
     [
         ("{", "bad.jsonl:3: not valid JSON"),
         ('{"id": "x", "domain": "math", "messages": []}', "bad.jsonl:3: messages"),
+        ("[" * 100_000, "bad.jsonl:3: not valid JSON"),
+        (
+            '{"domain": "math", "messages": [{"role": "user", "content": "half \\ud83d"}]}',
+            "bad.jsonl:3: content: the user message is no text",
+        ),
         (
             '{"domain": "math", "messages": [{"role": "user", "content": "q"}, '
             '{"role": "assistant", "content": "no thought"}]}',

@@ -349,10 +349,9 @@ TRAJECTORY = (
     *("batch_size", "seq_len", "lr", "schedule", "warmup_ratio", "betas", "eps", "weight_decay"),
     *("clip_norm", "packing", "loss_weighting", "seed", "optim_dtype"),
 )
-OPTIONS = {  # by which those change that are no option themselves
-    "model": "--model",
-    "data and template": "--data, --template, --think-in, --require-think or --seq-len",
-    "total_steps": "--epochs or --max-steps (the learning rate depends on the number of steps)",
+CHANGED_BY = {  # of those that are no option themselves
+    "data and template": " (by --data, --template, --think-in, --require-think or --seq-len)",
+    "total_steps": " (by --epochs or --max-steps; the learning rate depends on it)",
 }
 
 
@@ -374,8 +373,8 @@ def check_trajectory(mine: dict[str, Any], theirs: dict[str, Any], out: Path) ->
     """UserError naming the first setting in which the checkpoints of `out` differ."""
     for name, value in mine.items():
         if theirs.get(name) != value:
-            option = OPTIONS.get(name, "--" + name.replace("_", "-"))
+            how = CHANGED_BY.get(name, "")
             raise UserError(
-                f"{option}: gives {value}, the checkpoints in {out} were made with "
-                f"{theirs.get(name)}; go back to that or use another --out"
+                f"{name}={value}{how}: the checkpoints in {out} were made with "
+                f"{theirs.get(name)}; use that value or another --out"
             )

@@ -265,7 +265,7 @@ class Merge:
         # A row is never cut. A chunk of rows has two buffers in each merge of a chain, and more in
         # passing; a row that goes by the closed form is whole in float64, a dozen times.
         row = 4 * max(spec.shape[-1] if spec.shape else 1 for spec in self.specs.values())
-        chunks = (10 + 8 * len(self.then)) * max(4 * CHUNK_ELEMENTS, row)
+        chunks = (10 + 4 * len(self.then)) * max(4 * CHUNK_ELEMENTS, row)
         return RESIDENT_BYTES + self.thread_count * (chunks + 28 * row)
 
     @property

@@ -292,7 +292,8 @@ def row_kl(
         kl = np.where(regular, series, 0.0)
     others = np.flatnonzero(~regular & (spread != 0))  # NaN among them
     # Some at a time: the closed form makes a dozen temporaries in float64.
-    for rows in np.array_split(others, max(1, len(others) * left.shape[-1] >> 16)):
+    some = max(1, (1 << 16) // left.shape[-1])
+    for rows in (others[i : i + some] for i in range(0, len(others), some)):
         index = torch.from_numpy(rows).to(left.device)
         kl[rows] = as_host(closed_row_kl(left[index].double(), right[index].double(), epsilon))
     kl[~np.isfinite(spread)] = np.nan

@@ -195,13 +195,12 @@ class Merge:
         *inputs, out = config.paths or (Path(),)
         self.out = Path(os.path.realpath(out))  # "." has no name to write beside, a link no place
         _check_options(config, len(inputs))
-        _check_out(self.out, [*inputs, *config.then, *([config.base] if config.base else [])])
-        faults: list[str] = []
-        self.models = [_opened(path, faults) for path in inputs]
-        self.then = [_opened(path, faults) for path in config.then]
-        self.base = _opened(config.base, faults) if config.base else None
-        if faults:
-            raise UserError("\n  ".join(faults))
+        paths = [*inputs, *config.then, *([config.base] if config.base else [])]
+        _check_out(self.out, paths)
+        opened = _opened(paths)
+        self.models = [opened[path] for path in inputs]
+        self.then = [opened[path] for path in config.then]
+        self.base = opened[config.base] if config.base else None
         # The last Left is the one whose files, names and dtypes the output has.
         self.left = self.then[-1] if self.then else self.models[0]
         dtype = DTYPES[config.dtype] if config.dtype else None
@@ -369,15 +368,19 @@ def _identity(role: str, model: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _opened(path: Path, faults: list[str]) -> Checkpoint:
-    """The checkpoint, or where it cannot be read one more fault."""
-    try:
-        checkpoint = Checkpoint(path)
-        _config(checkpoint)
-    except UserError as error:
-        faults.append(str(error))
-        return object.__new__(Checkpoint)  # of no use: the caller raises
-    return checkpoint
+def _opened(paths: Sequence[Path]) -> dict[Path, Checkpoint]:
+    """The checkpoints; UserError naming every one that cannot be read."""
+    opened: dict[Path, Checkpoint] = {}
+    faults: list[str] = []
+    for path in dict.fromkeys(paths):
+        try:
+            opened[path] = Checkpoint(path)
+            _config(opened[path])
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n  ".join(faults))
+    return opened
 
 
 def _config(model: Checkpoint) -> dict[str, Any]:

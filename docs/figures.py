@@ -69,13 +69,14 @@ def flow() -> Figure:
     def command(x: float, y: float, text: str) -> None:
         axes.text(x, y, text, ha="center", va="bottom", fontsize=8, family="monospace")
 
-    box(0, 18, "published sets", "#e8e8e8")
-    box(0, 9, "teacher", "#e8e8e8")
-    command(20.5, 29.5, "tinyr1.data\ntinyr1.teacher")
+    box(0, 14, "published sets", "#e8e8e8")
+    box(0, 2, "teacher", "#e8e8e8")
+    command(15, 25.5, "tinyr1.data")
+    command(20.5, 1, "tinyr1.teacher")
+    arrow((14.2, 4.5), (27, 4))
     for y, domain in ((26, "math"), (14, "coding"), (2, "science")):
         box(28, y, f"{domain}.jsonl", "#e8e8e8")
-        arrow((14.2, 20.5), (27, y + 3))
-        arrow((14.2, 11.5), (27, y + 2))
+        arrow((14.2, 16.5), (27, y + 2.5 + (domain == "science")))
         box(57, y, f"{domain} expert", "#dff0dc")
         arrow((42.2, y + 2.5), (56, y + 2.5))
         command(49, y + 3, f"train.py {domain}")
@@ -166,6 +167,7 @@ def threshold(lab: Path) -> Figure:
     axes.hist(
         positive[positive >= fusion.threshold], edges, color="tab:orange", label="Right is taken"
     )
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the labels
     for value, text in zip(fusion.quartiles, ("Q1", "median", "Q3"), strict=True):
         axes.axvline(value, color="0.2", linewidth=0.8, linestyle=":")
         axes.text(value, axes.get_ylim()[1] * 0.97, f" {text}", fontsize=8, va="top")

@@ -5,7 +5,9 @@
 Names, parameters and defaults are mergekit's, so that its users find what they know; the formulas
 are the papers'. W are the models, W0 the base, t_i = W_i - W0 the task vectors, w_i the weights
 (1 each unless given). Arithmetic is in float32 (float64 for float64 inputs); the result has the
-first tensor's dtype. `arcee_fusion` is section 2.2 of the paper (fusion.py); the others are what
+first tensor's dtype. The spherical methods take angles between whole tensors, of which float32
+leaves little where models differ by 1e-4: multislerp is off by a percent of such a change, as
+mergekit's is. `arcee_fusion` is section 2.2 of the paper (fusion.py); the others are what
 its Figure 2 compares it with, and what people ask for beside it.
 """
 

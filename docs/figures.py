@@ -177,6 +177,7 @@ def threshold(lab: Path) -> Figure:
         fontsize=8,
     )  # fmt: skip
     axes.set_xscale("log")
+    axes.set_xlim(right=4 * positive.max())
     axes.set_xlabel("importance score |R - L| * KL(row)")
     axes.set_ylabel("elements")
     share = fusion.stats.taken / fusion.count

@@ -96,6 +96,8 @@ def test_the_bits_of_an_element_do_not_depend_on_where_a_parameter_is_cut():
     ]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(stochastic_round(x, torch.bfloat16, 4), whole)
+    far = stochastic_round(x, torch.bfloat16, 3, (1 << 31) - 500)  # over the edge of 32 bits
+    assert torch.equal(far[500:], stochastic_round(x[500:], torch.bfloat16, 3, 1 << 31))
 
 
 @pytest.mark.parametrize("value", [1.5, -2.0])

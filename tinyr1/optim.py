@@ -104,7 +104,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         value.mul_(1 - group["lr"] * group["weight_decay"])
         denominator = (v / (1 - beta2**step)).sqrt_().add_(group["eps"])
         value.addcdiv_(m, denominator, value=-group["lr"] / (1 - beta1**step))
-        first = first_row(parameter) * (parameter[0].numel() if parameter.ndim else 1)
+        first = first_row(parameter) * math.prod(parameter.shape[1:])
         for which, (stored, exact) in enumerate(((stored_m, m), (stored_v, v))):
             seed = (step * 1_000_003 + 2 * number + which) & 0x7FFFFFFF
             stored.copy_(stochastic_round(exact, self.moments, seed, first))
@@ -137,14 +137,16 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, seed: int, first: int = 0) -
     """
     if dtype != torch.bfloat16:
         return x.to(dtype)
-    noise = hash_bits(torch.arange(first, first + x.numel(), device=x.device), seed) & 0xFFFF
+    index = torch.arange(x.numel(), dtype=torch.int32, device=x.device)
+    index += (first + (1 << 31)) % (1 << 32) - (1 << 31)  # as 32 bits have it, with a sign
+    noise = hash_bits(index, seed) & 0xFFFF
     bits = (x.contiguous().view(torch.int32) + noise.view(x.shape)) & -65536  # clear the lower half
     return bits.view(torch.float32).to(torch.bfloat16)
 
 
 def hash_bits(index: Tensor, seed: int) -> Tensor:
-    """32 random-looking bits of each index, int32: two rounds of multiply and xor-shift."""
-    x = index.to(torch.int32)  # what does not fit wraps around, as it should
+    """32 random-looking bits of each int32 index: two rounds of multiply and xor-shift."""
+    x = index.clone()  # products that do not fit wrap around, as they should
     for factor, shift in ((0x7FEB352D, 15), (0x46CA68B5, 16)):
         x.bitwise_xor_(seed)
         x.bitwise_xor_((x >> 16) & 0xFFFF).mul_(factor)

@@ -7,9 +7,15 @@ what a merge or a fine-tuning changed.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
+from tinyr1 import plot
+
 gc.disable()  # nothing here makes cycles; collecting while torch is imported costs half a second
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # others would wait for numpy, in a busy loop
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
+    plot.start_painter()
 
 from tinyr1.config import parse
 from tinyr1.diff import run_diff

@@ -80,7 +80,7 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
         write_json(save / "diff.json", names | {"tensors": tensors})
         if plot.available():
             values = {name: 100 * d.relative_norm for name, d in diffs.items()}
-            draw_by_layer(save / "diff.png", values, "|B - A| / |A|", "%")
+            plot.draw(draw_by_layer, save / "diff.png", values, "|B - A| / |A|", "%")
         else:
             log.warn("matplotlib is not installed: no diff.png (pip install tinyr1[plot])")
 

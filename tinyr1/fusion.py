@@ -133,13 +133,14 @@ class ExactFusion:
         self.left, self.right, self.device = left, right, torch.device(device)
         self.parts, shape_2d = row_parts(shape), matrix_shape(shape)
         self.count, self.changed = math.prod(shape), 0
-        self._taken: dict[int, tuple[int, float]] = {}  # elements and largest change of each part
+        self._taken: dict[int, int] = {}  # elements of each part
         step = max(part.stop - part.start for part in self.parts)
         dtype = wide_dtype(self.left[slice(0, 1)])
         self._scratch = torch.empty(2, step, shape_2d[1], dtype=dtype, device=self.device).unbind()
+        self._spread = np.zeros(shape_2d[0], as_host(self._scratch[0][:0]).dtype)
         kl, sampled = self._measure(shape_2d, options.epsilon)
         unit = 2.0 ** max(math.frexp(float(kl.max()))[1], -1000)
-        self._kl = (kl / unit).astype(as_host(self._scratch[0][:0]).dtype)
+        self._kl = (kl / unit).astype(self._spread.dtype)
         self._kl_column = torch.from_numpy(self._kl)[:, None].to(self.device)
         # Scores by the very operation of `_scores`: a sample must be some of them, to the bit.
         sample = np.concatenate([sizes * self._kl[rows] for rows, sizes in sampled])
@@ -169,7 +170,7 @@ class ExactFusion:
             changed = count_true(differing(left, right))
             self.changed += changed
             if changed:
-                kl[part] = row_kl(left, right, epsilon, scratch)
+                kl[part], self._spread[part] = row_kl(left, right, epsilon, scratch)
                 sizes = as_host(abs(as_array(scratch[1]).reshape(-1)[::stride]))  # of R - L
             elif bool(left.isfinite().all()):
                 sizes = np.zeros(-(-left.numel() // stride), np.float32)
@@ -180,11 +181,11 @@ class ExactFusion:
             raise NonFiniteError("NaN or infinity in an input, or in the difference")
         return kl, samples
 
-    def _scores(self, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows of both, |R - L|, and |R - L| * KL relative to the largest KL."""
+    def _scores(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of both, and |R - L| * KL relative to the largest KL."""
         left, right, (scores, size) = self._pair(part)
         size.copy_(right).sub_(scores.copy_(left)).abs_()
-        return left, right, size, torch.mul(size, self._kl_column[part], out=scores)
+        return left, right, torch.mul(size, self._kl_column[part], out=scores)
 
     def _all_scores(self) -> Iterator[Tensor]:
         for part in self.parts:
@@ -192,37 +193,32 @@ class ExactFusion:
 
     def _quartiles(self, sample: np.ndarray, quantiles: Quantiles) -> list[float]:
         """sorted[floor(q * (n - 1))] of all scores, or of those of the elements that differ."""
-        # Scores are not negative, and those of equal elements are 0: sorted, they come first.
-        equal_count = self.count - self.changed
-        skipped = equal_count if quantiles == "changed" else 0
-        ranks = [skipped + rank for rank in quartile_ranks(self.count - skipped)]
-        positive = [rank for rank in ranks if rank >= equal_count]
-        if not positive or not self.changed:
+        if not self.changed:
             return [0.0, 0.0, 0.0]
-        found = order_statistics(self._all_scores, self.count, positive, sample)
-        return [0.0] * (3 - len(found)) + found
+        # Those of equal elements are 0: sorted, they come first.
+        skipped = self.count - self.changed if quantiles == "changed" else 0
+        ranks = [skipped + rank for rank in quartile_ranks(self.count - skipped)]
+        return order_statistics(self._all_scores, self.count, ranks, sample)
 
     def __getitem__(self, part: slice, /) -> Tensor:
         """The merged rows of one of `parts`: every element has Left's bits or Right's."""
-        left, right, size, scores = self._scores(part)
+        left, right, scores = self._scores(part)
         take = as_array(scores) >= self._threshold
-        row_largest = as_host(size.amax(-1))  # of a row, the largest change is the first to go
-        reached = row_largest * self._kl[part] >= self._threshold
-        largest = float(np.max(row_largest, where=reached, initial=0))
         taken = take if self._threshold > 0 else differing(left, right)
-        self._taken[part.start] = count_true(taken), largest
+        self._taken[part.start] = count_true(taken)
         return select(torch.as_tensor(take), right, left)
 
     @property
     def stats(self) -> FusionStats:
         """What was done; complete once every part has been asked for."""
-        taken = sum(count for count, _ in self._taken.values())
+        taken = sum(self._taken.values())
+        reached = self._spread * self._kl >= self._threshold  # by a row's largest change
         return FusionStats(
             self.threshold,
             self.quartiles,
             self.changed,
             taken,
-            max((change for _, change in self._taken.values()), default=0.0),
+            float(np.max(self._spread, where=reached, initial=0)),
             self.threshold <= 0 < taken,
         )
 
@@ -253,8 +249,10 @@ def row_kl(
     right: Tensor,
     epsilon: float = EPSILON,
     scratch: tuple[Tensor, ...] | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """KL(softmax(R) + eps || softmax(L) + eps) of each row of (N, W) -> (N,) float64, >= 0.
+
+    With it comes the largest |R - L| of each row.
 
     q is the softmax of L; that of R is p = q e^t / E[e^t] with t = R - L, where E is the mean
     under q. So (without eps) KL = E[e^t t] / E[e^t] - log E[e^t]. Both are sums of the moments of
@@ -297,7 +295,7 @@ def row_kl(
         index = torch.from_numpy(rows).to(left.device)
         kl[rows] = as_host(closed_row_kl(left[index].double(), right[index].double(), epsilon))
     kl[~np.isfinite(spread)] = np.nan
-    return kl
+    return kl, spread
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +17,61 @@ def available() -> bool:
     from importlib.util import find_spec
 
     return find_spec("matplotlib") is not None
+
+
+class Painter:
+    """A process that imports matplotlib at once and draws one picture when there is one.
+
+    That import is a tenth of a small merge; beside the import of torch it takes no time at all.
+    """
+
+    def __init__(self) -> None:
+        self._pipe, there = Pipe()
+        self._pid = os.fork()
+        if self._pid:
+            there.close()
+        else:
+            self._pipe.close()  # or the end of our owner would not be the end of the pipe
+            _serve(there)
+
+    def draw(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args), computed there, or here if that process failed."""
+        try:
+            self._pipe.send((function, args))
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            return function(*args)
+        finally:
+            self._pipe.close()
+            os.waitpid(self._pid, 0)
+
+
+def _serve(pipe: Connection) -> None:
+    """What a painter does: one picture, or none if its owner ends without one."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # is its owner's to handle
+        heat_map(BytesIO(), ["0"], ["0"], [[0.0]], "", "")  # much is imported at the first picture
+        function, args = pipe.recv()
+        pipe.send(function(*args))
+    finally:
+        os._exit(0)
+
+
+def start_painter() -> None:
+    """Prepare for a `draw`, where that is possible; call it before there are threads."""
+    global _painter
+    if available() and hasattr(os, "fork"):
+        _painter = Painter()
+
+
+def draw(function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), by the painter if one was started; the next one is drawn here."""
+    global _painter
+    painter, _painter = _painter, None
+    return painter.draw(function, *args) if painter else function(*args)
+
+
+_painter: Painter | None = None
 
 
 def _figure(
@@ -87,7 +147,7 @@ def histogram(path: Path, values: Sequence[float], unit: str, title: str) -> Non
 
 
 def heat_map(
-    path: Path,
+    path: Path | BytesIO,
     rows: Sequence[str],
     columns: Sequence[str],
     values: Sequence[Sequence[float]],

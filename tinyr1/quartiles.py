@@ -6,7 +6,8 @@ A sample tells in which narrow bracket of values each rank must lie. One pass ov
 counts those below the bracket and collects those inside it, a few percent; the answer is then
 looked up among these. The counts prove it: where a bracket turns out to miss its rank, it is
 widened and the pass repeated. So the result depends neither on the sample nor on how the values
-are cut into parts.
+are cut into parts. Values are not negative, and zeros, of which there may be very many, are
+counted and never collected.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def quartile_ranks(count: int) -> list[int]:
 def order_statistics(
     parts: Parts, count: int, ranks: Sequence[int], sample: np.ndarray
 ) -> list[float]:
-    """sorted(values)[rank] for each rank, where `parts` yields `count` values, none of them NaN.
+    """sorted(values)[rank] for each rank, where `parts` yields `count` values, none below 0 or NaN.
 
     `sample` is any non-empty selection of the values; the more even, the less there is to collect.
     """
@@ -46,8 +47,6 @@ def order_statistics(
             value = bracket.value(rank, collected)
             if value is not None:
                 found[rank] = value
-        if margin > len(sample) and len(found) < len(set(ranks)):  # they held everything
-            raise ValueError("NaN among the values")
         margin *= 4
     return [found[rank] for rank in ranks]
 
@@ -58,12 +57,15 @@ class _Bracket:
 
     low: float
     high: float
+    first: bool  # below it there are only zeros
     below: int = 0
     equal: int = 0
 
     def value(self, rank: int, collected: np.ndarray) -> float | None:
         """The value of that rank, or None if it is outside."""
         place = rank - self.below
+        if place < 0 and self.first:
+            return 0.0
         if self.low == self.high:
             return self.low if 0 <= place < self.equal else None
         inside = collected[(collected >= self.low) & (collected <= self.high)]
@@ -74,10 +76,12 @@ def _brackets(sample: np.ndarray, middles: list[int], margin: int) -> list[_Brac
     """Around each of `middles`, the values `margin` ranks below and above it in `sample`."""
     places = [(middle - margin, middle + margin) for middle in middles]
     inside = sorted({i for pair in places for i in pair if 0 <= i < len(sample)})
-    ordered = np.partition(sample, inside) if inside else sample
-    low = (float(ordered[i]) if i >= 0 else -math.inf for i, _ in places)
+    bits = sample.view(f"i{sample.itemsize}")  # sorted as integers in half the time
+    ordered = np.partition(bits, inside).view(sample.dtype) if inside else sample
+    smallest = float(np.finfo(sample.dtype).smallest_subnormal)
+    low = (max(float(ordered[i]), smallest) if i >= 0 else smallest for i, _ in places)
     high = (float(ordered[i]) if i < len(sample) else math.inf for _, i in places)
-    return [_Bracket(a, b) for a, b in zip(low, high, strict=True)]
+    return [_Bracket(a, b, a == smallest) for a, b in zip(low, high, strict=True)]
 
 
 def _collect(values: Tensor, brackets: Sequence[_Bracket]) -> np.ndarray:

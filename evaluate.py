@@ -15,6 +15,7 @@ from tinyr1.config import parse
 from tinyr1.errors import run_main
 from tinyr1.evaluation import EvalConfig, ask, compare, evaluate, regrade, show_prompts
 from tinyr1.log import Log
+from tinyr1.ranks import Ranks
 from tinyr1.sampling.build import share_among_replicas
 
 
@@ -22,8 +23,11 @@ def main() -> None:
     args = sys.argv[1:]
     model = Path(args.pop(0)) if args and not args[0].startswith("-") else None
     config = parse(EvalConfig, args, prog="evaluate.py [MODEL]")
-    ranks = share_among_replicas(config)
+    sampling = not (config.compare or config.show_prompts or config.regrade or config.ask)
+    ranks = share_among_replicas(config) if sampling else Ranks.from_env()
     log = Log(config.quiet, ranks.is_main)
+    if not (sampling or ranks.is_main):
+        return  # these are done by one process
     if config.compare:
         compare(config, log)
     elif config.show_prompts:

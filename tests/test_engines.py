@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from engine_conformance import MAX_MODEL_LEN, Conformance, collect, settings_of
 from fake_server import fake_server
 
 from tinyr1.errors import RunStopped, UserError
+from tinyr1.graders import grade
 from tinyr1.model import Qwen2
 from tinyr1.ranks import Ranks
 from tinyr1.record import Prompt
@@ -130,7 +132,7 @@ def test_a_refused_prompt_costs_no_other_its_answer(tiny, prompts):
     with fake_server(tiny) as server:
         server.faults = [None, 400]
         got, one = [], client(server, tiny, slots=1)
-        with pytest.raises(RunStopped, match=r"1 requests were refused; the first: .*HTTP 400"):
+        with pytest.raises(RunStopped, match=r"1 requests were not answered; .*HTTP 400"):
             got.extend(itertools.chain.from_iterable(one.generate(prompts[:5])))
         assert len(got) == 4
         server.faults = [400] * 9
@@ -138,6 +140,20 @@ def test_a_refused_prompt_costs_no_other_its_answer(tiny, prompts):
         with pytest.raises(UserError, match="HTTP 400"):  # all of them: it is not the prompts
             collect(client(server, tiny, slots=1), prompts[:5])
         assert len(server.seen) == asked + 3
+
+
+def test_a_prompt_that_always_fails_costs_no_other_its_answer(tiny, prompts):
+    with fake_server(tiny) as server:
+        server.faults = [500] * 3  # attempts of the first prompt
+        got, one = [], client(server, tiny, slots=1)
+        with pytest.raises(RunStopped, match=r"1 requests were not answered; .*HTTP 500.*again"):
+            got.extend(itertools.chain.from_iterable(one.generate(prompts[:5])))
+        assert len(got) == 4
+        server.faults = [500] * 1000
+        asked = len(server.seen)
+        with pytest.raises(RunStopped, match="18 requests were not answered"):  # it is the server
+            collect(client(server, tiny, slots=1), prompts * 3)
+        assert len(server.seen) == asked + 18 * 3
 
 
 def test_no_more_requests_at_once_than_slots(tiny, prompts):
@@ -182,6 +198,59 @@ def test_chat_puts_the_thought_back_into_its_tags(tiny, world, style):
             assert sample.text.startswith("<think>")
             assert "</think>" in sample.text or whole.endswith("</think>")
     assert thoughts or style == "plain"
+
+
+def test_a_thought_that_never_ended_is_no_answer_under_chat(tiny):
+    """Chat servers open the thinking themselves: our prompt's `<think>` was never sent."""
+    with fake_server(tiny, style="vllm") as server:
+        sampler = client(server, tiny, api="chat", tokenizer=False)
+        for opened in (True, False):
+            answer = sampler._new_answer(Prompt("t", "1", 0, (), opened))
+            answer.reasoning, answer.finish_reason = "so \\boxed{5} maybe", "stop"
+            sample = sampler._sample(answer)
+            assert sample.text == "<think>\nso \\boxed{5} maybe"
+            row = {"task": "t", "id": "1", "kind": "math", "prompt": "?", "answer": "5"}
+            assert not grade(row, sample.text, "stop", think_open=sample.think_open).correct
+        answer.reasoning, answer.content = "", "\ud83d\ude00"  # a character in two pieces
+        assert sampler._sample(answer).text == "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "message"),
+    [
+        ({"base_url": "http://localhost:8000:8000/v1"}, "k", "--base-url=http://localhost"),
+        ({}, "sk-\nSECRET", "--api-key-env=THE_KEY: what it holds is no key"),
+    ],
+)
+def test_a_bad_address_or_key_is_said_at_once(tiny, monkeypatch, options, key, message):
+    monkeypatch.setenv("THE_KEY", key)
+    arguments = {"base_url": "http://localhost:1/v1"} | options
+    with pytest.raises(UserError) as caught:
+        OpenAI(
+            **arguments,
+            model_name="m",
+            tokenizer=Tokenizer(tiny),
+            settings=settings_of(tiny),
+            slots=1,
+            max_model_len=100,
+            api_key_env="THE_KEY",
+        )
+    assert message in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_an_interrupted_program_does_not_wait_for_a_silent_server(tiny, tmp_path):
+    tasks = write_rows(tmp_path / "tasks.jsonl", task_rows(2))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        command = [sys.executable, ROOT / "evaluate.py", tiny, "--engine", "openai"]
+        command += ["--base-url", url, "--model-name", "m", "--task-file", tasks]
+        command += ["--out", tmp_path / "out", "--preset", "plain", "--max-model-len", "200"]
+        program = subprocess.Popen([*map(str, command), "--sandbox", "rlimits"])
+        connection, _ = silent.accept()
+        program.send_signal(signal.SIGINT)
+        assert program.wait(timeout=60) == 130  # its patience is 300 s
+        connection.close()
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(tiny, tmp_path):

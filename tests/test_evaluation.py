@@ -1,6 +1,7 @@
 """evaluate.py from tasks to report, and its exits."""
 
 import json
+import shutil
 
 import pytest
 from conftest import make_checkpoint, run, strongest_sandbox, task_rows, write_rows
@@ -66,6 +67,34 @@ def test_regrade_gives_the_same_verdicts(evaluated, tasks, tmp_path):
     assert sorted(mine) == sorted((evaluated / "grades.jsonl").read_text().splitlines())
 
 
+def test_regrade_in_place_keeps_the_settings_and_names_what_is_missing(evaluated, tasks, tmp_path):
+    """Of a copy of a run, with one sample less."""
+    out = tmp_path / "copy"
+    shutil.copytree(evaluated, out)
+    lines = (out / "samples.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["id"] != json.loads(lines[0])["id"]]
+    (out / "samples.jsonl").write_text("".join(kept))
+    done = evaluate("--regrade", out / "samples.jsonl", "--task-file", tasks, "--out", out)
+    assert done.returncode == 0, done.stderr
+    before = json.loads((evaluated / "results.json").read_text())["settings"]
+    after = json.loads((out / "results.json").read_text())["settings"]
+    assert after == before | {"regraded": True}
+    assert "of 9 questions have no sample" in done.stderr
+
+
+def test_settings_bind_samples_and_nothing_else(tiny, tasks, tmp_path):
+    """A run that failed before its first sample may be begun with other settings."""
+    arguments = [tiny, "--task-file", tasks, "--out", tmp_path / "out", "--preset", "plain"]
+    arguments += ["--limit", 1, "--max-model-len", 200, "--max-tokens", 5]
+    gone = ["--engine", "openai", "--base-url", "http://127.0.0.1:1/v1", "--model-name", "m"]
+    begun = tmp_path / "out" / "sampling.json"
+    begun.parent.mkdir()
+    begun.write_text(json.dumps({"engine": "vllm"}))
+    assert evaluate(*arguments).returncode == 0
+    assert json.loads(begun.read_text())["engine"] == "torch"
+    assert evaluate(*arguments, *gone).returncode == 2  # now they bind
+
+
 def test_compare_prints_paired_differences(evaluated):
     done = evaluate("--compare", evaluated, evaluated)
     assert done.returncode == 0, done.stderr
@@ -119,11 +148,23 @@ def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
         ("{tiny} --out x --task-file {tasks} --top-p 2", "--top-p=2.0"),
         ("{tiny} --out x --task-file {tasks} --template qwen", "template=qwen"),
         ("--regrade {tasks} --task-file {tasks} --out x", "tasks.jsonl:1: text=None"),
+        ("--regrade strange.jsonl --task-file {tasks} --out x", "choice_order=[1, 0, 2, 3]"),
+        ("--regrade half.jsonl --task-file {tasks} --out x", "half.jsonl:1: not valid JSON"),
+        ("{tiny} --out x --task-file marked.jsonl", "task=math id=1: "),
+        ("{tiny} --out x --tasks ,", "--tasks=,: no name"),
         ("--compare {tiny}", "at least two"),
         ("{tiny} --no-such-option", "no-such-option"),
     ],
 )
 def test_bad_arguments_exit_2_without_traceback(tiny, tasks, tmp_path, arguments, message):
+    row = json.loads(tasks.read_text().splitlines()[0])
+    sample = {"task": row["task"], "id": row["id"], "trial": 0, "text": "5", "token_count": 1}
+    sample |= {"finish_reason": "stop"}
+    write_rows(tmp_path / "strange.jsonl", [sample | {"choice_order": [1, 0, 2, 3]}])
+    (tmp_path / "half.jsonl").write_text(json.dumps(sample | {"text": "\ud800"}))
+    write_rows(
+        tmp_path / "marked.jsonl", [row | {"task": "math", "id": "1", "prompt": "<｜User｜>"}]
+    )
     done = evaluate(*arguments.format(tiny=tiny, tasks=tasks).split(), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr

@@ -473,6 +473,19 @@ def test_dtypes_of_the_inputs(experts, tmp_path, dtypes):
     assert config["torch_dtype"] == "float16"
 
 
+def test_all_shards_are_open_before_threads_write(experts, tmp_path, monkeypatch):
+    really = os.open
+
+    def slowly(path, *rest):
+        time.sleep(0.02 if "model-" in str(path) and "model-00001" not in str(path) else 0)
+        return really(path, *rest)
+
+    monkeypatch.setattr("tinyr1.weights.os.open", slowly)
+    paths = experts["science"], experts["math"], tmp_path / "out"
+    run_merge(MergeConfig(paths, shard_size=6e-5, threads=4), QUIET)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 4
+
+
 def test_lefts_shards_are_kept_unless_a_size_is_given(experts, tmp_path):
     run_merge(MergeConfig((experts["science"], experts["math"], tmp_path / "whole")), QUIET)
     split = MergeConfig((experts["science"], experts["math"], tmp_path / "split"), shard_size=6e-5)

@@ -6,7 +6,7 @@ import pytest
 from conftest import SHARED_DATA, task_rows, write_rows
 
 from tinyr1.errors import UserError
-from tinyr1.tasks import load_task_file, make_prompts, prompt_lines, prompt_text
+from tinyr1.tasks import load_task_file, make_prompts, prompt_text
 from tinyr1.tokenizer import Tokenizer
 
 GOLDENS = SHARED_DATA / "grading_cases" / "prompt_goldens.jsonl"
@@ -21,6 +21,10 @@ STARTER = CODE | {"starter_code": "class Solution:\n    def f(self, a: int) -> i
 
 
 @pytest.mark.skipif(not GOLDENS.exists(), reason="the prompt goldens are absent")
+def text_of(row, preset, template_opens):
+    return prompt_text(make_prompts([row], None, "deepseek_r1", preset, 1, template_opens)[0])
+
+
 @pytest.mark.parametrize(
     ("golden", "row", "preset", "template_opens"),
     [
@@ -38,7 +42,7 @@ def test_prompts_equal_the_goldens(golden, row, preset, template_opens):
     rendered = {
         g["preset"]: g["rendered"] for g in map(json.loads, GOLDENS.read_text().splitlines())
     }
-    assert prompt_text(row, preset, template_opens) == rendered[golden]
+    assert text_of(row, preset, template_opens) == rendered[golden]
 
 
 @pytest.mark.parametrize("preset", ["tinyr1", "r1", "plain"])
@@ -47,25 +51,25 @@ def test_token_prompts_are_the_text_prompts(tiny, preset, row):
     tokenizer = Tokenizer(tiny)
     for opens in (True, False):
         prompt = make_prompts([row], tokenizer, "deepseek_r1", preset, 1, opens)[0]
-        text = prompt_text(row, preset, opens)
+        text = prompt_text(prompt)
         assert tokenizer.decode_raw(list(prompt.tokens)) == text
         assert prompt.think_open == text.endswith("<think>\n")
 
 
 def test_braces_in_a_problem_survive():
     row = MATH | {"prompt": "Let $S=\\{1,{2}\\}$ and {x}."}
-    assert "Let $S=\\{1,{2}\\}$ and {x}." in prompt_text(row, "tinyr1", True)
+    assert "Let $S=\\{1,{2}\\}$ and {x}." in text_of(row, "tinyr1", True)
 
 
 def test_trials_by_preset():
     def trials(row, preset, given=None):
-        return len(prompt_lines([row], preset, given, True))
+        return len(make_prompts([row], None, "deepseek_r1", preset, given, True))
 
     assert [trials(r, "tinyr1") for r in (MATH, GPQA, CODE)] == [16, 4, 4]
     assert trials(MATH, "r1") == trials(MATH, "plain") == 1
     assert trials(MATH, "tinyr1", 3) == 3
-    line = json.loads(prompt_lines([MATH], "plain", 2, True)[1])
-    assert (line["task"], line["id"], line["trial"]) == ("aime24", "1", 1)
+    second = make_prompts([MATH], None, "deepseek_r1", "plain", 2, True)[1]
+    assert second.key == ("aime24", "1", 1)
 
 
 @pytest.mark.parametrize(

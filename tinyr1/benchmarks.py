@@ -53,6 +53,8 @@ def load_benchmark(
     rows: list[Row] = []
     for place, raw in source:
         try:
+            if not isinstance(raw, dict):
+                raise ValueError("expected a JSON object")
             row = benchmark.convert(raw, len(rows))
         except (KeyError, ValueError, TypeError, binascii.Error, zlib.error) as error:
             said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -97,7 +99,10 @@ def _files(name: str, benchmark: Benchmark, data: Path) -> Iterator[tuple[str, R
             f"folder of them, whose name begins with {' or '.join(benchmark.names)}"
         )
     for file in files:
-        yield from _read(file)
+        try:
+            yield from _read(file)
+        except (ValueError, csv.Error) as error:  # of a decoder, or of pyarrow's
+            raise UserError(f"{file}: cannot be read ({error})") from None
 
 
 def _read(file: Path) -> Iterator[tuple[str, Row]]:

@@ -80,9 +80,11 @@ def warn_of_faults(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
         print(__doc__)
         return
+    if len(sys.argv) != 2:
+        raise UserError(f"{len(sys.argv) - 1} arguments given, expected one DIR")
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     found = faults(folder)

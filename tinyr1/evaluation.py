@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from tinyr1 import report
-from tinyr1.answer import final_part
+from tinyr1.answer import final_part, last_fenced_block
 from tinyr1.benchmarks import LCB_WINDOW, load_benchmark
 from tinyr1.config import check_range, require
 from tinyr1.errors import RunStopped, UserError
@@ -34,7 +34,6 @@ from tinyr1.graders import (
     also_symbolic,
     grade,
 )
-from tinyr1.graders.code import extract_program
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Grade, Prompt, Sample
@@ -43,7 +42,7 @@ from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k
-from tinyr1.tasks import Preset, in_order, load_task_file, make_prompts, prompt_lines
+from tinyr1.tasks import Preset, in_order, load_task_file, make_prompts, prompt_text
 
 PAGE_CHARACTERS = 30_000_000  # of samples in report.html; a browser opens no page of a gigabyte
 
@@ -102,6 +101,8 @@ def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
     if not config.tasks:
         require(config, "task_file")
     names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",") if name.strip()))
+    if config.tasks and not names:
+        raise UserError(f"--tasks={config.tasks}: no name in it")
     found: list[dict[str, Any]] = []
     for name in names:
         window = (config.lcb_start, config.lcb_end)
@@ -121,19 +122,15 @@ def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
 
 def show_prompts(model: Path | None, config: EvalConfig) -> None:
     """Print every prompt; without a model, in the DeepSeek-R1 template of today."""
-    rows = load_rows(config)
-    if model is None:
-        for line in prompt_lines(rows, config.preset, config.trials, True, config.seed):
-            print(line)
-        return
-    backend = Backend(model, replace(config, engine="torch"), Ranks())
-    tokenizer, template = backend.tokenizer, backend.template
-    assert tokenizer is not None
-    opens = tokenizer.opens_thinking()
+    tokenizer, template, opens = None, "deepseek_r1", True
+    if model is not None:
+        backend = Backend(model, replace(config, engine="torch"), Ranks())
+        tokenizer, template = backend.tokenizer, backend.template
+        opens = bool(tokenizer and tokenizer.opens_thinking())
     for p in make_prompts(
-        rows, tokenizer, template, config.preset, config.trials, opens, config.seed
+        load_rows(config), tokenizer, template, config.preset, config.trials, opens, config.seed
     ):
-        text = tokenizer.decode_raw(list(p.tokens))
+        text = tokenizer.decode_raw(list(p.tokens)) if tokenizer else prompt_text(p)
         line = {"task": p.task, "id": p.id, "trial": p.trial, "prompt": text}
         print(json.dumps(line, ensure_ascii=False))
 
@@ -171,7 +168,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
         samples = sample_missing(backend.open, prompts, config.out, record, log, work)
         if ranks.is_main:
             _note_time(config.out / "timing.json", time.perf_counter() - started, ranks, backend)
-            hashes = {f"{p.task}/{p.id}": p.fingerprint() for p in prompts}
+            hashes = {"/".join(map(str, p.key)): p.fingerprint() for p in prompts}
             about = backend.versions() | {"prompts_sha256": hash_json(hashes)}
             finish(rows, samples, config, record | about, log)
     work.meet("finished")
@@ -210,12 +207,13 @@ def regrade(config: EvalConfig, log: Log) -> None:
     require(config, "regrade", "out")
     assert config.regrade is not None
     rows = load_rows(config)
-    known = {(row["task"], row["id"]) for row in rows}
+    known = {(row["task"], row["id"]): row for row in rows}
     samples: list[Sample] = []
     seen: set[tuple[str, str, int]] = set()
     for number, line in read_jsonl(config.regrade):
         try:
             sample = Sample.from_json(line)
+            in_order(known.get((sample.task, sample.id), {}), sample.choice_order)
         except ValueError as error:
             raise UserError(f"{config.regrade}:{number}: {error}") from None
         if sample.key in seen:
@@ -229,8 +227,16 @@ def regrade(config: EvalConfig, log: Log) -> None:
             )
     if not samples:
         raise UserError(f"{config.regrade}: no samples")
+    if unasked := len(known) - len({(sample.task, sample.id) for sample in samples}):
+        log.warn(f"{unasked} of {len(known)} questions have no sample and do not count")
     check_sandbox(rows, config, log)
-    finish(rows, samples, config, {"regraded": True}, log)
+    assert config.out is not None
+    record: dict[str, Any] = {"regraded": True}
+    before = config.out / "results.json"
+    if before.exists() and config.regrade.resolve().parent == config.out.resolve():
+        record = read_json(before)["settings"] | record  # a run's own: they were made with these
+    with owned(config.out):
+        finish(rows, samples, config, record, log)
 
 
 def check_lengths(prompts: Sequence[Prompt], max_len: int | None) -> None:
@@ -250,10 +256,7 @@ def check_sandbox(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) 
         return
     if config.sandbox == "rlimits":
         log.warn("--sandbox rlimits is no sandbox: programs can read and write this user's files")
-    try:
-        open_sandbox(config.sandbox)
-    except SandboxUnavailable as error:
-        raise UserError(str(error)) from None
+    open_sandbox(config.sandbox)
 
 
 def finish(
@@ -311,7 +314,7 @@ def grade_samples(
         if not config.also_grade:  # whose rules read everything
             part = final_part(sample.text, sample.think_open, sample.finish_reason)
             if part is not None and by_key[sample.task, sample.id]["kind"] == "code":
-                part = extract_program(part)
+                part = last_fenced_block(part)
         whole = sample.finish_reason, sample.think_open
         return (sample.task, sample.id, part, sample.choice_order, *whole)
 
@@ -332,8 +335,10 @@ def grade_samples(
         )
         if config.symbolic:
             judge = judges.get()
-            verdict = also_symbolic(row, verdict, judge)
-            judges.put(judge)
+            try:
+                verdict = also_symbolic(row, verdict, judge)
+            finally:
+                judges.put(judge)
         if config.also_grade:
             verdict = also_released(row, verdict, sample.text, config.sandbox)
         return verdict

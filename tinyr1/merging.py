@@ -269,8 +269,8 @@ def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
         write_jsonl(partial / DONE_NAME, [{"name": n, **e} for n, e in kept.items()])
         for journal in partial.glob("merge_journal.*.jsonl"):
             journal.unlink()
-        with _writer(merge, partial, resume=bool(kept)) as writer:
-            writer.open()
+        with _writer(merge, partial, resume=bool(kept)):
+            pass  # the shards are there now
         if kept:
             log.say(f"continuing: {len(kept)} of {len(merge.specs)} tensors are done")
     ranks.barrier()
@@ -283,9 +283,10 @@ def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
 
 @contextmanager
 def _writer(merge: Merge, partial: Path, resume: bool) -> Iterator[CheckpointWriter]:
-    """The output's shards, closed at the end but not yet named."""
+    """The output's shards, open for all threads; closed at the end but not yet named."""
     writer = CheckpointWriter(partial, merge.specs, merge.shard_bytes, resume, merge.layout)
     try:
+        writer.open()
         yield writer
     finally:
         writer.close()

@@ -20,6 +20,8 @@ import threading
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tinyr1.errors import UserError
+
 Level = Literal["namespaces", "rlimits"]
 Status = Literal["ok", "timeout", "memory", "runtime_error", "compile_error", "output_limit"]
 
@@ -27,7 +29,7 @@ _CHILD = Path(__file__).with_name("sandbox_child.py")
 _EXIT_STATUS: dict[str, Status] = {"X0": "ok", "X81": "compile_error", "X83": "memory"}
 
 
-class SandboxUnavailable(Exception):
+class SandboxUnavailable(UserError):
     """The machine cannot give the isolation that was asked for."""
 
 

@@ -8,12 +8,12 @@ row's prompt as it is.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tinyr1 import chat
 from tinyr1.chat import TemplateName, render_prompt
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
@@ -82,7 +82,7 @@ def check_row(row: Any) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
     if kind == "code":
-        _check_tests(row.get("tests"))
+        check_tests(row.get("tests"))
     elif kind == "math":
         if not isinstance(row.get("answer"), (str, int, float)) or not str(row["answer"]).strip():
             raise ValueError(f"answer={row.get('answer')!r}: expected the reference answer")
@@ -94,7 +94,8 @@ def check_row(row: Any) -> None:
             raise ValueError(f"answer={row.get('answer')!r}: expected A, B, C or D")
 
 
-def _check_tests(tests: Any) -> None:
+def check_tests(tests: Any) -> None:
+    """Raise ValueError unless these are {inputs, outputs} of text, as many of each."""
     if not isinstance(tests, dict):
         raise ValueError("tests: expected an object with inputs, outputs and fn_name")
     inputs, outputs = tests.get("inputs"), tests.get("outputs")
@@ -120,8 +121,10 @@ def choice_order(row: Mapping[str, Any], seed: int, trial: int) -> tuple[int, ..
 
 def in_order(row: dict[str, Any], order: Sequence[int] | None) -> dict[str, Any]:
     """A choice row whose options stand in `order`, its answer's letter moved along."""
-    if order is None:
+    if order is None or not row:
         return row
+    if not row.get("choices"):
+        raise ValueError(f"choice_order={list(order)}: its row has no options")
     if sorted(order) != list(range(len(row["choices"]))):
         raise ValueError(f"choice_order={list(order)}: not an order of {len(row['choices'])}")
     answer = LETTERS[list(order).index(LETTERS.index(row["answer"]))]
@@ -186,7 +189,12 @@ def make_prompts(
             order = choice_order(row, seed, trial)
             if trial == 0 or order != before:
                 said = messages(in_order(row, order), preset)
-                ids = render_prompt(tokenizer, said, template, open_thinking) if tokenizer else ()
+                try:
+                    ids = (
+                        render_prompt(tokenizer, said, template, open_thinking) if tokenizer else ()
+                    )
+                except ValueError as error:  # a role's marker in the text
+                    raise UserError(f"task={row['task']} id={row['id']}: {error}") from None
             before = order
             prompts.append(
                 Prompt(row["task"], row["id"], trial, tuple(ids), open_thinking, order, said)
@@ -199,29 +207,8 @@ def trial_count(row: Mapping[str, Any], preset: Preset, trials: int | None) -> i
     return trials or TRIALS.get(preset, {}).get(row["kind"], 1)
 
 
-def prompt_text(row: dict[str, Any], preset: Preset, template_opens: bool) -> str:
-    """The prompt as the DeepSeek-R1 template writes it, for reading."""
-    from tinyr1 import chat
-
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as the DeepSeek-R1 template writes it, for reading."""
     marks = {"system": "", "user": chat.USER, "assistant": chat.ASSISTANT}
-    text = chat.BOS + "".join(marks[m.role] + m.content for m in messages(row, preset))
-    opened = opens_thinking(row["kind"], preset, template_opens)
-    return text + chat.ASSISTANT + (THINK_OPEN + "\n" if opened else "")
-
-
-def prompt_lines(
-    rows: Sequence[dict[str, Any]],
-    preset: Preset,
-    trials: int | None,
-    template_opens: bool,
-    seed: int = 0,
-) -> list[str]:
-    """JSON lines {"task", "id", "trial", "prompt"} for --show-prompts."""
-    lines: list[str] = []
-    for row in rows:
-        for trial in range(trial_count(row, preset, trials)):
-            ordered = in_order(row, choice_order(row, seed, trial))
-            text = prompt_text(ordered, preset, template_opens)
-            line = {"task": row["task"], "id": row["id"], "trial": trial, "prompt": text}
-            lines.append(json.dumps(line, ensure_ascii=False))
-    return lines
+    text = chat.BOS + "".join(marks[m.role] + m.content for m in prompt.messages)
+    return text + chat.ASSISTANT + (THINK_OPEN + "\n" if prompt.think_open else "")

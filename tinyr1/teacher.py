@@ -25,7 +25,6 @@ from tinyr1.data.clean import Draft, Dropped, check, split_think
 from tinyr1.data.pipeline import is_right, record_of
 from tinyr1.errors import RunStopped, UserError, run_main
 from tinyr1.files import hash_files, owned, read_jsonl, write_json, write_jsonl
-from tinyr1.graders import SandboxUnavailable
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Domain, Message, Prompt, Sample
@@ -33,6 +32,7 @@ from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
+from tinyr1.tasks import check_tests
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,13 @@ def load_questions(path: Path) -> list[dict[str, Any]]:
             fault = f"domain={row.get('domain')!r}: expected one of {', '.join(get_args(Domain))}"
         elif not isinstance(row.get("question"), str) or not row["question"].strip():
             fault = f"question={row.get('question')!r}: expected text"
-        elif row.get("tests") is not None and not _are_tests(row["tests"]):
-            fault = "tests: expected {inputs: [...], outputs: [as many], fn_name?}"
         elif "id" not in row or str(row["id"]) in seen:
             fault = f"id={row.get('id')!r}: missing, or there before"
+        elif row.get("tests") is not None:
+            try:
+                check_tests(row["tests"])
+            except ValueError as error:
+                fault = str(error)
         if fault:
             raise UserError(f"{path}:{number}: {fault}")
         seen.add(str(row["id"]))
@@ -92,15 +95,6 @@ def load_questions(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path}: no questions")
     return rows
-
-
-def _are_tests(tests: Any) -> bool:
-    if not isinstance(tests, dict):
-        return False
-    inputs, outputs = tests.get("inputs"), tests.get("outputs")
-    if not isinstance(inputs, list) or not isinstance(outputs, list):
-        return False
-    return 0 < len(inputs) == len(outputs)
 
 
 def make_prompts(rows: list[dict[str, Any]], backend: Backend, c: TeacherConfig) -> list[Prompt]:
@@ -189,10 +183,7 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
     log = Log(c.quiet, ranks.is_main)
     rows = load_questions(c.questions)
     if c.reject_wrong and any(row.get("tests") for row in rows):
-        try:
-            open_sandbox(c.sandbox)
-        except SandboxUnavailable as error:
-            raise UserError(str(error)) from None
+        open_sandbox(c.sandbox)
     backend = Backend(model, c, ranks)
     prompts = make_prompts(rows, backend, c)
     settings = json.loads(json.dumps(asdict(backend.settings))) | {

@@ -316,7 +316,7 @@ class CheckpointWriter:
         self._sizes[shard] = data_start + offset
 
     def open(self) -> None:
-        """Make the shards that are not kept, and open all."""
+        """Make the shards that are not kept, and open all. Threads may write once it returned."""
         if self._files:
             return
         self.out.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,6 @@ from tinyr1.data.pipeline import (
 from tinyr1.data.sources import open_sources
 from tinyr1.errors import UserError, run_main
 from tinyr1.files import hash_files
-from tinyr1.graders import SandboxUnavailable
 from tinyr1.log import Log
 from tinyr1.record import Example, Message
 from tinyr1.sandbox import Level, open_sandbox
@@ -176,10 +175,7 @@ def make(domain: str, c: DataConfig) -> None:
             "--decontaminate was not given: test questions stay in (s1's science seeds hold GPQA's)"
         )
     if c.verify and domain == "coding":
-        try:
-            open_sandbox(c.sandbox)
-        except SandboxUnavailable as error:
-            raise UserError(str(error)) from None
+        open_sandbox(c.sandbox)
     steps = Steps(
         verify=functools.partial(is_right, sandbox=c.sandbox) if c.verify else None,
         token_count=counter(c.tokenizer) if c.tokenizer else None,

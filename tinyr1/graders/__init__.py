@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tinyr1.answer import final_part, last_box
+from tinyr1.answer import final_part, last_box, last_fenced_block
 from tinyr1.graders.choice import choice_letter
-from tinyr1.graders.code import extract_program, grade_program
+from tinyr1.graders.code import grade_program
 from tinyr1.graders.math import equal_answers, is_number
 from tinyr1.graders.released import (
     released_choice,
@@ -104,7 +104,7 @@ def _choice(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, s
 
 
 def _code(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, str]:
-    program = extract_program(text)
+    program = last_fenced_block(text)
     if program is None:
         return None, "no_answer"
     return program, grade_program(program, row, open_sandbox(sandbox))

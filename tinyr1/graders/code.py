@@ -10,16 +10,10 @@ import json
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from tinyr1.answer import last_fenced_block
 from tinyr1.sandbox import Outcome, Sandbox
 
 TIMEOUT_S = 6.0  # a test, as in LiveCodeBench
 _REASONS = {"output_limit": "runtime_error"}
-
-
-def extract_program(text: str) -> str | None:
-    """The program in an answer: its last complete fenced block."""
-    return last_fenced_block(text)
 
 
 def grade_program(program: str, row: dict[str, Any], sandbox: Sandbox) -> str:

@@ -63,6 +63,16 @@ _UNIT_WORDS = {
     "degrees": "\\deg",
     "degree": "\\deg",
 }
+# Letters after a number are a unit only if they are known as one or look like a noun; `3xy`, `12pi`
+# and `5 million` are other numbers than 3, 12 and 5.
+_SHORT_UNIT = re.compile(
+    "[cdkmn]?m|in|ft|yd|mi|[mk]?g|lb|oz|m?l|gal|m?s|sec|min|hr?|day|[ap]m|hz|[vwjnkcf]|pa|mph|km?ph|kmh|"
+    "rpm|per|sq|cu|usd|eur|men|ton|cup|yen|way"
+)
+_NO_UNIT = re.compile(
+    "hundred|thousand|[mbtr]+illion|dozen|half|halves|(third|quarter|fourth|fifth|sixth)s?|squared|cubed|"
+    "factorial|times|plus|minus|over|choose|modulo|sqrt|root|(sin|cos|tan)h|infinity"
+)
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
 
@@ -188,18 +198,21 @@ def _parse_single(text: str) -> Value:
 
 
 def _split_unit(text: str) -> tuple[str, str]:
-    """`10\\text{ cm}^2` -> ("10", "cm2"); a unit is a word after a number, never a lone symbol."""
+    """`10\\text{ cm}^2` -> ("10", "cm2"); a unit is a word after a number."""
     match = re.fullmatch(
         r"(?P<body>.*?[\d})])\s*(?:"
         r"(?P<mark>\\deg|\\pct)|"
         r"\\(?:text|mbox|mathrm|rm|textrm)\s*\{\s*(?P<text>[A-Za-z][A-Za-z ./°]*)\s*\}|"
-        r"(?P<word>[A-Za-z]{2,}(?: [A-Za-z]{2,})*)"
+        r"(?P<word>(?:(?<= )|(?=[A-Za-z]{2,3}\b))[A-Za-z]{2,}(?: [A-Za-z]{2,})*)"
         r")\s*(?:\^\s*\{?(?P<power>\d)\}?)?\s*",
         text,
     )
     if match is None:
         return text, ""
     unit = (match["mark"] or match["text"] or match["word"]).strip().lower()
+    words = re.findall("[a-z]+", "" if match["mark"] else unit)
+    if not all(_SHORT_UNIT.fullmatch(w) or (w[3:] and not _NO_UNIT.fullmatch(w)) for w in words):
+        return text, ""
     unit = _UNIT_WORDS.get(unit, unit)
     if not unit.startswith("\\") and len(unit) > 3:
         unit = unit.removesuffix("s")
@@ -230,15 +243,20 @@ def _equal(gold: Value, given: Value) -> bool:
         return all(_equal(a, b) for a, b in zip(gold.parts, given.parts, strict=True))
     if isinstance(gold, frozenset) and isinstance(given, frozenset):
         return len(gold) == len(given) and _equal_unordered(tuple(gold), tuple(given))
-    # `x = 5` answers 5, and where 5 is wanted any left side that names something will do.
+    # `x = 5` and `m + n = 5` answer 5; `2x = 5` and `x^2 = 5` do not.
     if isinstance(given, Group) and given.kind == "=" and not _is_equation(gold):
-        return bool(re.search("[A-Za-z]", str(given.parts[0]))) and _equal(gold, given.parts[1])
+        return _names_something(str(given.parts[0])) and _equal(gold, given.parts[1])
     if isinstance(gold, Group) and gold.kind == "=" and not _is_equation(given):
         named = re.fullmatch(r"\\?[A-Za-z]+(?:_\w|_\{\w+\})?(?:\([a-z]\))?", str(gold.parts[0]))
         return bool(named) and _equal(gold.parts[1], given)
-    if isinstance(gold, Group) and gold.kind == "list" and isinstance(given, Group):
-        return False
     return isinstance(gold, str) and gold == given
+
+
+def _names_something(left: str) -> bool:
+    """Whether the left side of an equation is a name, or a sum of some, without coefficients."""
+    bare = re.sub(r"_\{[^{}]*\}|_\w|\([^()]*\)", "", left)  # x_1, f(2)
+    plain = re.fullmatch(r"(?!-)[^\d^!/*<>]*[A-Za-z][^\d^!/*<>]*", bare)
+    return bool(plain) and r"\frac" not in bare and r"\sqrt" not in bare
 
 
 def _is_equation(value: Value) -> bool:

@@ -7,7 +7,7 @@ import sys
 from types import FrameType
 
 from tinyr1.config import parse, require
-from tinyr1.errors import UserError, run_main
+from tinyr1.errors import run_main
 from tinyr1.files import owned
 from tinyr1.lab.figure2 import draw_figure2
 from tinyr1.lab.findings import write_findings
@@ -25,7 +25,7 @@ from tinyr1.lab.stages import (
 )
 from tinyr1.log import Log
 from tinyr1.sampling.run import check_settings
-from tinyr1.sandbox import SandboxUnavailable, open_sandbox
+from tinyr1.sandbox import open_sandbox
 
 
 def main() -> None:
@@ -33,10 +33,7 @@ def main() -> None:
     require(config, "out")
     assert config.out is not None
     check_checkout()
-    try:
-        open_sandbox(config.sandbox)  # needed at the end, checked before the work
-    except SandboxUnavailable as error:
-        raise UserError(str(error)) from None
+    open_sandbox(config.sandbox)  # needed at the end, checked before the work
     out = config.out.resolve()
     check_settings(out / "lab.json", {"seed": config.seed, "quick": config.quick})
     sizes = QUICK if config.quick else FULL

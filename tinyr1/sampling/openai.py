@@ -14,7 +14,6 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,19 +31,24 @@ from tinyr1.tokenizer import THINK_CLOSE, THINK_OPEN, Tokenizer
 
 Api = Literal["completions", "chat"]
 REFUSED_AT_ONCE = 3  # refusals before any answer: then it is not the prompts
+FAILED_IN_A_ROW = 16  # beyond the requests in flight: then the server does not work
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
 class RetryLater(Exception):
     """The server could not answer now."""
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, wait_s: float | None = None, unreachable: bool = False) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.unreachable = wait_s, unreachable
 
 
 class Refused(Exception):
-    """The server will not answer this request, now or later."""
+    """The server will not answer this request."""
+
+
+class Failed(Refused):
+    """The server did not answer this request, however often it was asked."""
 
 
 @dataclass
@@ -52,6 +56,7 @@ class _Answer:
     """What has come of one request."""
 
     prompt: Prompt
+    think_open: bool = False  # the prompt's template had opened the thinking
     reasoning: str = ""
     content: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -61,11 +66,13 @@ class _Answer:
 
     def text(self) -> str:
         """One text, the thought in its tags wherever the server put it."""
-        if not self.reasoning:
-            return self.content
-        opened = "" if self.prompt.think_open else THINK_OPEN + "\n"
-        closed = f"\n{THINK_CLOSE}\n\n{self.content.lstrip()}" if self.content else ""
-        return opened + self.reasoning.strip("\n") + closed
+        text = self.content
+        if self.reasoning:
+            opened = "" if self.think_open else THINK_OPEN + "\n"
+            closed = f"\n{THINK_CLOSE}\n\n{self.content.lstrip()}" if self.content else ""
+            text = opened + self.reasoning.strip("\n") + closed
+        # A character may come in two pieces, as the halves of a surrogate pair.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class OpenAI:
@@ -95,13 +102,18 @@ class OpenAI:
         self.model_name, self.tokenizer, self.settings = model_name, tokenizer, settings
         self.slots, self.max_model_len, self.api = slots, max_model_len, api
         self.attempts, self.backoff_s = attempts, backoff_s
-        key = os.environ.get(api_key_env)
-        self._client = httpx.Client(
-            base_url=base_url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(30.0, read=chunk_timeout_s),
-            limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots),
-        )
+        key = os.environ.get(api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"--api-key-env={api_key_env}: what it holds is no key")
+        try:
+            self._client = httpx.Client(
+                base_url=base_url.rstrip("/") + "/",
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(30.0, read=chunk_timeout_s),
+                limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots),
+            )
+        except httpx.InvalidURL as error:
+            raise UserError(f"--base-url={base_url}: {error}") from None
         self._pace = _Pace(requests_per_minute)
         self._running: dict[tuple[str, str, int], _Answer] = {}
         self._closed = threading.Event()
@@ -113,13 +125,13 @@ class OpenAI:
         return Status(self._finished_tokens + sum(counts), len(counts), max(counts, default=0))
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[list[Sample]]:
-        """See Sampler. A request that fails for good ends the run, after what has come is given.
+        """See Sampler. A server that is gone ends the run, after what has come is given.
 
-        A prompt that the server refuses is left out; RunStopped at the end when there was one.
+        A prompt that it refuses or never answers is left out; RunStopped at the end for these.
         """
         waiting, exhausted = iter(prompts), False
         refused: list[Refused] = []
-        answered = False
+        answered, failed_in_a_row = False, 0
         results: queue.Queue[Sample | BaseException] = queue.Queue()
         in_flight = 0
 
@@ -129,14 +141,14 @@ class OpenAI:
             except BaseException as error:  # it belongs to whoever waits for the sample
                 results.put(error)
 
-        pool = ThreadPoolExecutor(self.slots)
         try:
             while True:
                 while not exhausted and in_flight < self.slots:
                     prompt = next(waiting, None)
                     exhausted = prompt is None
                     if prompt is not None:
-                        pool.submit(work, prompt)
+                        # A daemon: an interrupted program does not wait for a silent server.
+                        threading.Thread(target=work, args=(prompt,), daemon=True).start()
                         in_flight += 1
                 if not in_flight:
                     break
@@ -148,24 +160,28 @@ class OpenAI:
                 in_flight -= 1
                 if isinstance(result, Refused):
                     refused.append(result)
-                    if not answered and len(refused) >= REFUSED_AT_ONCE:
+                    failed_in_a_row += isinstance(result, Failed)
+                    at_once = len(refused) - failed_in_a_row >= REFUSED_AT_ONCE
+                    if (at_once and not answered) or failed_in_a_row > self.slots + FAILED_IN_A_ROW:
                         break
                 elif isinstance(result, BaseException):
                     yield [s for s in _waiting(results) if isinstance(s, Sample)]
                     raise result
                 else:
-                    answered = True
+                    answered, failed_in_a_row = True, 0
                     yield [result]
-            if refused and not answered:
+            if refused and not answered and not isinstance(refused[0], Failed):
                 raise UserError(str(refused[0]))
             if refused:
-                raise RunStopped(f"{len(refused)} requests were refused; the first: {refused[0]}")
+                raise RunStopped(
+                    f"{len(refused)} requests were not answered; the first: {refused[0]}; "
+                    "finished samples are kept, the same command asks again"
+                )
         finally:
             self._closed.set()  # what still waits to try again gives up
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
-        answer, shown = _Answer(prompt), 0
+        answer, shown = self._new_answer(prompt), 0
         tokens = TextStream(self.tokenizer, self.settings.stop) if self.tokenizer else None
         for _ in self._ask(answer):
             if tokens and answer.token_ids and self.api == "completions":
@@ -189,10 +205,13 @@ class OpenAI:
 
     # ------------------------------------------------------------ one request
 
+    def _new_answer(self, prompt: Prompt) -> _Answer:
+        return _Answer(prompt, prompt.think_open and self.api == "completions")
+
     def _ask_patiently(self, prompt: Prompt) -> _Answer:
         """An answer, after as many attempts as it takes; waits double and are never in step."""
         for attempt in range(1, self.attempts + 1):
-            answer = self._running[prompt.key] = _Answer(prompt)
+            answer = self._running[prompt.key] = self._new_answer(prompt)
             try:
                 for _ in self._ask(answer):
                     if self._closed.is_set():
@@ -200,9 +219,11 @@ class OpenAI:
                 return answer
             except RetryLater as error:
                 if attempt == self.attempts:
+                    said = f"{prompt.task}/{prompt.id}/{prompt.trial}: {error} ({attempt} attempts)"
+                    if not error.unreachable:
+                        raise Failed(said) from None
                     raise RunStopped(
-                        f"{prompt.task}/{prompt.id}/{prompt.trial}: {error} ({attempt} attempts); "
-                        "finished samples are kept, the same command continues"
+                        f"{said}; finished samples are kept, the same command continues"
                     ) from None
                 wait = self.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
                 self._closed.wait(max(error.wait_s or 0.0, min(wait, 120.0)))
@@ -230,7 +251,8 @@ class OpenAI:
                         self._take(answer, data)
                         yield
         except httpx.TransportError as error:  # no connection, or silence for too long
-            raise RetryLater(f"{type(error).__name__}: {error}") from None
+            gone = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            raise RetryLater(f"{type(error).__name__}: {error}", unreachable=gone) from None
         if answer.finish_reason is None:
             raise RetryLater("the stream ended in the middle of an answer")
         if answer.finish_reason == "content_filter":
@@ -314,7 +336,7 @@ class OpenAI:
             token_count=count,
             finish_reason="stop" if stopped else "length",
             seed=request_seed(s.seed, prompt),
-            think_open=prompt.think_open and self.api == "completions",
+            think_open=answer.think_open,
             choice_order=prompt.choice_order,
         )
 

@@ -39,9 +39,12 @@ def sample_missing(
     """
     ranks = queue.ranks
     if ranks.is_main:
+        _gather(out)
+        if not _read(out / "samples.jsonl"):  # then nothing binds us to what was asked for once
+            for name in ("sampling.json", "prompts.json"):
+                (out / name).unlink(missing_ok=True)
         check_settings(out / "sampling.json", settings)
         _check_prompts(out / "prompts.json", prompts)
-        _gather(out)
     queue.meet("gathered")
     done = _read(out / "samples.jsonl")
     queue.meet("read")  # from here on the files grow

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyr1.errors import UserError
+from tinyr1.errors import RunStopped, UserError
 from tinyr1.ranks import Ranks
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.sampler import (
@@ -27,6 +27,8 @@ from tinyr1.sampling.sampler import (
     request_seed,
 )
 from tinyr1.tokenizer import Tokenizer
+
+LOST = ("abort", "error")  # reasons of an end that is none
 
 
 def available() -> bool:
@@ -116,6 +118,7 @@ class VLLM:
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[list[Sample]]:
         """See Sampler."""
         waiting, exhausted = iter(prompts), False
+        lost: list[tuple[str, str, int]] = []
         while True:
             while not exhausted and len(self._running) < self.slots:
                 prompt = next(waiting, None)
@@ -123,8 +126,15 @@ class VLLM:
                 if prompt is not None:
                     self._submit(prompt)
             if not self._running:
-                return
-            yield [self._sample(*row) for row in self._step()]
+                break
+            ended = self._step()
+            lost += [prompt.key for prompt, _, reason in ended if reason in LOST]
+            yield [self._sample(*row) for row in ended if row[2] not in LOST]
+        if lost:
+            raise RunStopped(
+                f"{len(lost)} requests ended in an error of vLLM, the first {lost[0]}; finished "
+                "samples are kept, the same command asks again"
+            )
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
         text = TextStream(self.tokenizer, self.settings.stop)

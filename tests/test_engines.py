@@ -23,7 +23,7 @@ from tinyr1.record import Prompt
 from tinyr1.sampling.build import EngineConfig
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import TextStream, cut_at_stop
-from tinyr1.sampling.vllm import take_gpus
+from tinyr1.sampling.vllm import VLLM, take_gpus
 from tinyr1.tasks import make_prompts
 from tinyr1.tokenizer import Tokenizer
 
@@ -408,6 +408,27 @@ def test_kill_9_of_two_ranks_and_resume_by_one(evaluation, tmp_path):
     done = run("evaluate.py", *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     same_results(one, out)
+
+
+def test_what_vllm_aborted_is_missing_not_cut_off(tiny, prompts):
+    """Its client without the library: an engine whose every second request is aborted."""
+    engine = VLLM.__new__(VLLM)
+    engine.tokenizer, engine.settings, engine.slots = Tokenizer(tiny), settings_of(tiny), 2
+    engine._running = {}
+
+    def step():
+        ended = [
+            (p, [5, 6], "abort" if p.trial % 2 else "length") for p in engine._running.values()
+        ]
+        engine._running.clear()
+        return ended
+
+    engine._submit = lambda prompt: engine._running.update({str(prompt.key): prompt})
+    engine._step = step
+    got = []
+    with pytest.raises(RunStopped, match=r"1 requests ended .*'math', 'q-0', 1"):
+        got.extend(itertools.chain.from_iterable(engine.generate(prompts[:3])))
+    assert [(s.trial, s.finish_reason) for s in got] == [(0, "length"), (2, "length")]
 
 
 def test_each_replica_sees_its_own_gpus(monkeypatch):

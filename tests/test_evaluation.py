@@ -7,10 +7,11 @@ import pytest
 from conftest import make_checkpoint, run, strongest_sandbox, task_rows, write_rows
 
 from tinyr1 import evaluation as evaluation_module
-from tinyr1.evaluation import EvalConfig, grade_samples, summarise
+from tinyr1.evaluation import EvalConfig, grade_samples
 from tinyr1.lab.world import DOMAINS, World, task_row
 from tinyr1.log import Log
 from tinyr1.record import Sample
+from tinyr1.scores import summarise
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,8 @@ def test_thinking_rule(answer, response, options, correct, reason):
         ("25", "x^2=25", False),
         ("5", "x != 5", False),
         ("5", r"\frac{x}{2}=5", False),
+        ("2", "2sinx", False),
+        ("45", r"45\ degrees", True),
         ("70", "m+n=70", True),
         ("7", "x_1 + x_2 = 7", True),
         ("5", "f(2)=5", True),

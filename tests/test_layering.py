@@ -56,7 +56,16 @@ ROWS = [
         ),
         *("merge_plan", "merge_card", "merging"),
     ],
-    ["report", "diff", "evaluation", "data.sources", "data.pipeline", "data.__main__", "teacher"],
+    [
+        "scores",
+        "report",
+        "diff",
+        "evaluation",
+        "data.sources",
+        "data.pipeline",
+        "data.__main__",
+        "teacher",
+    ],
     [
         "lab",
         "lab.world",

@@ -6,6 +6,8 @@ import subprocess
 import pytest
 from conftest import run, write_rows
 
+from tinyr1 import report
+
 HOSTILE = (
     "<think>a</think><script>document.title='owned'</script>"
     "<img src=x onerror=\"document.title='owned'\"></pre></details><h1 id=fake>x</h1>"
@@ -59,3 +61,18 @@ def test_no_script_of_a_sample_runs_in_a_browser(page, tmp_path):
     assert "owned</title>" not in done.stdout
     assert done.stdout.count('class="sample') == 3
     assert '<img src="x"' not in done.stdout
+
+
+def test_comparison_has_every_task_and_differences_over_shared_questions_only():
+    score = {"pass_at_1": 0.5, "question_se": 0.1}
+    results = [{"math": score}, {"math": score, "code": score}, {"math": score}]
+    outcomes = [
+        {"math": {"1": [True], "2": [False]}},
+        {"math": {"1": [False], "2": [False]}, "code": {"1": [True]}},
+        {"math": {"7": [True]}},
+    ]
+    lines = report.comparison_table(["a", "b", "c"], results, outcomes).splitlines()
+    assert lines[0] == "| evaluation | math | code |"
+    assert lines[2] == "| a | 50.0 ± 10.0 | - |"
+    assert lines[3] == "| b | 50.0 ± 10.0 (-50.0 ± 50.0; 0 up, 1 down) | 50.0 ± 10.0 |"
+    assert lines[4] == "| c | 50.0 ± 10.0 | - |"

@@ -41,7 +41,7 @@ from tinyr1.sampling.build import Backend, EngineConfig
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
-from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k
+from tinyr1.scores import load_outcomes, summarise
 from tinyr1.tasks import Preset, in_order, load_task_file, make_prompts, prompt_text
 
 PAGE_CHARACTERS = 30_000_000  # of samples in report.html; a browser opens no page of a gigabyte
@@ -143,7 +143,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     assert config.out is not None
     rows = load_rows(config)
     # What can fail for want of a sandbox fails before hours of sampling.
-    check_sandbox(rows, config, log)
+    check_graders(rows, config, log)
     backend = Backend(model, config, ranks)
     opens = backend.tokenizer.opens_thinking() if backend.tokenizer else False
     prompts = make_prompts(
@@ -229,7 +229,7 @@ def regrade(config: EvalConfig, log: Log) -> None:
         raise UserError(f"{config.regrade}: no samples")
     if unasked := len(known) - len({(sample.task, sample.id) for sample in samples}):
         log.warn(f"{unasked} of {len(known)} questions have no sample and do not count")
-    check_sandbox(rows, config, log)
+    check_graders(rows, config, log)
     assert config.out is not None
     record: dict[str, Any] = {"regraded": True}
     before = config.out / "results.json"
@@ -249,9 +249,10 @@ def check_lengths(prompts: Sequence[Prompt], max_len: int | None) -> None:
             )
 
 
-def check_sandbox(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) -> None:
-    """Fail early where programs will have to run and the sandbox cannot be had."""
-    check_symbolic(config)
+def check_graders(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) -> None:
+    """Fail early where grading would: no sandbox for programs, no math-verify for --symbolic."""
+    if config.symbolic and importlib.util.find_spec("math_verify") is None:
+        raise UserError("--symbolic: needs math-verify; pip install 'tinyr1[eval]'")
     if not any(row["kind"] == "code" for row in rows):
         return
     if config.sandbox == "rlimits":
@@ -354,105 +355,6 @@ def grade_samples(
     return [replace(verdicts[key(s)], trial=s.trial) for s in samples]
 
 
-def check_symbolic(config: EvalConfig) -> None:
-    """UserError where --symbolic was asked for and math-verify is not installed."""
-    if config.symbolic and importlib.util.find_spec("math_verify") is None:
-        raise UserError("--symbolic: needs math-verify; pip install 'tinyr1[eval]'")
-
-
-def summarise(
-    samples: Sequence[Sample], grades: Sequence[Grade], rows: Sequence[dict[str, Any]] = ()
-) -> dict[str, dict[str, Any]]:
-    """Figures of each task, as results.json keeps them."""
-    about = {(row["task"], row["id"]): row for row in rows}
-    tasks: dict[str, dict[str, Any]] = {}
-    for task in dict.fromkeys(s.task for s in samples):
-        pairs = [(s, g) for s, g in zip(samples, grades, strict=True) if s.task == task]
-        tasks[task] = _figures(pairs)
-        groups: dict[str, dict[str, Any]] = {}
-        for field in ("subject", "difficulty"):
-            parts: dict[str, list[tuple[Sample, Grade]]] = defaultdict(list)
-            for pair in pairs:
-                if value := about.get((task, pair[0].id), {}).get(field):
-                    parts[str(value)].append(pair)
-            if len(parts) > 1:
-                groups[field] = {
-                    value: {k: _figures(part)[k] for k in ("questions", "pass_at_1", "question_se")}
-                    for value, part in sorted(parts.items())
-                }
-        if groups:
-            tasks[task]["groups"] = groups
-    return tasks
-
-
-def _figures(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
-    outcomes: dict[str, list[bool]] = defaultdict(list)
-    answers: dict[str, list[tuple[str | None, bool]]] = defaultdict(list)
-    reasons: dict[str, int] = defaultdict(int)
-    for sample, verdict in pairs:
-        outcomes[sample.id].append(verdict.correct)
-        answers[sample.id].append((_vote(sample, verdict), verdict.correct))
-        if verdict.reason:
-            reasons[verdict.reason] += 1
-    estimate = pass_at_1(outcomes)
-    tokens = sorted(s.token_count for s, _ in pairs)
-    trials = min(len(trials) for trials in outcomes.values())
-    return {
-        "questions": estimate.questions,
-        "samples": len(pairs),
-        "pass_at_1": estimate.mean,
-        "question_se": estimate.question_se,
-        "sampling_se": estimate.sampling_se,
-        "pass_at_k": {str(k): pass_at_k(outcomes, k) for k in ks(trials)},
-        "maj_at_k": {str(trials): mean([majority(votes) for votes in answers.values()])},
-        "mean_tokens": mean(tokens),
-        "median_tokens": tokens[len(tokens) // 2],
-        "p95_tokens": tokens[min(len(tokens) - 1, int(0.95 * len(tokens)))],
-        "max_tokens": tokens[-1],
-        "truncated": mean([s.finish_reason == "length" for s, _ in pairs]),
-        "thinks": mean([_has_thought(s.text) for s, _ in pairs]),
-        "no_think_close": mean(["</think>" not in s.text for s, _ in pairs]),
-        "no_answer": mean([g.extracted is None for _, g in pairs]),
-        "reasons": dict(sorted(reasons.items())),
-        **_second_columns(pairs),
-    }
-
-
-def _second_columns(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
-    """pass@1 by math-verify and by the released rules, where they were asked."""
-    columns: dict[str, Any] = {}
-    for field in ("symbolic", "released"):
-        outcomes: dict[str, list[bool]] = defaultdict(list)
-        for sample, verdict in pairs:
-            if (value := getattr(verdict, field)) is not None:
-                outcomes[sample.id].append(value)
-        if outcomes:
-            columns[f"pass_at_1_{field}"] = pass_at_1(outcomes).mean
-    return columns
-
-
-def _vote(sample: Sample, verdict: Grade) -> str | None:
-    """What a sample votes for: right answers are one whatever their form, letters by option."""
-    if verdict.correct:
-        return ""
-    if sample.choice_order and verdict.extracted:
-        return str(sample.choice_order["ABCD".index(verdict.extracted)])
-    return verdict.extracted
-
-
-def _has_thought(text: str) -> bool:
-    thought, closed, _ = text.partition("</think>")
-    return bool(closed) and bool(thought.replace("<think>", "").strip())
-
-
-def load_outcomes(folder: Path) -> dict[str, dict[str, list[bool]]]:
-    """task -> question -> verdicts of a finished evaluation."""
-    outcomes: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for _, row in read_jsonl(folder / "grades.jsonl"):
-        outcomes[row["task"]][row["id"]].append(row["correct"])
-    return outcomes
-
-
 def compare(config: EvalConfig, log: Log) -> None:
     """Print a table of evaluations with paired differences to the first."""
     if len(config.compare) < 2:
@@ -463,4 +365,6 @@ def compare(config: EvalConfig, log: Log) -> None:
             raise UserError(f"{folder}: results.json is not an evaluation's (no tasks in it)")
     outcomes = [load_outcomes(folder) for folder in config.compare]
     names = [folder.name for folder in config.compare]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in config.compare]
     print(report.comparison_table(names, results, outcomes))

@@ -347,20 +347,21 @@ def comparison_table(
     outcomes: Sequence[Mapping[str, Mapping[str, Sequence[bool]]]],
 ) -> str:
     """Markdown: pass@1 of each evaluation and its paired difference to the first, by task."""
-    header = ["evaluation", *results[0]]
+    all_tasks = list(dict.fromkeys(task for tasks in results for task in tasks))
     rows: list[list[str]] = []
     for name, tasks, verdicts in zip(names, results, outcomes, strict=True):
         cells = [name]
-        for task in results[0]:
+        for task in all_tasks:
             if task not in tasks:
                 cells.append("-")
                 continue
             t = tasks[task]
             cell = f"{percent(t['pass_at_1'])} ± {percent(t['question_se'])}"
-            if tasks is not results[0]:
+            shared = verdicts[task].keys() & outcomes[0].get(task, {}).keys()
+            if tasks is not results[0] and shared:
                 difference, error = paired_difference(verdicts[task], outcomes[0][task])
                 better, worse = flips(verdicts[task], outcomes[0][task])
                 cell += f" ({100 * difference:+.1f} ± {percent(error)}; {better} up, {worse} down)"
             cells.append(cell)
         rows.append(cells)
-    return Table(header, rows).markdown()
+    return Table(["evaluation", *all_tasks], rows).markdown()

@@ -63,11 +63,12 @@ _UNIT_WORDS = {
     "degrees": "\\deg",
     "degree": "\\deg",
 }
-# Letters after a number are a unit only if they are known as one or look like a noun; `3xy`, `12pi`
-# and `5 million` are other numbers than 3, 12 and 5.
-_SHORT_UNIT = re.compile(
+# Letters after a number are a unit if they are known as one, or are a noun set off by a space;
+# `3xy`, `12pi` and `5 million` are other numbers than 3, 12 and 5.
+_UNIT = re.compile(
     "[cdkmn]?m|in|ft|yd|mi|[mk]?g|lb|oz|m?l|gal|m?s|sec|min|hr?|day|[ap]m|hz|[vwjnkcf]|pa|mph|km?ph|kmh|"
-    "rpm|per|sq|cu|usd|eur|men|ton|cup|yen|way"
+    "rpm|per|sq|cu|usd|eur|men|ton|cup|yen|way|inch(es)?|feet|foot|(centi|milli|kilo)?(met(er|re)|gram|"
+    "lit(er|re))s?|(mile|hour|minute|second|year|unit|dollar|cent|degree)s?|days|percent"
 )
 _NO_UNIT = re.compile(
     "hundred|thousand|[mbtr]+illion|dozen|half|halves|(third|quarter|fourth|fifth|sixth)s?|squared|cubed|"
@@ -203,7 +204,7 @@ def _split_unit(text: str) -> tuple[str, str]:
         r"(?P<body>.*?[\d})])\s*(?:"
         r"(?P<mark>\\deg|\\pct)|"
         r"\\(?:text|mbox|mathrm|rm|textrm)\s*\{\s*(?P<text>[A-Za-z][A-Za-z ./°]*)\s*\}|"
-        r"(?P<word>(?:(?<= )|(?=[A-Za-z]{2,3}\b))[A-Za-z]{2,}(?: [A-Za-z]{2,})*)"
+        r"(?P<word>[A-Za-z]{2,}(?: [A-Za-z]{2,})*)"
         r")\s*(?:\^\s*\{?(?P<power>\d)\}?)?\s*",
         text,
     )
@@ -211,7 +212,9 @@ def _split_unit(text: str) -> tuple[str, str]:
         return text, ""
     unit = (match["mark"] or match["text"] or match["word"]).strip().lower()
     words = re.findall("[a-z]+", "" if match["mark"] else unit)
-    if not all(_SHORT_UNIT.fullmatch(w) or (w[3:] and not _NO_UNIT.fullmatch(w)) for w in words):
+    attached = bool(match["word"]) and text[match.start("word") - 1] != " "
+    nouns = (len(w) > 3 and not attached and not _NO_UNIT.fullmatch(w) for w in words)
+    if not all(_UNIT.fullmatch(w) or noun for w, noun in zip(words, nouns, strict=True)):
         return text, ""
     unit = _UNIT_WORDS.get(unit, unit)
     if not unit.startswith("\\") and len(unit) > 3:

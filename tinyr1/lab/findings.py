@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tinyr1 import plot
-from tinyr1.files import read_json, read_jsonl, write_json
+from tinyr1.files import read_json, write_json
 from tinyr1.lab.stages import MODELS, Lab
 from tinyr1.lab.world import DOMAINS
 from tinyr1.merge_card import draw_shares
 from tinyr1.report import Block, Figure, Heading, Items, Table, percent, write_page
+from tinyr1.scores import load_outcomes
 from tinyr1.stats import mean, paired_difference
 
 EXPERTS = {"math": "expert_math", "coding": "expert_coding", "science": "expert_science"}
@@ -53,10 +54,7 @@ class Results:
         for model in MODELS:
             folder = lab.out / "evaluations" / model.folder
             self.tasks[model.folder] = read_json(folder / "results.json")["tasks"]
-            verdicts: dict[str, dict[str, list[bool]]] = {d: {} for d in DOMAINS}
-            for _, row in read_jsonl(folder / "grades.jsonl"):
-                verdicts[row["task"]].setdefault(row["id"], []).append(row["correct"])
-            self.outcomes[model.folder] = verdicts
+            self.outcomes[model.folder] = load_outcomes(folder)
 
     def score(self, model: str, domain: str) -> float:
         return self.tasks[model][domain]["pass_at_1"]

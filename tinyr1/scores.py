@@ -1,0 +1,105 @@
+"""From grades to the figures of a task: pass@1 with its errors, votes, lengths, reasons."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinyr1.files import read_jsonl
+from tinyr1.record import Grade, Sample
+from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k
+
+
+def summarise(
+    samples: Sequence[Sample], grades: Sequence[Grade], rows: Sequence[dict[str, Any]] = ()
+) -> dict[str, dict[str, Any]]:
+    """Figures of each task, as results.json keeps them."""
+    about = {(row["task"], row["id"]): row for row in rows}
+    tasks: dict[str, dict[str, Any]] = {}
+    for task in dict.fromkeys(s.task for s in samples):
+        pairs = [(s, g) for s, g in zip(samples, grades, strict=True) if s.task == task]
+        tasks[task] = _figures(pairs)
+        groups: dict[str, dict[str, Any]] = {}
+        for field in ("subject", "difficulty"):
+            parts: dict[str, list[tuple[Sample, Grade]]] = defaultdict(list)
+            for pair in pairs:
+                if value := about.get((task, pair[0].id), {}).get(field):
+                    parts[str(value)].append(pair)
+            if len(parts) > 1:
+                groups[field] = {
+                    value: {k: _figures(part)[k] for k in ("questions", "pass_at_1", "question_se")}
+                    for value, part in sorted(parts.items())
+                }
+        if groups:
+            tasks[task]["groups"] = groups
+    return tasks
+
+
+def _figures(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
+    outcomes: dict[str, list[bool]] = defaultdict(list)
+    answers: dict[str, list[tuple[str | None, bool]]] = defaultdict(list)
+    reasons: dict[str, int] = defaultdict(int)
+    for sample, verdict in pairs:
+        outcomes[sample.id].append(verdict.correct)
+        answers[sample.id].append((_vote(sample, verdict), verdict.correct))
+        if verdict.reason:
+            reasons[verdict.reason] += 1
+    estimate = pass_at_1(outcomes)
+    tokens = sorted(s.token_count for s, _ in pairs)
+    trials = min(len(trials) for trials in outcomes.values())
+    return {
+        "questions": estimate.questions,
+        "samples": len(pairs),
+        "pass_at_1": estimate.mean,
+        "question_se": estimate.question_se,
+        "sampling_se": estimate.sampling_se,
+        "pass_at_k": {str(k): pass_at_k(outcomes, k) for k in ks(trials)},
+        "maj_at_k": {str(trials): mean([majority(votes) for votes in answers.values()])},
+        "mean_tokens": mean(tokens),
+        "median_tokens": tokens[len(tokens) // 2],
+        "p95_tokens": tokens[min(len(tokens) - 1, int(0.95 * len(tokens)))],
+        "max_tokens": tokens[-1],
+        "truncated": mean([s.finish_reason == "length" for s, _ in pairs]),
+        "thinks": mean([_has_thought(s.text) for s, _ in pairs]),
+        "no_think_close": mean(["</think>" not in s.text for s, _ in pairs]),
+        "no_answer": mean([g.extracted is None for _, g in pairs]),
+        "reasons": dict(sorted(reasons.items())),
+        **_second_columns(pairs),
+    }
+
+
+def _second_columns(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
+    """pass@1 by math-verify and by the released rules, where they were asked."""
+    columns: dict[str, Any] = {}
+    for field in ("symbolic", "released"):
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        for sample, verdict in pairs:
+            if (value := getattr(verdict, field)) is not None:
+                outcomes[sample.id].append(value)
+        if outcomes:
+            columns[f"pass_at_1_{field}"] = pass_at_1(outcomes).mean
+    return columns
+
+
+def _vote(sample: Sample, verdict: Grade) -> str | None:
+    """What a sample votes for: right answers are one whatever their form, letters by option."""
+    if verdict.correct:
+        return ""
+    if sample.choice_order and verdict.extracted:
+        return str(sample.choice_order["ABCD".index(verdict.extracted)])
+    return verdict.extracted
+
+
+def _has_thought(text: str) -> bool:
+    thought, closed, _ = text.partition("</think>")
+    return bool(closed) and bool(thought.replace("<think>", "").strip())
+
+
+def load_outcomes(folder: Path) -> dict[str, dict[str, list[bool]]]:
+    """task -> question -> verdicts of a finished evaluation."""
+    outcomes: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for _, row in read_jsonl(folder / "grades.jsonl"):
+        outcomes[row["task"]][row["id"]].append(row["correct"])
+    return outcomes

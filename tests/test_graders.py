@@ -252,6 +252,12 @@ def test_a_result_too_long_to_read_is_wrong_not_an_error():
     assert code("def f(a): return [[[[a]]]]", tests).reason == "wrong_answer"
 
 
+def test_numbers_of_thousands_of_digits_may_be_printed():
+    """As under LiveCodeBench's evaluator, beyond Python's own limit of 4,300."""
+    tests = {"inputs": [""], "outputs": ["1" + "0" * 5000], "fn_name": None}
+    assert code("print(10**5000)", tests).correct
+
+
 def test_total_time_limit():
     tests = {"inputs": [""] * 5, "outputs": ["1"] * 5, "fn_name": None}
     program = "import time\ntime.sleep(0.4)\nprint(1)"

@@ -150,7 +150,7 @@ def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
         ("{tiny} --out x --task-file {tasks} --template qwen", "template=qwen"),
         ("--regrade {tasks} --task-file {tasks} --out x", "tasks.jsonl:1: text=None"),
         ("--regrade strange.jsonl --task-file {tasks} --out x", "choice_order=[1, 0, 2, 3]"),
-        ("--regrade half.jsonl --task-file {tasks} --out x", "half.jsonl:1: not valid JSON"),
+        ("--regrade half.jsonl --task-file {tasks} --out x", "half.jsonl:1: text is no text"),
         ("{tiny} --out x --task-file marked.jsonl", "task=math id=1: "),
         ("{tiny} --out x --tasks ,", "--tasks=,: no name"),
         ("--compare {tiny}", "at least two"),

@@ -80,11 +80,16 @@ def _message(raw: Any) -> Message:
         raise ValueError(f"role={role!r}: expected system, user or assistant")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"content: the {role} message is empty or no string")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON allows
-        raise ValueError(f"content: the {role} message is no text ({error.reason})") from None
+    check_text(f"content: the {role} message", content)
     return Message(cast("Role", role), content)
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise ValueError for half of a surrogate pair, which JSON allows and no file does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is no text ({error.reason})") from None
 
 
 def _check_turns(messages: tuple[Message, ...]) -> None:
@@ -203,6 +208,7 @@ class Sample:
             )
         if "id" not in fields:
             raise ValueError("id: missing")
+        check_text("text", fields["text"])
         order = fields.get("choice_order")
         if order is not None and not isinstance(order, (list, tuple)):
             raise ValueError(f"choice_order={order!r}: expected a list")

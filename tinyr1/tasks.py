@@ -17,7 +17,7 @@ from tinyr1 import chat
 from tinyr1.chat import TemplateName, render_prompt
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
-from tinyr1.record import Message, Prompt
+from tinyr1.record import Message, Prompt, check_text
 from tinyr1.tokenizer import THINK_OPEN, Tokenizer
 
 Preset = Literal["tinyr1", "r1", "plain"]
@@ -74,6 +74,7 @@ def check_row(row: Any) -> None:
     for name in ("task", "prompt"):
         if not isinstance(row.get(name), str) or not row[name]:
             raise ValueError(f"{name}={row.get(name)!r}: expected text")
+        check_text(name, row[name])
     for name in ("timeout_s", "timeout_total_s"):
         value = row.get(name)
         if value is not None and (not isinstance(value, (int, float)) or not value > 0):

@@ -27,7 +27,7 @@ from tinyr1.errors import RunStopped, UserError, run_main
 from tinyr1.files import hash_files, owned, read_jsonl, write_json, write_jsonl
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
-from tinyr1.record import Domain, Message, Prompt, Sample
+from tinyr1.record import Domain, Message, Prompt, Sample, check_text
 from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
@@ -83,9 +83,11 @@ def load_questions(path: Path) -> list[dict[str, Any]]:
             fault = f"question={row.get('question')!r}: expected text"
         elif "id" not in row or str(row["id"]) in seen:
             fault = f"id={row.get('id')!r}: missing, or there before"
-        elif row.get("tests") is not None:
+        else:
             try:
-                check_tests(row["tests"])
+                check_text("question", row["question"])
+                if row.get("tests") is not None:
+                    check_tests(row["tests"])
             except ValueError as error:
                 fault = str(error)
         if fault:

@@ -246,11 +246,19 @@ def test_an_interrupted_program_does_not_wait_for_a_silent_server(tiny, tmp_path
         command = [sys.executable, ROOT / "evaluate.py", tiny, "--engine", "openai"]
         command += ["--base-url", url, "--model-name", "m", "--task-file", tasks]
         command += ["--out", tmp_path / "out", "--preset", "plain", "--max-model-len", "200"]
-        program = subprocess.Popen([*map(str, command), "--sandbox", "rlimits"])
-        connection, _ = silent.accept()
-        program.send_signal(signal.SIGINT)
-        assert program.wait(timeout=60) == 130  # its patience is 300 s
-        connection.close()
+        command += ["--sandbox", "rlimits"]
+        with subprocess.Popen(
+            [*map(str, command)],
+            # A shell's background job, as these tests may be, ignores the signal.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as program:
+            connection, _ = silent.accept()
+            try:
+                program.send_signal(signal.SIGINT)
+                assert program.wait(timeout=60) == 130  # its patience is 300 s
+            finally:
+                program.kill()
+                connection.close()
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(tiny, tmp_path):

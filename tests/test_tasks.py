@@ -20,11 +20,11 @@ CODE = {"task": "lcb", "id": "1", "kind": "code", "prompt": "Print A+B.", "tests
 STARTER = CODE | {"starter_code": "class Solution:\n    def f(self, a: int) -> int:\n        "}
 
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the prompt goldens are absent")
 def text_of(row, preset, template_opens):
     return prompt_text(make_prompts([row], None, "deepseek_r1", preset, 1, template_opens)[0])
 
 
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the prompt goldens are absent")
 @pytest.mark.parametrize(
     ("golden", "row", "preset", "template_opens"),
     [

@@ -23,7 +23,8 @@ def main() -> None:
     args = sys.argv[1:]
     model = Path(args.pop(0)) if args and not args[0].startswith("-") else None
     config = parse(EvalConfig, args, prog="evaluate.py [MODEL]")
-    sampling = not (config.compare or config.show_prompts or config.regrade or config.ask)
+    asked = config.ask is not None
+    sampling = not (config.compare or config.show_prompts or config.regrade or asked)
     ranks = share_among_replicas(config) if sampling else Ranks.from_env()
     log = Log(config.quiet, ranks.is_main)
     if not (sampling or ranks.is_main):
@@ -34,7 +35,7 @@ def main() -> None:
         show_prompts(model, config)
     elif config.regrade:
         regrade(config, log)
-    elif config.ask is not None:
+    elif asked:
         ask(model, config, log)
     else:
         evaluate(model, config, log, ranks)

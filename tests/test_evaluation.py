@@ -150,6 +150,7 @@ def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
         ("{tiny} --out x --task-file {tasks} --template qwen", "template=qwen"),
         ("--regrade {tasks} --task-file {tasks} --out x", "tasks.jsonl:1: text=None"),
         ("--regrade strange.jsonl --task-file {tasks} --out x", "choice_order=[1, 0, 2, 3]"),
+        ("--regrade mixed.jsonl --task-file {tasks} --out x", "expected a list of numbers"),
         ("--regrade half.jsonl --task-file {tasks} --out x", "half.jsonl:1: text is no text"),
         ("{tiny} --out x --task-file marked.jsonl", "task=math id=1: "),
         ("{tiny} --out x --tasks ,", "--tasks=,: no name"),
@@ -162,6 +163,7 @@ def test_bad_arguments_exit_2_without_traceback(tiny, tasks, tmp_path, arguments
     sample = {"task": row["task"], "id": row["id"], "trial": 0, "text": "5", "token_count": 1}
     sample |= {"finish_reason": "stop"}
     write_rows(tmp_path / "strange.jsonl", [sample | {"choice_order": [1, 0, 2, 3]}])
+    write_rows(tmp_path / "mixed.jsonl", [sample | {"choice_order": [1, "0"]}])
     (tmp_path / "half.jsonl").write_text(json.dumps(sample | {"text": "\ud800"}))
     write_rows(
         tmp_path / "marked.jsonl", [row | {"task": "math", "id": "1", "prompt": "<｜User｜>"}]

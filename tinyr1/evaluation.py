@@ -213,7 +213,8 @@ def regrade(config: EvalConfig, log: Log) -> None:
     for number, line in read_jsonl(config.regrade):
         try:
             sample = Sample.from_json(line)
-            in_order(known.get((sample.task, sample.id), {}), sample.choice_order)
+            if row := known.get((sample.task, sample.id)):
+                in_order(row, sample.choice_order)
         except ValueError as error:
             raise UserError(f"{config.regrade}:{number}: {error}") from None
         if sample.key in seen:

@@ -210,8 +210,9 @@ class Sample:
             raise ValueError("id: missing")
         check_text("text", fields["text"])
         order = fields.get("choice_order")
-        if order is not None and not isinstance(order, (list, tuple)):
-            raise ValueError(f"choice_order={order!r}: expected a list")
+        whole = isinstance(order, (list, tuple)) and all(type(i) is int for i in order)  # pyright: ignore
+        if order is not None and not whole:
+            raise ValueError(f"choice_order={order!r}: expected a list of numbers")
         return Sample(
             task=fields["task"],
             id=str(fields["id"]),

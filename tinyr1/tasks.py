@@ -122,7 +122,7 @@ def choice_order(row: Mapping[str, Any], seed: int, trial: int) -> tuple[int, ..
 
 def in_order(row: dict[str, Any], order: Sequence[int] | None) -> dict[str, Any]:
     """A choice row whose options stand in `order`, its answer's letter moved along."""
-    if order is None or not row:
+    if order is None:
         return row
     if not row.get("choices"):
         raise ValueError(f"choice_order={list(order)}: its row has no options")

@@ -1,11 +1,12 @@
 """Recipes parse, say what the paper says, and bad ones are refused by name."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import tinyr1
-from tinyr1.config import check_range, load_recipe, to_json
+from tinyr1.config import check_range, flag, load_recipe, to_json
 from tinyr1.errors import UserError
 from tinyr1.train_plan import TrainConfig
 
@@ -77,7 +78,10 @@ def test_unknown_recipe_lists_the_known_ones():
 
 
 def test_check_range():
-    check_range("x", 1, 0, 2)
-    for value in (3, float("nan")):
-        with pytest.raises(UserError, match="between 0 and 2"):
-            check_range("x", value, 0, 2)
+    config = SimpleNamespace(fine=1, not_given=None, too_large=3, no_number=float("nan"))
+    check_range(config, 0, 2, "fine", "not_given")
+    for field in ("too_large", "no_number"):
+        with pytest.raises(UserError, match=f"{flag(field)}=.*: expected between 0 and 2"):
+            check_range(config, 0, 2, "fine", field)
+    with pytest.raises(UserError, match="at least 4"):
+        check_range(config, 4, float("inf"), "too_large")

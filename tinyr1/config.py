@@ -8,6 +8,8 @@ class's defaults, and the command line replaces the recipe's values.
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import tomllib
 import types
 import typing
@@ -79,29 +81,27 @@ def _typed(where: str, hint: Any, value: Any) -> Any:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The resolved config as plain JSON values (paths as strings)."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    """The resolved config as plain JSON values (paths as strings, tuples as lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_plain(v) for v in typing.cast("tuple[Any, ...]", value)]
+def flag(field: str) -> str:
+    """The option of a config's field."""
+    return "--" + field.replace("_", "-")
+
+
+def given(config: Any, field: str) -> Any:
+    """The value of a field; UserError where the option was not given."""
+    value = getattr(config, field)
+    if value in (None, ()):
+        raise UserError(f"{flag(field)}: required; --help shows all options")
     return value
 
 
-def require(config: Any, *fields: str) -> None:
-    """UserError for the first of `fields` that was not given."""
-    for name in fields:
-        if getattr(config, name) in (None, ()):
-            raise UserError(f"--{name.replace('_', '-')}: required; --help shows all options")
-
-
-def check_range(
-    name: str, value: float, low: float | None = None, high: float | None = None
-) -> None:
-    """UserError unless low <= value <= high."""
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise UserError(f"{name}={value}: expected {bounds}")
+def check_range(config: Any, low: float, high: float, *fields: str) -> None:
+    """UserError unless low <= value <= high for each of the fields that has a value."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise UserError(f"{flag(field)}={value}: expected {bounds}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import queue
 import time
 from collections import defaultdict
@@ -24,7 +25,7 @@ import tyro
 from tinyr1 import report
 from tinyr1.answer import final_part, last_fenced_block
 from tinyr1.benchmarks import LCB_WINDOW, load_benchmark
-from tinyr1.config import check_range, require
+from tinyr1.config import check_range, given
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import hash_json, owned, read_json, read_jsonl, write_json, write_jsonl
 from tinyr1.graders import (
@@ -90,16 +91,13 @@ class EvalConfig(EngineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("trials", "limit", "jobs"):
-            value = getattr(self, name)
-            if value is not None:
-                check_range(f"--{name.replace('_', '-')}", value, 1)
+        check_range(self, 1, math.inf, "trials", "limit", "jobs")
 
 
 def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
     """The task rows of a run, cut to --limit a task."""
     if not config.tasks:
-        require(config, "task_file")
+        given(config, "task_file")
     names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",") if name.strip()))
     if config.tasks and not names:
         raise UserError(f"--tasks={config.tasks}: no name in it")
@@ -139,8 +137,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     """Sample what is missing in --out, grade everything, write results and report."""
     if model is None and not config.model_name:
         raise UserError("MODEL: required as the first argument; see evaluate.py --help")
-    require(config, "out")
-    assert config.out is not None
+    out: Path = given(config, "out")
     rows = load_rows(config)
     # What can fail for want of a sandbox fails before hours of sampling.
     check_graders(rows, config, log)
@@ -163,14 +160,14 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
         record |= {"base_url": config.base_url, "model_name": config.model_name, "api": config.api}
     record = json.loads(json.dumps(record))  # as it will be read back: tuples are lists
     work = WorkQueue(ranks)
-    with owned(config.out) if ranks.is_main else contextlib.nullcontext():
+    with ranks.owning(out):
         started = time.perf_counter()
-        samples = sample_missing(backend.open, prompts, config.out, record, log, work)
+        samples = sample_missing(backend.open, prompts, out, record, log, work)
         if ranks.is_main:
-            _note_time(config.out / "timing.json", time.perf_counter() - started, ranks, backend)
+            _note_time(out / "timing.json", time.perf_counter() - started, ranks, backend)
             hashes = {"/".join(map(str, p.key)): p.fingerprint() for p in prompts}
             about = backend.versions() | {"prompts_sha256": hash_json(hashes)}
-            finish(rows, samples, config, record | about, log)
+            finish(out, rows, samples, config, record | about, log)
     work.meet("finished")
 
 
@@ -188,9 +185,8 @@ def _note_time(path: Path, seconds: float, ranks: Ranks, backend: Backend) -> No
 
 def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
     """Print the answer to one question as it comes."""
-    assert config.ask is not None
     backend = Backend(model, config, Ranks())
-    row = {"task": "ask", "id": "0", "kind": "math", "prompt": config.ask}
+    row = {"task": "ask", "id": "0", "kind": "math", "prompt": given(config, "ask")}
     (prompt,) = make_prompts([row], backend.tokenizer, backend.template, "plain", 1, False)
     check_lengths([prompt], backend.max_model_len)
     sampler = backend.open(1)
@@ -204,40 +200,36 @@ def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
 
 def regrade(config: EvalConfig, log: Log) -> None:
     """Grade samples made elsewhere against the task file."""
-    require(config, "regrade", "out")
-    assert config.regrade is not None
+    file, out = given(config, "regrade"), given(config, "out")
     rows = load_rows(config)
     known = {(row["task"], row["id"]): row for row in rows}
     samples: list[Sample] = []
     seen: set[tuple[str, str, int]] = set()
-    for number, line in read_jsonl(config.regrade):
+    for number, line in read_jsonl(file):
         try:
             sample = Sample.from_json(line)
             if row := known.get((sample.task, sample.id)):
                 in_order(row, sample.choice_order)
         except ValueError as error:
-            raise UserError(f"{config.regrade}:{number}: {error}") from None
+            raise UserError(f"{file}:{number}: {error}") from None
         if sample.key in seen:
-            raise UserError(f"{config.regrade}:{number}: id={sample.id!r}: this trial came before")
+            raise UserError(f"{file}:{number}: id={sample.id!r}: this trial came before")
         seen.add(sample.key)
         if (sample.task, sample.id) in known:
             samples.append(sample)
         elif config.limit is None:
-            raise UserError(
-                f"{config.regrade}:{number}: id={sample.id!r}: no such row among the tasks"
-            )
+            raise UserError(f"{file}:{number}: id={sample.id!r}: no such row among the tasks")
     if not samples:
-        raise UserError(f"{config.regrade}: no samples")
+        raise UserError(f"{file}: no samples")
     if unasked := len(known) - len({(sample.task, sample.id) for sample in samples}):
         log.warn(f"{unasked} of {len(known)} questions have no sample and do not count")
     check_graders(rows, config, log)
-    assert config.out is not None
     record: dict[str, Any] = {"regraded": True}
-    before = config.out / "results.json"
-    if before.exists() and config.regrade.resolve().parent == config.out.resolve():
+    before = out / "results.json"
+    if before.exists() and file.resolve().parent == out.resolve():
         record = read_json(before)["settings"] | record  # a run's own: they were made with these
-    with owned(config.out):
-        finish(rows, samples, config, record, log)
+    with owned(out):
+        finish(out, rows, samples, config, record, log)
 
 
 def check_lengths(prompts: Sequence[Prompt], max_len: int | None) -> None:
@@ -262,6 +254,7 @@ def check_graders(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) 
 
 
 def finish(
+    out: Path,
     rows: Sequence[dict[str, Any]],
     samples: Sequence[Sample],
     config: EvalConfig,
@@ -269,13 +262,12 @@ def finish(
     log: Log,
 ) -> None:
     """Grade and write everything that --out holds beside the samples."""
-    assert config.out is not None
     grades = grade_samples(rows, samples, config, log)
-    write_jsonl(config.out / "grades.jsonl", [g.to_json() for g in grades])
+    write_jsonl(out / "grades.jsonl", [g.to_json() for g in grades])
     results = {"settings": record, "tasks": summarise(samples, grades, rows)}
-    write_json(config.out / "results.json", results)
+    write_json(out / "results.json", results)
     shown = shown_samples(rows, samples, grades)
-    report.write_report(config.out, "Evaluation", results["tasks"], record, shown)
+    report.write_report(out, "Evaluation", results["tasks"], record, shown)
     for line in report.plain_lines(results["tasks"]):
         log.say(line)
 

@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from tinyr1.config import require, to_json
+from tinyr1.config import flag, given, to_json
 from tinyr1.errors import UserError
 from tinyr1.flops import TrainingFlops
 from tinyr1.log import Log
@@ -159,23 +160,21 @@ def first_that_fits(model_config: Qwen2Config, config: TrainConfig) -> str:
     for chosen in [*([name] for name in names), *(names[:n] for n in range(2, len(names) + 1))]:
         plan = replace(config, **{name: changes[name] for name in chosen})
         if sum(memory_parts(model_config, plan).values()) <= LIMIT * config.gpu_memory_gib:
-            flags = ("--" + name.replace("_", "-") for name in chosen)
-            values = ("" if changes[name] is True else f" {changes[name]}" for name in chosen)
-            return " ".join(f + v for f, v in zip(flags, values, strict=True)) + " would fit"
+            values = {name: "" if changes[name] is True else f" {changes[name]}" for name in chosen}
+            return " ".join(flag(name) + value for name, value in values.items()) + " would fit"
     return "use more GPUs or a smaller --seq-len"
 
 
 def print_plan(config: TrainConfig, log: Log) -> None:
     """Print the resolved config, what follows from it, and whether it fits; UserError if not."""
-    require(config, "model")
-    assert config.model is not None
-    model = Qwen2Config.from_pretrained(config.model)
+    folder: Path = given(config, "model")
+    model = Qwen2Config.from_pretrained(folder)
     config.check_world(config.world_size, f"--world-size {config.world_size}")
     for name, value in to_json(config).items():
         print(f"{name} = {value}")
     print(f"\nmodel: {parameter_count(model):,} parameters")
     flops = TrainingFlops.of(model)
-    if config.data and any((config.model / n).exists() for n in TOKENIZER_FILES):
+    if config.data and any((folder / name).exists() for name in TOKENIZER_FILES):
         _, corpus, plan, _ = prepare(config, log)
         for line in describe(config, corpus, plan):
             print(line)

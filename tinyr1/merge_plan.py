@@ -5,6 +5,7 @@ MergeConfig (the command line) -> Merge, or one UserError that lists every fault
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from tinyr1.config import check_range
+from tinyr1.config import check_range, flag
 from tinyr1.errors import UserError
 from tinyr1.files import hash_json, read_json
 from tinyr1.fusion import CHUNK_ELEMENTS, COPIES, EPSILON, FusionOptions, row_parts
@@ -136,16 +137,15 @@ class MergeConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, float):
-                    check_range(f"--{field.name.replace('_', '-')}", number, -1e6, 1e6)
-        check_range("--shard-size", 1 if self.shard_size is None else self.shard_size, 1e-6)
-        check_range("--threads", self.threads, 0)
-        check_range("--eps", self.eps, 1e-12)
-        for name in ("density", "gamma", "select_topk"):
-            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 0, 1)
+        numbers = [f.name for f in fields(self) if isinstance(getattr(self, f.name), float)]
+        check_range(self, -1e6, 1e6, *numbers)
+        for weight in self.weights:
+            if not abs(weight) <= 1e6:
+                raise UserError(f"--weights={weight}: expected numbers between -1e6 and 1e6")
+        check_range(self, 1e-6, math.inf, "shard_size")
+        check_range(self, 0, math.inf, "threads")
+        check_range(self, 1e-12, math.inf, "eps")
+        check_range(self, 0, 1, "density", "gamma", "select_topk")
         if self.diff and self.paths:
             raise UserError("--diff: compares two checkpoints; leave the other paths out")
         if self.save and not self.diff:
@@ -168,8 +168,7 @@ def _check_options(config: MergeConfig, model_count: int) -> None:
         if any(
             getattr(config, o) != defaults[o] for o in (option, f"no_{option}") if o in defaults
         ):
-            flag = option.replace("_", "-")
-            raise UserError(f"--{flag}: has no meaning with --method {name}")
+            raise UserError(f"{flag(option)}: has no meaning with --method {name}")
     if config.weights and len(config.weights) != model_count:
         raise UserError(f"--weights: {len(config.weights)} given for {model_count} models")
     divides = name in ("linear", "multislerp") and not config.no_normalize

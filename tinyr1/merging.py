@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tinyr1.errors import UserError
-from tinyr1.files import Journal, fsync_directory, owned, read_json, write_json, write_jsonl
+from tinyr1.files import Journal, fsync_directory, read_json, write_json, write_jsonl
 from tinyr1.fusion import (
     ExactFusion,
     FusionStats,
@@ -249,7 +249,7 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     if ranks.world_size > 1:
         ranks.connect(gpu=config.device == "cuda", patience=timedelta(days=7))
     started = time.perf_counter()
-    with owned(merge.partial) if ranks.is_main else ExitStack():
+    with ranks.owning(merge.partial):
         _merge_into(merge.partial, merge, ranks, log)
     took = time.perf_counter() - started
     log.say(f"merged {len(merge.specs)} tensors in {took:.1f} s: {merge.out}")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tinyr1.errors import RunStopped
+from tinyr1.files import owned
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    def owning(self, folder: Path) -> AbstractContextManager[None]:
+        """Hold `folder` for this run (files.owned): the main rank does it for all."""
+        return owned(folder) if self.is_main else nullcontext()
 
     def barrier(self) -> None:
         """Wait for all ranks; RunStopped where another one has ended."""

@@ -23,9 +23,9 @@ from torch import nn
 
 from tinyr1 import checkpoint
 from tinyr1.check import warn_of_faults
-from tinyr1.config import require, to_json
+from tinyr1.config import given, to_json
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import owned, write_json
+from tinyr1.files import write_json
 from tinyr1.flops import peak_tflops
 from tinyr1.log import Log
 from tinyr1.metrics import Metrics
@@ -108,12 +108,11 @@ class Run:
     """A training run in progress: the sharded model, its optimizer, and where it stands."""
 
     def __init__(self, config: TrainConfig, prepared: Prepared, ranks: Ranks, log: Log) -> None:
-        assert config.model is not None
-        assert config.out is not None
         self.config, self.ranks, self.log = config, ranks, log
         self.corpus, self.plan = prepared.corpus, prepared.plan
         self.held_out = prepared.held_out
-        self.source, self.out = config.model, config.out
+        self.source: Path = given(config, "model")
+        self.out: Path = given(config, "out")
         self.compute_dtype = config.compute_dtype(ranks.device)
         model_config = Qwen2Config.from_pretrained(self.source)
         weights = Checkpoint(self.source)
@@ -240,19 +239,17 @@ class Run:
 
 def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     """Run a recipe to its end, or to the next SIGTERM; the same call again continues."""
-    require(config, "model", "data", "out")
-    assert config.out is not None
-    assert config.model is not None
-    if config.out.exists() and not config.out.is_dir():
-        raise UserError(f"--out={config.out}: expected a directory")
-    there = {p.name for p in config.out.iterdir()} if config.out.exists() else set[str]()
+    model, _, out = (given(config, field) for field in ("model", "data", "out"))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: expected a directory")
+    there = {p.name for p in out.iterdir()} if out.exists() else set[str]()
     if ranks.is_main and not config.resume and there - {"cache"}:  # tokens alone are no run
-        raise UserError(f"--out={config.out}: not empty, and --no-resume was given")
-    if config.out.resolve() == config.model.resolve():
-        raise UserError(f"--out={config.out}: is --model; choose another place")
+        raise UserError(f"--out={out}: not empty, and --no-resume was given")
+    if out.resolve() == model.resolve():
+        raise UserError(f"--out={out}: is --model; choose another place")
     config.check_world(ranks.world_size, f"{ranks.world_size} ranks")
-    shape = Qwen2Config.from_pretrained(config.model)  # before hours of tokenising
-    Checkpoint(config.model).check(tensor_shapes(shape), shape.tie_word_embeddings)
+    shape = Qwen2Config.from_pretrained(model)  # before hours of tokenising
+    Checkpoint(model).check(tensor_shapes(shape), shape.tie_word_embeddings)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -261,9 +258,8 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
         log.say(line)
     ranks.connect()
     stop = StopSignal()
-    owner = owned(config.out) if ranks.is_main else contextlib.nullcontext()
     try:
-        with owner:
+        with ranks.owning(out):
             _train(config, prepared, ranks, log, stop)
         ranks.barrier()  # nobody leaves while another still talks
     finally:
@@ -275,22 +271,21 @@ def _train(
     config: TrainConfig, prepared: Prepared, ranks: Ranks, log: Log, stop: StopSignal
 ) -> None:
     """The run itself, with the process group up and --out to itself."""
-    assert config.out is not None
     run = Run(config, prepared, ranks, log)
-    finished = config.out / "config.json"  # what an export writes last
+    finished = run.out / "config.json"  # what an export writes last
     if run.step == run.plan.total_steps and finished.exists():
-        log.say(f"already trained: {config.out}")
+        log.say(f"already trained: {run.out}")
         return
     ranks.barrier()
     if ranks.is_main:
         finished.unlink(missing_ok=True)  # of a shorter run that this one continues
-        write_json(config.out / "train_config.json", to_json(config))
+        write_json(run.out / "train_config.json", to_json(config))
     if _loop(run, stop):
-        run.export(config.out)
+        run.export(run.out)
         if ranks.is_main:
-            for fault in warn_of_faults(config.out):
-                log.warn(f"{config.out}: {fault}")
-        log.say(f"finished: {config.out}")
+            for fault in warn_of_faults(run.out):
+                log.warn(f"{run.out}: {fault}")
+        log.say(f"finished: {run.out}")
 
 
 def _loop(run: Run, stop: StopSignal) -> bool:

@@ -11,8 +11,8 @@ the prompt's), what is written has the normal form; what is not fit for training
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tinyr1.chat import render_prompt
-from tinyr1.config import check_range, parse, require
+from tinyr1.config import check_range, given, parse
 from tinyr1.data.clean import Draft, Dropped, check, split_think
 from tinyr1.data.pipeline import is_right, record_of
 from tinyr1.errors import RunStopped, UserError, run_main
-from tinyr1.files import hash_files, owned, read_jsonl, write_json, write_jsonl
+from tinyr1.files import hash_files, read_jsonl, write_json, write_jsonl
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Domain, Message, Prompt, Sample, check_text
@@ -64,9 +64,8 @@ class TeacherConfig(EngineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("--n", self.n, 1)
-        check_range("--budget-tokens", self.budget_tokens, 0)
-        check_range("--price", self.price, 0)
+        check_range(self, 1, math.inf, "n")
+        check_range(self, 0, math.inf, "budget_tokens", "price")
 
 
 def load_questions(path: Path) -> list[dict[str, Any]]:
@@ -175,15 +174,13 @@ def select(
 
 def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
     """Ask, select, write."""
-    require(c, "questions", "out")
-    assert c.questions is not None
-    assert c.out is not None
-    if c.out.suffix != ".jsonl" or c.out.is_dir():
-        raise UserError(f"--out={c.out}: expected the name of a .jsonl file")
-    if c.out.resolve() == c.questions.resolve():
-        raise UserError(f"--out={c.out}: is --questions; choose another --out")
+    questions, out = given(c, "questions"), given(c, "out")
+    if out.suffix != ".jsonl" or out.is_dir():
+        raise UserError(f"--out={out}: expected the name of a .jsonl file")
+    if out.resolve() == questions.resolve():
+        raise UserError(f"--out={out}: is --questions; choose another --out")
     log = Log(c.quiet, ranks.is_main)
-    rows = load_questions(c.questions)
+    rows = load_questions(questions)
     if c.reject_wrong and any(row.get("tests") for row in rows):
         open_sandbox(c.sandbox)
     backend = Backend(model, c, ranks)
@@ -194,14 +191,15 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
         "model_fingerprint": backend.fingerprint(),
         "base_url": c.base_url or None,
     }
-    work, queue = c.out.with_suffix(".work"), WorkQueue(ranks)
-    with owned(work) if ranks.is_main else contextlib.nullcontext():
+    work, queue = out.with_suffix(".work"), WorkQueue(ranks)
+    with ranks.owning(work):
         budget = c.budget_tokens or None
         samples = sample_missing(
             backend.open, prompts, work, settings, log, queue, budget, partial=True
         )
         if ranks.is_main:
-            _write(rows, samples, c, settings, log)
+            about = {"questions_sha256": hash_files([questions]), "settings": settings}
+            _write(out, rows, samples, c, about, log)
     queue.meet("finished")
     if ranks.is_main and len(samples) < len(prompts) and not budget:
         raise RunStopped(
@@ -210,14 +208,13 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
 
 
 def _write(
+    out: Path,
     rows: list[dict[str, Any]],
     samples: list[Sample],
     c: TeacherConfig,
-    settings: dict[str, Any],
+    about: dict[str, Any],
     log: Log,
 ) -> None:
-    assert c.out is not None
-    assert c.questions is not None
     kept, rejected = select(rows, samples, c)
     dropped = Counter(row["reason"] for row in rejected)
     several = c.keep == "all" and c.n > 1
@@ -225,30 +222,28 @@ def _write(
     for draft in kept:
         name = f"{draft.id}/{draft.meta['trial']}" if several else draft.id
         lines.append(record_of(draft, name) | {"id": name})
-    write_jsonl(c.out, lines)
-    write_jsonl(c.out.with_suffix(".rejected.jsonl"), rejected)
+    write_jsonl(out, lines)
+    write_jsonl(out.with_suffix(".rejected.jsonl"), rejected)
     tokens = sum(sample.token_count for sample in samples)
     meta = {
         "questions": len(rows),
-        "questions_sha256": hash_files([c.questions]),
         "answers": len(samples),
         "answers_missing": len(rows) * c.n - len(samples),
         "rows_out": len(kept),
         "dropped": dict(dropped),
         "tokens": tokens,
         "cost": tokens * c.price / 1e6,
-        "settings": settings,
         "selection": {k: getattr(c, k) for k in ("n", "keep", "reject_wrong", "instruction")},
-        "sha256": hash_files([c.out]),
+        "sha256": hash_files([out]),
     }
-    write_json(c.out.with_suffix(".meta.json"), meta)
+    write_json(out.with_suffix(".meta.json"), meta | about)
     missing = f", {meta['answers_missing']} not had" if meta["answers_missing"] else ""
     if missing and c.budget_tokens and tokens >= c.budget_tokens:
         missing += f" (--budget-tokens {c.budget_tokens:,} is spent)"
     log.say(f"{len(samples)} answers, {tokens:,} tokens, cost {meta['cost']:.2f}{missing}")
     for reason, count in dropped.items():
         log.say(f"- {reason}: {count}")
-    log.say(f"{len(kept)} records: {c.out}")
+    log.say(f"{len(kept)} records: {out}")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from tinyr1.chat import TEMPLATE_END, TemplateName, ThinkIn, check_template
-from tinyr1.config import check_range, require, to_json
+from tinyr1.config import check_range, given, to_json
 from tinyr1.corpus import Corpus, build_corpus
 from tinyr1.errors import UserError
 from tinyr1.flops import TrainingFlops
@@ -132,31 +132,15 @@ class TrainConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "micro_batch_size",
-            "save_every",
-            "keep",
-            "world_size",
-            "eval_every",
-            "replicate",
-        ):
-            check_range(f"--{name.replace('_', '-')}", getattr(self, name), 1)
-        check_range("--seq-len", self.seq_len, 2)
-        check_range("--gpu-memory-gib", self.gpu_memory_gib, 0)
-        check_range("--peak-tflops", self.peak_tflops, 1e-9)
-        check_range("--assumed-mfu", self.assumed_mfu, 1e-9, 1)
-        check_range("--max-steps", self.max_steps, 0)
-        check_range("--export-every", self.export_every, 0)
-        check_range("--lr", self.lr, 0)
-        check_range("--eps", self.eps, 0)
-        check_range("--warmup-ratio", self.warmup_ratio, 0, 1)
-        check_range("--weight-decay", self.weight_decay, 0)
-        check_range("--clip-norm", self.clip_norm, 1e-12)
+        check_range(self, 1, math.inf, "epochs", "batch_size", "micro_batch_size", "save_every")
+        check_range(self, 1, math.inf, "keep", "world_size", "eval_every", "replicate")
+        check_range(self, 2, math.inf, "seq_len")
+        check_range(self, 0, math.inf, "max_steps", "export_every", "lr", "eps", "weight_decay")
+        check_range(self, 0, 1, "warmup_ratio")
+        check_range(self, 1e-12, math.inf, "clip_norm", "gpu_memory_gib", "peak_tflops")
+        check_range(self, 1e-9, 1, "assumed_mfu")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"--betas={self.betas}: expected two numbers in [0, 1)")
-
         if self.offload_checkpoints and self.activation_checkpointing in ("none", "selective"):
             raise UserError(
                 f"--offload-checkpoints: needs --activation-checkpointing full, "
@@ -276,31 +260,30 @@ class Prepared(NamedTuple):
 
 def prepare(config: TrainConfig, log: Log) -> Prepared:
     """Tokenise and plan; needs no process group, so nothing can time out meanwhile."""
-    require(config, "model", "data")
-    assert config.model is not None
-    model_config = Qwen2Config.from_pretrained(config.model)
-    tokenizer = Tokenizer(config.model)
+    model: Path = given(config, "model")
+    data: tuple[Path, ...] = given(config, "data")
+    model_config = Qwen2Config.from_pretrained(model)
+    tokenizer = Tokenizer(model)
     check_template(tokenizer, config.template)
     planning = config.dry_run or config.preview  # these leave nothing behind
     temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
-    cache_dir = config.cache_dir or (Path(temporary.name) if temporary else None)
+    cache_dir = Path(temporary.name) if temporary else config.cache_dir
     if cache_dir is None:
-        require(config, "out")
-        cache_dir = config.out / "cache"  # pyright: ignore[reportOptionalOperand]
+        cache_dir = given(config, "out") / "cache"
     end = tokenizer.special(TEMPLATE_END[config.template])
     if end not in tokenizer.eos_ids():
         log.warn(
-            f"{config.model}: --template {config.template} trains token {end} to end an "
+            f"{model}: --template {config.template} trains token {end} to end an "
             "answer, which neither the tokenizer nor generation_config.json names as a stop"
         )
     if tokenizer.largest_id >= model_config.vocab_size:
         raise UserError(
-            f"{config.model}: the tokenizer has the id {tokenizer.largest_id}, "
+            f"{model}: the tokenizer has the id {tokenizer.largest_id}, "
             f"config.json says vocab_size={model_config.vocab_size}"
         )
     if config.seq_len > model_config.max_position_embeddings:
         log.warn(
-            f"--seq-len={config.seq_len}: beyond {config.model}'s max_position_embeddings="
+            f"--seq-len={config.seq_len}: beyond {model}'s max_position_embeddings="
             f"{model_config.max_position_embeddings}"
         )
 
@@ -316,7 +299,7 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
             log,
         )
 
-    corpus = tokenised(config.data)
+    corpus = tokenised(data)
     flops = TrainingFlops.of(model_config)
     plan, held_out = Plan(corpus, config, flops), None
     if config.eval_data:

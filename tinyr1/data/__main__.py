@@ -17,12 +17,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from tinyr1 import plot
 from tinyr1.chat import TemplateName, guess_template, render
-from tinyr1.config import check_range, parse, require, to_json
+from tinyr1.config import check_range, flag, given, parse, to_json
 from tinyr1.data import coding, math, science
 from tinyr1.data.clean import Draft
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
@@ -100,11 +101,8 @@ class DataConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
-        check_range("--max-tokens", self.max_tokens, 1)
-        if self.near_duplicates is not None:
-            check_range("--near-duplicates", self.near_duplicates, 0.05, 1)
-        if self.limit is not None:
-            check_range("--limit", self.limit, 1)
+        check_range(self, 1, inf, "max_tokens", "limit")
+        check_range(self, 0.05, 1, "near_duplicates")
 
 
 @dataclass(frozen=True)
@@ -154,20 +152,20 @@ def _check_options(domain: str, c: DataConfig) -> None:
     for owner, names in OPTIONS_OF.items():
         for name in names if owner != domain else ():
             if getattr(c, name) != getattr(default, name):
-                raise UserError(f"--{name.replace('_', '-')}: is an option of {owner}")
+                raise UserError(f"{flag(name)}: is an option of {owner}")
     if c.max_tokens != default.max_tokens and not c.tokenizer:
         raise UserError(f"--max-tokens={c.max_tokens}: needs --tokenizer to count them")
 
 
 def make(domain: str, c: DataConfig) -> None:
     """Build --out, print the waterfall."""
-    require(c, "source", "out")
-    assert c.out is not None
+    names: tuple[str, ...] = given(c, "source")
+    out: Path = given(c, "out")
     log = Log(c.quiet)
-    if c.out.suffix != ".jsonl" or c.out.is_dir():
-        raise UserError(f"--out={c.out}: expected the name of a .jsonl file")
+    if out.suffix != ".jsonl" or out.is_dir():
+        raise UserError(f"--out={out}: expected the name of a .jsonl file")
     _check_options(domain, c)
-    sources = open_sources(c.source, c.out, c.hub_config, c.revision)
+    sources = open_sources(names, out, c.hub_config, c.revision)
     if not c.tokenizer and not c.questions_only:
         log.warn("--tokenizer was not given: conversations of any length are kept")
     if not c.decontaminate:
@@ -198,7 +196,7 @@ def make(domain: str, c: DataConfig) -> None:
     }
     rows = itertools.chain.from_iterable(source.rows() for source in sources)
     rows = itertools.islice(rows, c.limit)
-    counts = build(rows, converter(domain, c), c.out, steps, about, log)
+    counts = build(rows, converter(domain, c), out, steps, about, log)
     for line in counts.lines():
         print(line)
     if c.verify and counts.unverified:
@@ -206,7 +204,7 @@ def make(domain: str, c: DataConfig) -> None:
     print(PAPER[domain])
     if not counts.rows_out:
         hint = "; --questions-only is for the teacher" if "no_trajectory" in counts.dropped else ""
-        raise UserError(f"{c.out}: no row is left; see {c.out.stem}.rejected.jsonl{hint}")
+        raise UserError(f"{out}: no row is left; see {out.stem}.rejected.jsonl{hint}")
 
 
 def inspect(path: Path, c: InspectConfig) -> None:

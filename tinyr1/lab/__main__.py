@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
-from tinyr1.config import parse, require
+from tinyr1.config import given, parse
 from tinyr1.errors import run_main
 from tinyr1.files import owned
 from tinyr1.lab.figure2 import draw_figure2
@@ -30,19 +31,18 @@ from tinyr1.sandbox import open_sandbox
 
 def main() -> None:
     config = parse(LabConfig, sys.argv[1:], prog="python -m tinyr1.lab")
-    require(config, "out")
-    assert config.out is not None
+    folder: Path = given(config, "out")
     check_checkout()
     open_sandbox(config.sandbox)  # needed at the end, checked before the work
-    out = config.out.resolve()
+    out = folder.resolve()
     check_settings(out / "lab.json", {"seed": config.seed, "quick": config.quick})
     sizes = QUICK if config.quick else FULL
     with owned(out):
         lab = Lab(out, sizes, config.seed, config.sandbox, Log(config.quiet))
         run_stages(lab, config.quick, config.figure2)
-    print(f"report: {config.out / 'report.md'} and report.html beside it")
+    print(f"report: {folder / 'report.md'} and report.html beside it")
     if config.figure2:
-        print(f"figure 2: {config.out / 'figure2' / 'report.md'} and report.html beside it")
+        print(f"figure 2: {folder / 'figure2' / 'report.md'} and report.html beside it")
 
 
 def run_stages(lab: Lab, quick: bool, figure2: bool) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 from tinyr1 import plot
 from tinyr1.files import read_json, read_jsonl, write_json, write_jsonl
-from tinyr1.lab.stages import Combination, Lab, evaluate_models, merge_models
+from tinyr1.lab.stages import Lab, evaluate_models, merge_models
+from tinyr1.methods import METHODS
 from tinyr1.report import Block, Figure, Table, percent, write_page
 
 DOMAINS = ("math", "science")
-PAIR = ("expert_science", "expert_math")  # Left and Right, as in the released first step
-BASE = ("--base", "initial")
-# Bar by bar: the method's name on the axis, and its options.
-METHODS = {
+PAIR = "models/expert_science models/expert_math"  # Left and Right, as in the released first step
+# Bar by bar: its name on the axis, which begins with the method's, and the method's options.
+BARS = {
     "linear": "",
     "slerp": "--t 0.5",
     "task_arithmetic": "",
@@ -30,21 +30,21 @@ METHODS = {
     "arcee_fusion mergekit": "--arithmetic mergekit",
     "arcee_fusion paper": "--arithmetic paper",
 }
-WITHOUT_BASE = ("linear", "slerp", "arcee_fusion")
-REFERENCES = {"initial": "initial model", "expert_math": "math expert"} | {
-    "expert_science": "science expert"
+REFERENCES = {
+    "initial": "initial model",
+    "expert_math": "math expert",
+    "expert_science": "science expert",
 }
 
 
 def draw_figure2(lab: Lab, quick: bool) -> dict[str, Any]:
     """Merge, evaluate, and write OUT/figure2: a page, a picture and results.json."""
-    merges = {_folder(bar): _combination(bar) for bar in METHODS}
+    merges = {_folder(bar): _merge(bar) for bar in BARS}
     merged = merge_models(lab, merges)
-    tasks = lab.out / "figure2" / "tasks.jsonl"
     rows = [row for _, row in read_jsonl(lab.tasks) if row["task"] in DOMAINS]
-    write_jsonl(tasks, rows)
-    evaluated = evaluate_models(lab, list(merges), tasks)
-    titles = REFERENCES | {_folder(bar): bar for bar in METHODS}
+    write_jsonl(lab.out / "figure2" / "tasks.jsonl", rows)
+    evaluated = evaluate_models(lab, merges, "figure2/tasks.jsonl")
+    titles = REFERENCES | {_folder(bar): bar for bar in BARS}
     scores = {
         folder: read_json(lab.out / "evaluations" / folder / "results.json")["tasks"]
         for folder in titles
@@ -57,10 +57,11 @@ def _folder(bar: str) -> str:
     return "figure2_" + bar.replace(" ", "_")
 
 
-def _combination(bar: str) -> Combination:
+def _merge(bar: str) -> str:
+    """Arguments of merge.py."""
     method = bar.split()[0]
-    base = None if method in WITHOUT_BASE else BASE
-    return Combination(PAIR, ("--method", method, *METHODS[bar].split()), base)
+    base = "--base models/initial" if METHODS[method].needs_base else ""
+    return f"{PAIR} models/{_folder(bar)} --method {method} {BARS[bar]} {base}"
 
 
 def _write(
@@ -73,7 +74,7 @@ def _write(
             f"{percent(scores[name][d]['pass_at_1'])} ± {percent(scores[name][d]['question_se'])}"
             for d in DOMAINS
         ]
-        + [METHODS.get(title, "")]
+        + [BARS.get(title, "")]
         for name, title in titles.items()
     ]
     blocks: list[Block] = [

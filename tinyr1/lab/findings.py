@@ -7,6 +7,7 @@ and whether that is beyond two standard errors. Nothing is tuned on the held-out
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,16 +16,14 @@ from tinyr1.files import read_json, write_json
 from tinyr1.lab.stages import MODELS, Lab
 from tinyr1.lab.world import DOMAINS
 from tinyr1.merge_card import draw_shares
+from tinyr1.paper import TABLE_1, TABLE_2
 from tinyr1.report import Block, Figure, Heading, Items, Table, percent, write_page
 from tinyr1.scores import load_outcomes
 from tinyr1.stats import mean, paired_difference
 
-EXPERTS = {"math": "expert_math", "coding": "expert_coding", "science": "expert_science"}
-PAPER = (
-    "The paper's Table 2 at 32B (not run here): math / coding / science experts 73.1 / 63.4 / 64.5 "
-    "on their own domain; data mixture 75.3 / 61.0 / 65.7; (math & coding) & science 77.3 / 63.8 / "
-    "64.0; (math & science) & coding 78.1 / 61.6 / 65.0; initial model 72.6 / 57.2 / 62.1."
-)
+EXPERTS = {domain: f"expert_{domain}" for domain in DOMAINS}
+PAPER = {row.model: row for row in (TABLE_1[0], *TABLE_2)}  # math, coding, science in each
+MERGED = "(math & science) & coding"  # its row there
 Outcomes = Mapping[str, Mapping[str, Sequence[bool]]]
 
 
@@ -43,6 +42,12 @@ class Comparison(NamedTuple):
         if abs(self.points) <= 2 * self.error:
             return "no clear difference"
         return "higher" if self.points > 0 else "lower"
+
+    @property
+    def appeared(self) -> str:
+        """Of a gain that the paper has."""
+        found = "appeared" if self.verdict == "higher" else "did not appear"
+        return f"{found} ({self} points)"
 
 
 class Results:
@@ -90,7 +95,7 @@ def write_findings(lab: Lab, stages: Mapping[str, Mapping[str, Any]], quick: boo
     table = main_table(results, seconds)
     lab.log.say(table.markdown())
     blocks: list[Block] = [warning] if quick else []
-    blocks += [intro, table, PAPER]
+    blocks += [intro, table, paper_line()]
     blocks += [*draw(lab, results), Heading("What appeared and what did not"), Items(sentences)]
     blocks += [Heading("Thinking and length"), thinking_table(results)]
     blocks += [Heading("Stages"), stage_table(stages)]
@@ -147,73 +152,73 @@ def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(["stage", "wall seconds"], [*rows, ["all", f"{total:.1f}"]])
 
 
+def paper_line() -> str:
+    """The paper's table in one line."""
+    rows = (
+        f"{name} {' / '.join('-' if score is None else f'{score}' for score in row.scores)}"
+        for name, row in PAPER.items()
+    )
+    return "The paper's Table 2 at 32B (not run here), math / coding / science: " + "; ".join(rows)
+
+
 def findings(results: Results, seconds: Mapping[str, float]) -> list[str]:
     """One sentence for each finding of the paper."""
     merged, other = "fusion_ms_c", "fusion_mc_s"
-    sentences = [
-        *(_expert_sentence(results, domain) for domain in DOMAINS),
-        *(_merged_sentence(results, merged, domain) for domain in DOMAINS),
-    ]
     best = max(EXPERTS.values(), key=results.average)
-    sentences.append(_average_sentence(results, merged, best, "the best single expert's"))
-    sentences += [_own_domain_sentence(results, merged, domain) for domain in DOMAINS]
-    sentences.append(
-        _average_sentence(results, merged, "mixture", "the data mixture's")
-        + " The paper: about equal or better (68.2 against 67.3)."
-    )
-    sentences += [_seesaw_sentence(results, domain) for domain in DOMAINS]
+    paper = {name: mean(PAPER[name].scores) for name in (MERGED, "data mixture")}  # pyright: ignore
+    hours = PAPER[MERGED].gpu_hours, PAPER["data mixture"].gpu_hours
     order = results.compare(merged, other)
     spread = ", ".join(f"{d} {results.compare(merged, other, [d])}" for d in DOMAINS)
-    sentences.append(
-        f"Order of merging: (math & science) & coding against (math & coding) & science is {order} "
-        f"points on the average ({order.verdict}); by domain {spread}. The paper: hardly any."
-    )
-    sentences.append(_length_sentence(results, merged))
     ratio = seconds["mixture"] / max(seconds[merged], 1e-9)
     experts = sum(seconds[e] for e in EXPERTS.values())
-    sentences.append(
+    return [
+        *_by_domain(results, merged),
+        _average(results, merged, best, "the best single expert's"),
+        _average(results, merged, "mixture", "the data mixture's")
+        + f" The paper: about equal or better ({paper[MERGED]:.1f} against "
+        f"{paper['data mixture']:.1f}).",
+        f"Order of merging: (math & science) & coding against (math & coding) & science is {order} "
+        f"points on the average ({order.verdict}); by domain {spread}. The paper: hardly any.",
+        _length(results, merged),
         f"Cost of combining: {seconds[merged]:.1f} core-seconds to merge against "
         f"{seconds['mixture']:.1f} to train the mixture, {ratio:.0f} times less; the experts cost "
-        f"{experts:.1f}. The paper: 4 against 740 GPU hours, experts not counted."
-    )
-    for rival in ("linear", "task_arithmetic_0.7", "task_arithmetic_1.0"):
-        title = next(m.title for m in MODELS if m.folder == rival)
-        sentences.append(
-            _average_sentence(results, merged, rival, f"{title}'s")
+        f"{experts:.1f}. The paper: {hours[0]} against {hours[1]} GPU hours, experts not counted.",
+        *(
+            _average(results, merged, model.folder, f"{model.title}'s")
             + " The paper's Figure 2: Arcee Fusion is best."
+            for model in MODELS
+            if model.folder.startswith(("linear", "task_arithmetic"))
+        ),
+    ]
+
+
+def _by_domain(results: Results, merged: str) -> list[str]:
+    sentences: dict[str, list[str]] = defaultdict(list)
+    outcomes = {"higher": "beats it", "lower": "stays below it"}
+    for d, expert in EXPERTS.items():
+        gain = results.compare(expert, "initial", [d])
+        sentences["expert"].append(
+            f"The {d} expert beats the initial model on its own domain: {gain.appeared}."
         )
-    return sentences
+        gain = results.compare(merged, "initial", [d])
+        sentences["merged"].append(
+            f"The merged model beats the initial model on {d}: {gain.appeared}."
+        )
+        gain = results.compare(merged, expert, [d])
+        sentences["own"].append(
+            f"On {d} the merged model against the {d} expert: "
+            f"{outcomes.get(gain.verdict, 'reaches it')} ({gain} points). "
+            "The paper: above on math and science, below on coding."
+        )
+        gain = results.compare("mixture", expert, [d])
+        sentences["seesaw"].append(
+            f"On {d} the data mixture is {gain} points from the {d} expert: {gain.verdict}. "
+            "The paper: higher on math and science, lower on coding (its seesaw)."
+        )
+    return [sentence for group in sentences.values() for sentence in group]
 
 
-def _expert_sentence(results: Results, domain: str) -> str:
-    gain = results.compare(EXPERTS[domain], "initial", [domain])
-    appeared = "appeared" if gain.verdict == "higher" else "did not appear"
-    return (
-        f"The {domain} expert beats the initial model on its own domain: {appeared} "
-        f"({gain} points, {gain.verdict})."
-    )
-
-
-def _merged_sentence(results: Results, merged: str, domain: str) -> str:
-    gain = results.compare(merged, "initial", [domain])
-    appeared = "appeared" if gain.verdict == "higher" else "did not appear"
-    return f"The merged model beats the initial model on {domain}: {appeared} ({gain} points)."
-
-
-def _own_domain_sentence(results: Results, merged: str, domain: str) -> str:
-    gain = results.compare(merged, EXPERTS[domain], [domain])
-    outcome = {
-        "higher": "beats it",
-        "lower": "stays below it",
-        "no clear difference": "reaches it",
-    }[gain.verdict]
-    return (
-        f"On {domain} the merged model against the {domain} expert: {outcome} ({gain} points). "
-        "The paper: above on math and science, below on coding."
-    )
-
-
-def _average_sentence(results: Results, a: str, b: str, whose: str) -> str:
+def _average(results: Results, a: str, b: str, whose: str) -> str:
     gain = results.compare(a, b)
     return (
         f"The merged model's average ({percent(results.average(a))}) is {gain} points from {whose} "
@@ -221,25 +226,15 @@ def _average_sentence(results: Results, a: str, b: str, whose: str) -> str:
     )
 
 
-def _seesaw_sentence(results: Results, domain: str) -> str:
-    gain = results.compare("mixture", EXPERTS[domain], [domain])
-    return (
-        f"On {domain} the data mixture is {gain} points from the {domain} expert: {gain.verdict}. "
-        "The paper: higher on math and science, lower on coding (its seesaw)."
+def _length(results: Results, merged: str) -> str:
+    before, after = (
+        [results.tasks[model][d]["mean_tokens"] for d in DOMAINS] for model in ("initial", merged)
     )
-
-
-def _length_sentence(results: Results, merged: str) -> str:
-    def tokens(model: str) -> list[float]:
-        return [results.tasks[model][d]["mean_tokens"] for d in DOMAINS]
-
-    parts = [
-        f"{d} {a:.0f} -> {b:.0f}"
-        for d, a, b in zip(DOMAINS, tokens("initial"), tokens(merged), strict=True)
-    ]
-    longer = all(b > a for a, b in zip(tokens("initial"), tokens(merged), strict=True))
+    triples = list(zip(DOMAINS, before, after, strict=True))
+    longer = all(b > a for _, a, b in triples)
     appeared = "appeared in all domains" if longer else "did not appear in all domains"
-    return f"Longer answers after merging: {appeared} ({', '.join(parts)} tokens)."
+    parts = ", ".join(f"{d} {a:.0f} -> {b:.0f}" for d, a, b in triples)
+    return f"Longer answers after merging: {appeared} ({parts} tokens)."
 
 
 # ---------------------------------------------------------------- figures

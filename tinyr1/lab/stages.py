@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,32 +73,18 @@ MODELS = (
     Model("task_arithmetic_1.0", "task arithmetic, lambda 1.0"),
 )
 
-EXPERTS = ("expert_math", "expert_science", "expert_coding")
-
-
-class Combination(NamedTuple):
-    """Arguments of merge.py: the models before OUT, the options after it, and models in options."""
-
-    models: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    model_option: tuple[str, str] | None = None
-
-
-# The released model lists the base (Left) second: (math & science) is Left science, Right math.
+# Arguments of merge.py. The released model lists the base (Left) second: (math & science) is
+# Left science, Right math.
+_EXPERTS = "models/expert_math models/expert_science models/expert_coding"
+_TASK_VECTORS = "--method task_arithmetic --base models/initial --lam"
 MERGES = {
-    "fusion_ms_c": Combination(
-        ("expert_science", "expert_math"), model_option=("--then", "expert_coding")
-    ),
-    "fusion_mc_s": Combination(
-        ("expert_coding", "expert_math"), model_option=("--then", "expert_science")
-    ),
-    "linear": Combination(EXPERTS, ("--method", "linear")),
-    "task_arithmetic_0.7": Combination(
-        EXPERTS, ("--method", "task_arithmetic", "--lam", "0.7"), ("--base", "initial")
-    ),
-    "task_arithmetic_1.0": Combination(
-        EXPERTS, ("--method", "task_arithmetic", "--lam", "1.0"), ("--base", "initial")
-    ),
+    "fusion_ms_c": "models/expert_science models/expert_math models/fusion_ms_c "
+    "--then models/expert_coding",
+    "fusion_mc_s": "models/expert_coding models/expert_math models/fusion_mc_s "
+    "--then models/expert_science",
+    "linear": f"{_EXPERTS} models/linear --method linear",
+    "task_arithmetic_0.7": f"{_EXPERTS} models/task_arithmetic_0.7 {_TASK_VECTORS} 0.7",
+    "task_arithmetic_1.0": f"{_EXPERTS} models/task_arithmetic_1.0 {_TASK_VECTORS} 1.0",
 }
 
 
@@ -155,8 +141,8 @@ class Lab:
             write_json(marker, {**result, "seconds": time.perf_counter() - started})
         return read_json(marker)
 
-    def run(self, name: str, script: str, arguments: Sequence[str], ranks: int = 1) -> float:
-        """Run an entry script to its end, once; RunStopped if it fails.
+    def run(self, name: str, command: str, ranks: int = 1) -> float:
+        """Run an entry script in OUT to its end, once; RunStopped if it fails.
 
         Returns its wall seconds, those of interrupted attempts included.
         """
@@ -164,15 +150,16 @@ class Lab:
             past = [row for row in self.jobs.rows if row["name"] == name]
         if any(row["done"] for row in past):
             return sum(row["seconds"] for row in past)
+        script, *arguments = command.split()
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *arguments]
+        argv = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *arguments]
         log = self.out / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         # One thread a process: two processes keep two cores busy, more threads only wait.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         with open(log, "wb") as file:
-            child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=ROOT)
+            child = subprocess.Popen(argv, stdout=file, stderr=file, env=environment, cwd=self.out)
             with self.lock:
                 self.children.append(child)
             code = child.wait()
@@ -253,77 +240,65 @@ def train_branches(lab: Lab) -> dict[str, Any]:
 
     def train(branch: str, ranks: int = 1) -> float:
         recipe = branch.removeprefix("expert_")
-        files = [lab.data(recipe)] if recipe in DOMAINS else [lab.data(d) for d in DOMAINS]
-        arguments = [recipe, "--model", str(lab.model("initial")), "--data", *map(str, files)]
-        arguments += ["--out", str(lab.model(branch)), "--epochs", str(lab.sizes.epochs)]
-        arguments += ["--batch-size", str(BATCH[recipe]), "--seed", str(lab.seed), "--quiet"]
-        seconds = lab.run(branch, "train.py", [*arguments, *TRAINING.split()], ranks)
+        data = " ".join(f"data/{d}.jsonl" for d in DOMAINS if recipe in (d, "mixture"))
+        command = (
+            f"train.py {recipe} --model models/initial --data {data} --out models/{branch} "
+            f"--epochs {lab.sizes.epochs} --batch-size {BATCH[recipe]} --seed {lab.seed} "
+            f"{TRAINING} --quiet"
+        )
+        seconds = lab.run(branch, command, ranks)
         if not (lab.model(branch) / "config.json").exists():  # it was told to stop
             raise RunStopped(f"{branch}: training was stopped; the same command continues")
         return seconds
 
-    seconds: dict[str, float] = {}
     # The mixture beside math and coding keeps two cores busy; science runs on both of them.
-    pairs = ("mixture", "expert_math", "expert_coding")
-    with _progress(lab, [*pairs, "expert_science"]):
-        seconds |= _in_parallel(lab, {name: lambda name=name: train(name) for name in pairs})
+    beside = ("mixture", "expert_math", "expert_coding")
+    with _progress(lab, [*beside, "expert_science"]):
+        seconds = _each(lab, train, beside, show=False)
         seconds["expert_science"] = 2 * train("expert_science", ranks=2)
     return {"core_seconds": seconds}
 
 
-def merge_models(lab: Lab, merges: Mapping[str, Combination] = MERGES) -> dict[str, Any]:
+def merge_models(lab: Lab, merges: Mapping[str, str] = MERGES) -> dict[str, Any]:
     """Both of the paper's sequences, and the methods that they are compared with."""
 
     def merge(name: str) -> float:
-        models, options, model_option = merges[name]
-        arguments = [*(str(lab.model(m)) for m in (*models, name)), *options, "--quiet"]
-        if model_option:
-            arguments += [model_option[0], str(lab.model(model_option[1]))]
-        return lab.run(name, "merge.py", arguments)
+        return lab.run(name, f"merge.py {merges[name]} --quiet")
 
-    jobs = {name: lambda name=name: merge(name) for name in merges}
-    return {"core_seconds": _in_parallel(lab, jobs)}
+    return {"core_seconds": _each(lab, merge, merges)}
 
 
 def evaluate_models(
-    lab: Lab, names: Sequence[str] = tuple(m.folder for m in MODELS), tasks: Path | None = None
+    lab: Lab,
+    names: Iterable[str] = tuple(m.folder for m in MODELS),
+    tasks: str = "data/heldout.jsonl",
 ) -> dict[str, Any]:
     """Every model on the same held-out questions, with the same random streams."""
 
     def evaluate(name: str) -> float:
-        arguments = [str(lab.model(name)), "--task-file", str(tasks or lab.tasks)]
-        arguments += ["--preset", "plain"]
-        arguments += ["--out", str(lab.out / "evaluations" / name), "--seed", str(lab.seed)]
-        arguments += ["--max-tokens", str(TOKEN_LIMIT), "--slots", "300", "--jobs", "1", "--quiet"]
-        arguments += ["--sandbox", lab.sandbox]
-        return lab.run(f"evaluate_{name}", "evaluate.py", arguments)
+        command = (
+            f"evaluate.py models/{name} --task-file {tasks} --preset plain "
+            f"--out evaluations/{name} --seed {lab.seed} --max-tokens {TOKEN_LIMIT} --slots 300 "
+            f"--jobs 1 --sandbox {lab.sandbox} --quiet"
+        )
+        return lab.run(f"evaluate_{name}", command)
 
-    jobs = {name: lambda name=name: evaluate(name) for name in names}
-    return {"core_seconds": _in_parallel(lab, jobs, lab.log.bar(total=len(jobs), unit="model"))}
+    return {"core_seconds": _each(lab, evaluate, names)}
 
 
-def _in_parallel(
-    lab: Lab, jobs: dict[str, Callable[[], float]], bar: Any = None
+def _each(
+    lab: Lab, work: Callable[[str], float], names: Iterable[str], show: bool = True
 ) -> dict[str, float]:
-    """Run jobs two at a time, in order; returns what they returned."""
-
-    def work(job: Callable[[], float]) -> float:
-        seconds = job()
-        if bar is not None:
-            bar.update()
-        return seconds
-
+    """work(name) of each, two at a time, in order."""
     with ThreadPoolExecutor(2) as pool:
-        futures = {name: pool.submit(work, job) for name, job in jobs.items()}
+        futures = {name: pool.submit(work, name) for name in names}
         try:
-            return {name: future.result() for name, future in futures.items()}
+            done = lab.log.bar(futures.items(), unit="model") if show else futures.items()
+            return {name: future.result() for name, future in done}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             lab.stop_children()
             raise
-        finally:
-            if bar is not None:
-                bar.close()
 
 
 class _progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -13,7 +14,7 @@ import torch
 import tyro
 
 from tinyr1.chat import TemplateName, check_template, guess_template, stop_ids
-from tinyr1.config import check_range
+from tinyr1.config import check_range, flag
 from tinyr1.errors import UserError
 from tinyr1.model import Qwen2
 from tinyr1.model_config import Qwen2Config
@@ -75,23 +76,18 @@ class EngineConfig:
     """Seconds without a word after which a request is tried again (openai)."""
 
     def __post_init__(self) -> None:
-        positive = ("max_tokens", "max_model_len", "slots", "tensor_parallel", "replicas")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None:
-                check_range(f"--{name.replace('_', '-')}", value, 1)
-        check_range("--temperature", self.temperature, 0)
-        check_range("--top-p", self.top_p, 1e-9, 1)
-        check_range("--top-k", self.top_k, 0)
-        check_range("--gpu-memory-utilization", self.gpu_memory_utilization, 1e-3, 1)
-        check_range("--requests-per-minute", self.requests_per_minute, 0)
-        check_range("--chunk-timeout", self.chunk_timeout, 1e-3)
+        check_range(self, 1, math.inf, "max_tokens", "max_model_len", "slots")
+        check_range(self, 1, math.inf, "tensor_parallel", "replicas")
+        check_range(self, 0, math.inf, "temperature", "top_k", "requests_per_minute")
+        check_range(self, 1e-9, 1, "top_p")
+        check_range(self, 1e-3, 1, "gpu_memory_utilization")
+        check_range(self, 1e-3, math.inf, "chunk_timeout")
         if "" in self.stop:
             raise UserError("--stop='': expected a text of at least one character")
         if self.engine == "openai":
-            for name in ("base_url", "model_name"):
-                if not getattr(self, name):
-                    raise UserError(f"--{name.replace('_', '-')}: required with --engine openai")
+            for field in ("base_url", "model_name"):
+                if not getattr(self, field):
+                    raise UserError(f"{flag(field)}: required with --engine openai")
             if not self.base_url.startswith(("http://", "https://")):
                 raise UserError(f"--base-url={self.base_url}: expected http:// or https://")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import tinyr1
 
 ROWS = [
-    ["errors", "record", "files", "config", "log", "stats", "plot", "ranks", "paper"],
+    ["errors", "record", "files", "config", "log", "stats", "plot", "ranks", "paper", "published"],
     [
         "weights",
         "tokenizer",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
 import io
 import json
 import pickle
@@ -21,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.errors import UserError
-from tinyr1.files import read_jsonl
+from tinyr1.published import Row, file_rows, hub_rows
 
-Row = dict[str, Any]
 LCB_WINDOW = ("2024-08-01", "2025-02-01")  # the paper's
 LCB_PRESET_LIMITS = {"tinyr1": (18.0, 60.0)}  # seconds a test and in all, as the paper's runs had
 
@@ -49,12 +47,10 @@ def load_benchmark(
     if name not in BENCHMARKS:
         raise UserError(f"--tasks={name}: expected some of {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
-    source = _files(name, benchmark, data) if data else _hub(benchmark)
+    source = _files(name, benchmark, data) if data else _hub(*benchmark.hub)
     rows: list[Row] = []
     for place, raw in source:
         try:
-            if not isinstance(raw, dict):
-                raise ValueError("expected a JSON object")
             row = benchmark.convert(raw, len(rows))
         except (KeyError, ValueError, TypeError, binascii.Error, zlib.error) as error:
             said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
@@ -99,43 +95,13 @@ def _files(name: str, benchmark: Benchmark, data: Path) -> Iterator[tuple[str, R
             f"folder of them, whose name begins with {' or '.join(benchmark.names)}"
         )
     for file in files:
-        try:
-            yield from _read(file)
-        except (ValueError, csv.Error) as error:  # of a decoder, or of pyarrow's
-            raise UserError(f"{file}: cannot be read ({error})") from None
-
-
-def _read(file: Path) -> Iterator[tuple[str, Row]]:
-    if file.suffix == ".jsonl":
-        for number, row in read_jsonl(file):
+        for number, row in file_rows(file):
             yield f"{file}:{number}", row
-    elif file.suffix == ".csv":
-        text = file.read_text(encoding="utf-8-sig")
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
-            yield f"{file}: row {number}", dict(row)
-    else:
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError:
-            raise UserError(f"{file}: parquet needs pip install 'tinyr1[data]'") from None
-        for number, row in enumerate(parquet.read_table(file).to_pylist(), 1):
-            yield f"{file}: row {number}", row
 
 
-def _hub(benchmark: Benchmark) -> Iterator[tuple[str, Row]]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise UserError("--data: required, or pip install 'tinyr1[data]' for the hub") from None
-    name, configuration, split = benchmark.hub
-    try:
-        rows = load_dataset(name, configuration, split=split)
-    except Exception as error:  # of a dozen kinds: offline, gated, renamed
-        raise UserError(
-            f"{name}: cannot be loaded ({error}); download it and give --data"
-        ) from None
-    for number, row in enumerate(rows, 1):
-        yield f"{name}: row {number}", dict(row)
+def _hub(name: str, configuration: str | None, split: str) -> Iterator[tuple[str, Row]]:
+    for number, row in hub_rows(name, configuration, split):
+        yield f"{name}: row {number}", row
 
 
 # ---------------------------------------------------------------- what a row is

@@ -20,7 +20,7 @@ from tinyr1.files import read_json
 from tinyr1.model import tensor_shapes
 from tinyr1.model_config import Qwen2Config
 from tinyr1.tokenizer import TOKENIZER_FILES, Tokenizer
-from tinyr1.weights import Checkpoint
+from tinyr1.weights import Checkpoint, dtype_name
 
 
 def faults(folder: Path) -> list[str]:
@@ -37,7 +37,7 @@ def faults(folder: Path) -> list[str]:
         found.append(str(error))
     raw = read_json(folder / "config.json")
     stated = raw.get("torch_dtype", raw.get("dtype"))
-    types = {str(spec.dtype).removeprefix("torch.") for spec in weights.specs.values()}
+    types = {dtype_name(spec.dtype) for spec in weights.specs.values()}
     if stated is not None and {stated} != types:
         found.append(f"config.json: torch_dtype={stated}, the tensors are {', '.join(types)}")
     if not any((folder / name).exists() for name in TOKENIZER_FILES):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tinyr1 import plot
 from tinyr1.errors import UserError
-from tinyr1.files import write_atomic, write_json
+from tinyr1.files import finite, write_atomic, write_json
 from tinyr1.fusion import Rows, row_parts
 from tinyr1.log import Log
 from tinyr1.merge_card import draw_by_layer
@@ -76,18 +76,16 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
     if save:
         write_atomic(save / "diff.md", text + "\n")
         names = {"a": a.path.resolve().name, "b": b.path.resolve().name}
-        tensors = {name: _plain(d) for name, d in diffs.items()}
+        tensors = {
+            name: {key: finite(value) for key, value in d._asdict().items()}
+            for name, d in diffs.items()
+        }
         write_json(save / "diff.json", names | {"tensors": tensors})
         if plot.available():
             values = {name: 100 * d.relative_norm for name, d in diffs.items()}
             plot.draw(draw_by_layer, save / "diff.png", values, "|B - A| / |A|", "%")
         else:
             log.warn("matplotlib is not installed: no diff.png (pip install tinyr1[plot])")
-
-
-def _plain(diff: TensorDiff) -> dict[str, float | None]:
-    """For JSON, which knows neither NaN nor infinity."""
-    return {key: value if math.isfinite(value) else None for key, value in diff._asdict().items()}
 
 
 def _diff_tensors(a: Checkpoint, b: Checkpoint, log: Log) -> dict[str, TensorDiff]:

@@ -8,9 +8,11 @@ its traceback.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class UserError(Exception):
@@ -19,6 +21,14 @@ class UserError(Exception):
 
 class RunStopped(Exception):
     """A run that had to stop (non-finite loss again and again, disk full)."""
+
+
+def needs(module: str, extra: str, what: str) -> Any:
+    """A library that only an extra installs; without it, UserError says what needs which."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{what}: {error}; pip install 'tinyr1[{extra}]'") from None
 
 
 def run_main(main: Callable[[], int | None]) -> None:

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,7 @@ from tinyr1.graders import (
 )
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
-from tinyr1.record import Grade, Prompt, Sample
+from tinyr1.record import Grade, Sample
 from tinyr1.sampling.build import Backend, EngineConfig
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
@@ -146,19 +146,8 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     prompts = make_prompts(
         rows, backend.tokenizer, backend.template, config.preset, config.trials, opens, config.seed
     )
-    check_lengths(prompts, backend.max_model_len)
-    record = asdict(backend.settings) | {
-        "model": model.resolve().name if model else config.model_name,
-        "model_fingerprint": backend.fingerprint(),
-        "preset": config.preset,
-        "template": backend.template if backend.tokenizer else None,
-        "engine": backend.engine,
-        "dtype": backend.dtype if backend.engine != "openai" else None,
-        "max_model_len": backend.max_model_len,
-    }
-    if backend.engine == "openai":
-        record |= {"base_url": config.base_url, "model_name": config.model_name, "api": config.api}
-    record = json.loads(json.dumps(record))  # as it will be read back: tuples are lists
+    backend.check_lengths(prompts)
+    record = backend.record() | {"preset": config.preset}
     work = WorkQueue(ranks)
     with ranks.owning(out):
         started = time.perf_counter()
@@ -188,7 +177,7 @@ def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
     backend = Backend(model, config, Ranks())
     row = {"task": "ask", "id": "0", "kind": "math", "prompt": given(config, "ask")}
     (prompt,) = make_prompts([row], backend.tokenizer, backend.template, "plain", 1, False)
-    check_lengths([prompt], backend.max_model_len)
+    backend.check_lengths([prompt])
     sampler = backend.open(1)
     try:
         for piece in sampler.stream(prompt):
@@ -232,16 +221,6 @@ def regrade(config: EvalConfig, log: Log) -> None:
         finish(out, rows, samples, config, record, log)
 
 
-def check_lengths(prompts: Sequence[Prompt], max_len: int | None) -> None:
-    """UserError naming a prompt after which nothing could be sampled."""
-    for prompt in prompts:
-        if max_len and len(prompt.tokens) >= max_len:
-            raise UserError(
-                f"task={prompt.task} id={prompt.id}: the prompt has {len(prompt.tokens)} tokens, "
-                f"max_model_len is {max_len}; raise --max-model-len or drop the row"
-            )
-
-
 def check_graders(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) -> None:
     """Fail early where grading would: no sandbox for programs, no math-verify for --symbolic."""
     if config.symbolic and importlib.util.find_spec("math_verify") is None:
@@ -280,14 +259,7 @@ def shown_samples(
     whole = sum(len(s.text) for s in samples) <= PAGE_CHARACTERS
     return [
         report.ShownSample(
-            s.task,
-            s.id,
-            s.trial,
-            g.reason or "right",
-            g.extracted or "",
-            str(in_order(by_key[s.task, s.id], s.choice_order).get("answer", "")),
-            s.token_count,
-            s.text,
+            s, g, str(in_order(by_key[s.task, s.id], s.choice_order).get("answer", ""))
         )
         for s, g in zip(samples, grades, strict=True)
         if whole or s.trial == 0

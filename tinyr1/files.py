@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,11 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     fsync_directory(path.parent)
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for NaN and infinity, which JSON does not know."""
+    return value if math.isfinite(value) else None
 
 
 def write_json(path: Path, value: Any) -> None:

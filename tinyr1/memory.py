@@ -28,7 +28,8 @@ from tinyr1.model_config import Qwen2Config
 from tinyr1.parallel import Sharding, make_mesh, shard
 from tinyr1.record import Pack
 from tinyr1.tokenizer import TOKENIZER_FILES
-from tinyr1.train_plan import DTYPES, Plan, TrainConfig, describe, prepare
+from tinyr1.train_plan import Plan, TrainConfig, describe, prepare
+from tinyr1.weights import DTYPES
 
 GIB = 2**30
 LIMIT = 0.95  # of a card: the rest is the CUDA context, NCCL's buffers and fragmentation

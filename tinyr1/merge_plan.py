@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import tyro
@@ -23,37 +23,19 @@ from tinyr1.fusion import CHUNK_ELEMENTS, COPIES, EPSILON, FusionOptions, row_pa
 from tinyr1.log import Log
 from tinyr1.methods import METHODS, MergeParams
 from tinyr1.ranks import Ranks, core_count
-from tinyr1.weights import Checkpoint
+from tinyr1.tokenizer import TOKENIZER_FILES
+from tinyr1.weights import DTYPES, Checkpoint, dtype_name
 
-MethodName = Literal[
-    "arcee_fusion",
-    "linear",
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "task_arithmetic",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "sce",
-    "ram",
-    "ramplus_tl",
-    "model_stock",
-    "nearswap",
-    "passthrough",
-]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 # Options that are fields of MergeParams under the same name.
 _SHARED_OPTIONS = tuple(
     field.name for field in fields(MergeParams) if field.name not in ("normalize", "rescale")
 )
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MAX_THREADS = 8  # by default; more share the memory system and the interpreter
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+VOCABULARY_FILES = (*TOKENIZER_FILES, "vocab.json", "merges.txt")
 RESIDENT_BYTES = 400 * 10**6  # torch, what is mapped of the inputs, what quartiles collect
 
 
@@ -436,7 +418,7 @@ def plan_lines(merge: Merge) -> list[str]:
     kept = f"{shards} shards as {merge.left.path.name} has" if shards else "new shards"
     lines.append(
         f"output: {len(merge.specs)} tensors, {merge.output_bytes:,} bytes, "
-        f"{str(main_dtype(merge)).removeprefix('torch.')}, {kept}; other files from "
+        f"{dtype_name(main_dtype(merge))}, {kept}; other files from "
         f"{merge.left.path.name}"
     )
     held = f"{merge.thread_count} threads, streamed"
@@ -468,7 +450,7 @@ def warn_differences(merge: Merge, log: Log) -> None:
         rounded = sum(other.specs[n].dtype != spec.dtype for n, spec in merge.left.specs.items())
         if rounded and merge.config.method == "arcee_fusion":
             log.warn(f"{other.path}: {rounded} tensors are rounded to Left's dtype first")
-        for name in TOKENIZER_FILES:
+        for name in VOCABULARY_FILES:
             a, b = (model.path / name for model in (merge.left, other))
             if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):
                 log.warn(f"{b}: differs from {a}, which the output gets")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tinyr1.errors import UserError
-from tinyr1.files import Journal, fsync_directory, read_json, write_json, write_jsonl
+from tinyr1.files import Journal, finite, fsync_directory, read_json, write_json, write_jsonl
 from tinyr1.fusion import (
     ExactFusion,
     FusionStats,
@@ -40,7 +40,14 @@ from tinyr1.merge_plan import Merge, MergeConfig, main_dtype, plan_lines, warn_d
 from tinyr1.methods import METHODS
 from tinyr1.quartiles import count_true, differing
 from tinyr1.ranks import Ranks
-from tinyr1.weights import Checkpoint, CheckpointWriter, MappedRows, copy_side_files, matrix_shape
+from tinyr1.weights import (
+    Checkpoint,
+    CheckpointWriter,
+    MappedRows,
+    copy_side_files,
+    dtype_name,
+    matrix_shape,
+)
 
 SYNC_BYTES = 1 << 28  # finished tensors are made durable and journalled in portions of this size
 WINDOW_BYTES = 1 << 26  # of the inputs may be resident, over all threads
@@ -104,18 +111,13 @@ class FusedTensor:
             return {"flags": ["nonfinite_input"]}
         count = max(self._size, 1)
         return {
-            "threshold": _plain(stats.threshold),
-            "quartiles": [_plain(value) for value in stats.quartiles],
+            "threshold": finite(stats.threshold),
+            "quartiles": [finite(value) for value in stats.quartiles],
             "share_changed": stats.changed / count,
             "share_taken": stats.taken / count,
             "max_change": stats.max_change,
             "flags": ["threshold_collapsed"] if stats.collapsed else [],
         }
-
-
-def _plain(value: float) -> float | None:
-    """For JSON, which knows neither NaN nor infinity."""
-    return value if math.isfinite(value) else None
 
 
 class MethodTensor:
@@ -208,7 +210,7 @@ def merge_tensor(
                 done(rows.nbytes)
 
         digest = writer.write_parts(name, parts())
-        facts = {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
+        facts = {"shape": list(spec.shape), "dtype": dtype_name(spec.dtype)}
         return facts | merged.entry() | {"sha256": digest}
 
 

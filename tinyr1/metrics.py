@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from tinyr1 import plot
-from tinyr1.errors import UserError
-from tinyr1.files import Journal, write_jsonl
+from tinyr1.errors import needs
+from tinyr1.files import Journal, finite, write_jsonl
 from tinyr1.log import Log
 
 
@@ -23,7 +22,8 @@ class Metrics:
     ) -> None:
         self._out, self._total, self._log = out, total, log
         self._rows: list[dict[str, Any]] = []
-        self._journal = self._board = None
+        self._journal: Journal | None = None
+        self._board: Any = None
         if quiet:
             return
         path = out / "metrics.jsonl"
@@ -31,7 +31,9 @@ class Metrics:
             self._rows = [row for row in journal.rows if row["step"] <= step]
         write_jsonl(path, self._rows)
         self._journal = Journal(path)
-        self._board = _tensorboard(out) if tensorboard else None
+        if tensorboard:
+            library = needs("torch.utils.tensorboard.writer", "tensorboard", "--tensorboard")
+            self._board = library.SummaryWriter(str(out / "tensorboard"))
 
     @property
     def skipped_steps(self) -> int:
@@ -42,10 +44,7 @@ class Metrics:
         """Write one step's figures everywhere."""
         if self._journal is None:
             return
-        # JSON knows neither NaN nor infinity.
-        row = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
-        }
+        row = {k: finite(v) if isinstance(v, float) else v for k, v in row.items()}
         self._rows.append(row)
         self._journal.append(row)
         if self._board:
@@ -65,14 +64,6 @@ class Metrics:
             self._log.say("no loss.png: install the plot extra for it")
         elif self._rows:
             plot.loss_curve(self._out / "loss.png", self._rows, title=self._out.name)
-
-
-def _tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard: not installed; pip install 'tinyr1[tensorboard]'") from None
-    return SummaryWriter(str(out / "tensorboard"))
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -6,8 +6,11 @@ mask shifted by one. They show here at a glance.
 
 from __future__ import annotations
 
+import itertools
+
 from tinyr1.log import Log
 from tinyr1.packing import make_batch
+from tinyr1.record import Example
 from tinyr1.tokenizer import Tokenizer
 from tinyr1.train_plan import TrainConfig, describe, prepare
 
@@ -31,17 +34,16 @@ def print_preview(config: TrainConfig, log: Log) -> None:
             ids = tokens.tolist()
             print(f"-- {corpus.ids[document]}: {len(ids)} tokens")
             print("text (targets between >> and <<):")
-            print(_marked(tokenizer, ids, is_target.tolist()))
+            print(marked(tokenizer, Example(ids, is_target.tolist())))
             print("ids (targets with *):")
             print(" ".join(f"{i}*" if t else str(i) for i, t in zip(ids, is_target, strict=True)))
 
 
-def _marked(tokenizer: Tokenizer, ids: list[int], is_target: list[bool]) -> str:
-    """The text with its target spans marked; special tokens stay visible."""
-    text, start = "", 0
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or is_target[end] != is_target[start]:
-            span = tokenizer.decode_raw(ids[start:end])
-            text += f">>{span}<<" if is_target[start] else span
-            start = end
-    return text
+def marked(tokenizer: Tokenizer, example: Example) -> str:
+    """The text with its targets between >> and <<; special tokens stay visible."""
+    parts: list[str] = []
+    pairs = zip(*example, strict=True)
+    for is_target, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        span = tokenizer.decode_raw([token for token, _ in run])
+        parts.append(f">>{span}<<" if is_target else span)
+    return "".join(parts)

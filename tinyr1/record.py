@@ -148,20 +148,26 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What is asked of the model for one (task, id, trial)."""
+class Trial:
+    """One of the times that a question of a task is asked."""
 
     task: str
     id: str
     trial: int
-    tokens: tuple[int, ...]
-    think_open: bool = False
-    choice_order: tuple[int, ...] | None = None
-    messages: tuple[Message, ...] = ()  # what `tokens` were made of, for servers that take no ids
 
     @property
     def key(self) -> tuple[str, str, int]:
         return self.task, self.id, self.trial
+
+
+@dataclass(frozen=True)
+class Prompt(Trial):
+    """What is asked of the model."""
+
+    tokens: tuple[int, ...]
+    think_open: bool = False
+    choice_order: tuple[int, ...] | None = None
+    messages: tuple[Message, ...] = ()  # what `tokens` were made of, for servers that take no ids
 
     def fingerprint(self) -> str:
         """What is asked, in 16 hexadecimal digits."""
@@ -173,22 +179,15 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Trial):
     """What the model produced after the prompt, one line of samples.jsonl."""
 
-    task: str
-    id: str
-    trial: int
     text: str
     token_count: int
     finish_reason: FinishReason
     seed: int | None = None
     think_open: bool = False
     choice_order: tuple[int, ...] | None = None
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.task, self.id, self.trial
 
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if v is not None}
@@ -227,21 +226,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Grade:
+class Grade(Trial):
     """The verdict on one sample. `reason` is "" when correct (docs/formats.md lists the others)."""
 
-    task: str
-    id: str
-    trial: int
     correct: bool
     extracted: str | None
     reason: str
     symbolic: bool | None = None  # math-verify's second opinion, where it was asked
     released: bool | None = None  # what the released scripts' rules say, where they were asked
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.task, self.id, self.trial
 
     def to_json(self) -> dict[str, Any]:
         asked = ("symbolic", "released")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from tinyr1 import plot
 from tinyr1.files import write_atomic
 from tinyr1.paper import BENCHMARKS, TABLE_1, TABLE_2, PaperRow
+from tinyr1.record import Grade, Sample
 from tinyr1.stats import flips, paired_difference
 
 _STYLE = """
@@ -97,14 +99,13 @@ Block = str | Table | Figure | Heading | Items
 class ShownSample(NamedTuple):
     """A sample with its verdict, for people to read."""
 
-    task: str
-    id: str
-    trial: int
-    verdict: str  # "right" or the reason
-    extracted: str
+    sample: Sample
+    grade: Grade
     expected: str
-    tokens: int
-    text: str
+
+    @property
+    def verdict(self) -> str:
+        return self.grade.reason or "right"
 
 
 def browser(samples: Sequence[ShownSample]) -> str:
@@ -112,20 +113,22 @@ def browser(samples: Sequence[ShownSample]) -> str:
     if not samples:
         return ""
 
-    def one(s: ShownSample) -> str:
+    def one(shown: ShownSample) -> str:
+        s, verdict = shown.sample, html.escape(shown.verdict)
         thought, closed, answer = s.text.rpartition("</think>")
         parts = ""
         if closed or "<think>" in answer:
-            shown = thought if closed else answer
-            parts = f"<details><summary>thinking</summary><pre>{html.escape(shown)}</pre></details>"
+            said = html.escape(thought if closed else answer)
+            parts = f"<details><summary>thinking</summary><pre>{said}</pre></details>"
             answer = answer if closed else ""
         name = html.escape(f"{s.task} / {s.id} / {s.trial}")
-        found = html.escape(f"{s.verdict}, {s.tokens} tokens, answer {s.extracted[:80]!r}")
-        wanted = f" of {html.escape(repr(s.expected[:80]))}" if s.expected else ""
-        kind = "right" if s.verdict == "right" else "wrong"
+        extracted = html.escape(repr((shown.grade.extracted or "")[:80]))
+        wanted = f" of {html.escape(repr(shown.expected[:80]))}" if shown.expected else ""
+        kind = "right" if shown.grade.correct else "wrong"
         return (
             f'<details class="sample {kind}" data-task="{html.escape(s.task)}" '
-            f'data-verdict="{html.escape(s.verdict)}"><summary>{name}: {found}{wanted}</summary>'
+            f'data-verdict="{verdict}"><summary>{name}: {verdict}, {s.token_count} tokens, '
+            f"answer {extracted}{wanted}</summary>"
             f"{parts}<pre>{html.escape(answer.strip())}</pre></details>"
         )
 
@@ -134,7 +137,7 @@ def browser(samples: Sequence[ShownSample]) -> str:
         select = f'<select id="{name}"><option value="">all</option>{options}</select>'
         return f"<label>{name} {select}</label>"
 
-    filters = choices("task", [s.task for s in samples])
+    filters = choices("task", [s.sample.task for s in samples])
     filters += " " + choices("verdict", [s.verdict for s in samples])
     body = "\n".join(one(s) for s in samples)
     return f"<h2>Samples</h2><p>{filters}</p>{body}<script>{_FILTER}</script>"
@@ -299,7 +302,8 @@ def draw_results(path: Path, tasks: Mapping[str, Mapping[str, Any]], model: str)
     columns = [task for task in BENCHMARKS if task in tasks] or list(tasks)
     rows = TABLE_1 if columns[0] in BENCHMARKS else ()
     names = [f"{row.model} (paper)" for row in rows]
-    values = [[row.scores[BENCHMARKS.index(task)] or 0.0 for task in columns] for row in rows]
+    scores = [[row.scores[BENCHMARKS.index(task)] for task in columns] for row in rows]
+    values = [[math.nan if x is None else x for x in row] for row in scores]
     errors = [[0.0] * len(columns) for _ in rows]
     names.append(f"{model} (here)")
     values.append([100 * tasks[task]["pass_at_1"] for task in columns])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyr1.answer import LETTERS
 from tinyr1.files import read_jsonl
 from tinyr1.record import Grade, Sample
 from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k
@@ -88,7 +89,7 @@ def _vote(sample: Sample, verdict: Grade) -> str | None:
     if verdict.correct:
         return ""
     if sample.choice_order and verdict.extracted:
-        return str(sample.choice_order["ABCD".index(verdict.extracted)])
+        return str(sample.choice_order[LETTERS.index(verdict.extracted)])
     return verdict.extracted
 
 

@@ -36,7 +36,6 @@ from tinyr1.parallel import Sharding, clip_gradients, load_weights, make_mesh, s
 from tinyr1.ranks import Ranks, StopSignal
 from tinyr1.record import Batch
 from tinyr1.train_plan import (
-    DTYPES,
     Prepared,
     TrainConfig,
     check_trajectory,
@@ -44,7 +43,7 @@ from tinyr1.train_plan import (
     prepare,
     trajectory,
 )
-from tinyr1.weights import Checkpoint
+from tinyr1.weights import DTYPES, Checkpoint
 
 MAX_BAD_STEPS = 3  # non-finite steps in a row before the run stops
 

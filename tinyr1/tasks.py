@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinyr1 import chat
+from tinyr1.answer import LETTERS
 from tinyr1.chat import TemplateName, render_prompt
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
@@ -22,7 +23,6 @@ from tinyr1.tokenizer import THINK_OPEN, Tokenizer
 
 Preset = Literal["tinyr1", "r1", "plain"]
 KINDS = ("math", "choice", "code")
-LETTERS = "ABCD"
 TRIALS = {"tinyr1": {"math": 16, "choice": 4, "code": 4}}  # the paper's; other presets: 1
 
 BOX = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -91,7 +91,7 @@ def check_row(row: Any) -> None:
         choices = row.get("choices")
         if choices is not None and (not isinstance(choices, list) or len(choices) != 4):
             raise ValueError("choices: expected a list of 4 strings")
-        if row.get("answer") not in ("A", "B", "C", "D"):
+        if row.get("answer") not in LETTERS:
             raise ValueError(f"answer={row.get('answer')!r}: expected A, B, C or D")
 
 
@@ -144,10 +144,10 @@ def messages(row: dict[str, Any], preset: Preset) -> tuple[Message, ...]:
         return (Message("user", _code_text(row)),)
     choices = row.get("choices")
     if preset == "tinyr1":
-        listed = ", ".join(f"{x}) {c}" for x, c in zip("ABCD", choices or (), strict=False))
+        listed = ", ".join(f"{x}) {c}" for x, c in zip(LETTERS, choices or (), strict=False))
         text = CHOICE_HEAD + row["prompt"] + "\n" + listed if choices else row["prompt"]
         return Message("system", CHOICE_SYSTEM), Message("user", text)
-    listed = "\n".join(f"{x}) {c}" for x, c in zip("ABCD", choices or (), strict=False))
+    listed = "\n".join(f"{x}) {c}" for x, c in zip(LETTERS, choices or (), strict=False))
     text = f"{row['prompt']}\n\n{listed}\n{BOX}" if choices else f"{row['prompt']}\n{BOX}"
     return (Message("user", text),)
 

@@ -11,11 +11,10 @@ the prompt's), what is written has the normal form; what is not fit for training
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -109,16 +108,12 @@ def make_prompts(rows: list[dict[str, Any]], backend: Backend, c: TeacherConfig)
                 ids = render_prompt(backend.tokenizer, said, backend.template, c.open_thinking)
             except ValueError as error:
                 raise UserError(f"{c.questions}: id={row['id']}: {error}") from None
-        if backend.max_model_len and len(ids) >= backend.max_model_len:
-            raise UserError(
-                f"{c.questions}: id={row['id']}: the prompt has {len(ids)} tokens, the model "
-                f"{backend.max_model_len}"
-            )
         opened = bool(ids) and c.open_thinking
         prompts += [
             Prompt(row["domain"], row["id"], trial, tuple(ids), opened, messages=said)
             for trial in range(c.n)
         ]
+    backend.check_lengths(prompts)
     return prompts
 
 
@@ -185,12 +180,7 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
         open_sandbox(c.sandbox)
     backend = Backend(model, c, ranks)
     prompts = make_prompts(rows, backend, c)
-    settings = json.loads(json.dumps(asdict(backend.settings))) | {
-        "engine": backend.engine,
-        "model": model.resolve().name if model else c.model_name,
-        "model_fingerprint": backend.fingerprint(),
-        "base_url": c.base_url or None,
-    }
+    settings = backend.record()
     work, queue = out.with_suffix(".work"), WorkQueue(ranks)
     with ranks.owning(work):
         budget = c.budget_tokens or None

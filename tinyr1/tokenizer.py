@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
-from tinyr1.errors import UserError
+from tinyr1.errors import UserError, needs
 from tinyr1.files import read_json
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -112,14 +112,9 @@ class _SentencePiece:
     """tokenizer.model behind the few methods of `tokenizers.Tokenizer` that are used here."""
 
     def __init__(self, path: Path) -> None:
+        library = needs("sentencepiece", "sentencepiece", f"{path}")
         try:
-            from sentencepiece import SentencePieceProcessor
-        except ImportError:
-            raise UserError(
-                f"{path}: needs the sentencepiece extra: pip install 'tinyr1[sentencepiece]'"
-            ) from None
-        try:
-            self.model: Any = SentencePieceProcessor(model_file=str(path))
+            self.model: Any = library.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from None
 

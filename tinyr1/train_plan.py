@@ -31,9 +31,9 @@ from tinyr1.parallel import ActivationCheckpointing
 from tinyr1.ranks import Ranks
 from tinyr1.record import Batch, Pack
 from tinyr1.tokenizer import Tokenizer
+from tinyr1.weights import DTYPES, dtype_name
 
 Dtype = Literal["fp32", "bf16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def trajectory(
     """All that decides which weights a run has after a step."""
     values = to_json(config)
     settings = {name: values[name] for name in TRAJECTORY}
-    settings["dtype"] = str(dtype).removeprefix("torch.")
+    settings["dtype"] = dtype_name(dtype)
     settings["model"] = fingerprint
     settings["data and template"] = plan.corpus.key
     if config.schedule != "constant" or config.warmup_ratio:

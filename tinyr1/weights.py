@@ -47,12 +47,18 @@ SIDE_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+CODES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 # What some models keep beside their weights; nothing is computed with these.
-DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
-DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
+CODES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+CODES |= {"U8": torch.uint8, "BOOL": torch.bool}
 FLOATING = ("BF16", "F16", "F32", "F64")
-DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+CODE_OF = {dtype: code for code, dtype in CODES.items()}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of options
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As config.json has it: bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 class TensorSpec(NamedTuple):
@@ -83,7 +89,7 @@ class Checkpoint:
             raise UserError(f"{path}: no such directory; expected a Hugging Face checkpoint")
         self.specs: dict[str, TensorSpec] = {}
         self.shards: dict[str, str] = {}
-        self.unsupported: dict[str, str] = {}  # dtype codes that are none of DTYPES
+        self.unsupported: dict[str, str] = {}  # dtype codes that are none of CODES
         self._open_files: dict[str, Any] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._offsets: dict[str, int] = {}  # of a tensor's first byte in its shard
@@ -133,9 +139,9 @@ class Checkpoint:
             self._offsets[name] = 8 + header_len + header[name]["data_offsets"][0]
             view = file.get_slice(name)
             code = view.get_dtype()
-            if code not in DTYPES:
+            if code not in CODES:
                 self.unsupported[name] = code
-            dtype = DTYPES.get(code, torch.float32)
+            dtype = CODES.get(code, torch.float32)
             self.specs[name] = TensorSpec(tuple(view.get_shape()), dtype)
             self.shards[name] = shard
 
@@ -154,7 +160,7 @@ class Checkpoint:
 
     def dtype_faults(self) -> list[str]:
         """One line for each tensor that is none of floating numbers."""
-        codes = {n: DTYPE_CODES[spec.dtype] for n, spec in self.specs.items()} | self.unsupported
+        codes = {n: CODE_OF[spec.dtype] for n, spec in self.specs.items()} | self.unsupported
         return [
             f"{name}: dtype {code}, expected one of {', '.join(FLOATING)}"
             for name, code in codes.items()
@@ -301,7 +307,7 @@ class CheckpointWriter:
             spec = self.specs[name]
             end = offset + spec.byte_count
             header[name] = {
-                "dtype": DTYPE_CODES[spec.dtype],
+                "dtype": CODE_OF[spec.dtype],
                 "shape": list(spec.shape),
                 "data_offsets": [offset, end],
             }
@@ -418,5 +424,5 @@ def copy_side_files(source: Path, out: Path, dtype: torch.dtype) -> None:
             write_atomic(out / name, (source / name).read_bytes())
     config = read_json(source / "config.json")
     key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
-    config[key] = str(dtype).removeprefix("torch.")
+    config[key] = dtype_name(dtype)
     write_json(out / "config.json", config)  # last: a directory with it is complete

@@ -37,7 +37,8 @@ from tinyr1.data.sources import open_sources
 from tinyr1.errors import UserError, run_main
 from tinyr1.files import hash_files
 from tinyr1.log import Log
-from tinyr1.record import Example, Message
+from tinyr1.preview import marked
+from tinyr1.record import Message
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import mean
 from tinyr1.tokenizer import Tokenizer
@@ -232,8 +233,8 @@ def inspect(path: Path, c: InspectConfig) -> None:
             continue
         lengths.append(len(example.tokens))
         if len(shown) < c.examples:
-            text = _marked(tokenizer, example)
-            shown.append(f"--- {record.id}: [prompt] and targets\n{text}")
+            text = marked(tokenizer, example)
+            shown.append(f"--- {record.id}: targets between >> and <<\n{text}")
     if faults:
         print(*faults[:FAULTS], sep="\n", file=sys.stderr)
         raise UserError(f"{path}: {len(faults):,} of its lines break the contract of the file")
@@ -258,16 +259,6 @@ def inspect(path: Path, c: InspectConfig) -> None:
         print(f"histogram: {picture}")
     for text in shown:
         print(text)
-
-
-def _marked(tokenizer: Tokenizer, example: Example) -> str:
-    """A conversation as text, what is no target between brackets."""
-    parts: list[str] = []
-    pairs = zip(example.tokens, example.is_target, strict=True)
-    for target, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
-        text = tokenizer.decode_raw([token for token, _ in run])
-        parts.append(text if target else f"[{text}]")
-    return "".join(parts)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinyr1.answer import last_box, last_fenced_block
+from tinyr1.answer import LETTERS, last_box, last_fenced_block
 from tinyr1.chat import TEMPLATE_TOKENS
 from tinyr1.graders.choice import choice_letter
 
@@ -23,7 +23,6 @@ MARKERS = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION)
 CHAT_TOKENS = tuple(token for tokens in TEMPLATE_TOKENS.values() for token in tokens)
 LEAKS = (*CHAT_TOKENS, "<|im_", "<｜", "<|endoftext|>", "<|EOT|>", "<tool_call>")
 
-LETTERS = ("A", "B", "C", "D")
 NORMAL_FORM = re.compile(r"<think>\n(?!\s).*\S\n</think>\n\n(?!\s).*\S", re.DOTALL)
 
 

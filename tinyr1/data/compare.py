@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.data.clean import CHAT_TOKENS, normalized, words
-from tinyr1.errors import UserError
+from tinyr1.errors import UserError, needs
 from tinyr1.files import read_jsonl
 
 NGRAM = 8  # words, as in s1's decontamination
@@ -84,11 +84,9 @@ class NearDuplicates:
     """Questions that share most of their five-word pieces with one seen before (MinHash)."""
 
     def __init__(self, threshold: float) -> None:
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError:
-            raise UserError("--near-duplicates: needs pip install 'tinyr1[data]'") from None
-        self._make, self._index = MinHash, MinHashLSH(threshold=threshold, num_perm=128)
+        library = needs("datasketch", "data", "--near-duplicates")
+        self._make = library.MinHash
+        self._index = library.MinHashLSH(threshold=threshold, num_perm=128)
         self._count = 0
 
     def seen(self, question: str) -> bool:

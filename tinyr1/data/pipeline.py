@@ -19,10 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tinyr1.answer import last_box
+from tinyr1.answer import LETTERS, last_box
 from tinyr1.corpus import in_threads
 from tinyr1.data.clean import (
-    LETTERS,
     REASONS,
     Draft,
     Dropped,
@@ -299,6 +298,8 @@ def check_file(path: Path) -> Iterator[tuple[int, Record | ValueError]]:
             yield number, record
         except ValueError as error:
             yield number, error
+        except RecursionError:
+            yield number, ValueError("nested too deeply")
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tinyr1.errors import UserError
-from tinyr1.files import read_jsonl
+from tinyr1.errors import UserError, needs
+from tinyr1.published import file_rows, hub_rows, newest_commit
 
-BATCH = 64  # rows of a parquet file that are Python objects at once
 SUFFIXES = (".parquet", ".jsonl")
 Place = tuple[str, int, dict[str, Any]]
 
@@ -32,10 +31,10 @@ class Source:
     def rows(self) -> Iterator[Place]:
         """(file or set, number from 1, row) of every row, a few in memory at a time."""
         if not self.files:
-            yield from self._hub_rows()
+            for number, row in hub_rows(self.name, self.config, "train", self.revision, True):
+                yield self.name, number, row
         for name, file in self.files.items():
-            rows = _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file)
-            for number, row in rows:
+            for number, row in file_rows(file):
                 yield name, number, row
 
     def identity(self) -> dict[str, Any]:
@@ -48,18 +47,6 @@ class Source:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
             described.append({"file": name, "bytes": file.stat().st_size, "sha256": digest})
         return {"files": described}
-
-    def _hub_rows(self) -> Iterator[Place]:
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(
-                self.name, self.config, split="train", streaming=True, revision=self.revision
-            )
-            for number, row in enumerate(rows, 1):
-                yield self.name, number, dict(row)
-        except Exception as error:  # of a dozen kinds: gated, no such configuration, cut off
-            raise _not_loaded(self.name, error) from None
 
 
 def open_sources(
@@ -95,16 +82,8 @@ def _open(name: str, out: Path, config: str | None, revision: str | None) -> Sou
         return Source(name, {path.name: path})
     if path.suffix in SUFFIXES or name.count("/") != 1 or name.startswith((".", "/")):
         raise UserError(f"--source={name}: no such file, and no name on the hub (owner/name)")
-    try:
-        import datasets  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise UserError(f"--source={name}: the hub needs pip install 'tinyr1[data]'") from None
-    try:
-        commit = HfApi().dataset_info(name, revision=revision).sha
-    except Exception as error:  # of a dozen kinds: offline, gated, renamed
-        raise _not_loaded(name, error) from None
-    return Source(name, config=config, revision=commit or revision or "main")
+    needs("datasets", "data", f"--source={name}")
+    return Source(name, config=config, revision=newest_commit(name, revision))
 
 
 def _ours(path: Path, out: Path) -> bool:
@@ -112,35 +91,3 @@ def _ours(path: Path, out: Path) -> bool:
     made = {out.resolve(), out.with_suffix(".rejected.jsonl").resolve()}
     whole = path.resolve()
     return whole in made or out.with_suffix(".partial").resolve() in whole.parents
-
-
-def _not_loaded(name: str, error: Exception) -> UserError:
-    why = " ".join(str(error).split())[:200]
-    return UserError(f"--source={name}: cannot be loaded ({why}); give downloaded files instead")
-
-
-def _jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, row in read_jsonl(file):
-        if not isinstance(row, dict):
-            raise UserError(f"{file}:{number}: expected a JSON object")
-        yield number, row
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise UserError(f"{file}: parquet needs pip install 'tinyr1[data]'") from None
-    try:
-        with parquet.ParquetFile(file) as opened:
-            number = 0
-            # A reader over the whole file keeps every row group that it has passed.
-            for group in range(opened.num_row_groups):
-                for batch in opened.iter_batches(batch_size=BATCH, row_groups=[group]):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield number, row
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowException, OSError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{file}: cannot be read ({why}); download it again") from None

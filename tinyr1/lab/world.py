@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from tinyr1 import chat
+from tinyr1.answer import LETTERS
 from tinyr1.files import write_json
 from tinyr1.tokenizer import THINK_CLOSE, THINK_OPEN
 
 DOMAINS = ("math", "coding", "science")
 KINDS = {"math": "math", "coding": "code", "science": "choice"}
-LETTERS = "ABCD"
 CODE_INPUTS = [-7, -2, 0, 1, 3, 8, 15]
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,16 +15,17 @@ import torch
 import tyro
 
 from tinyr1.chat import TemplateName, check_template, guess_template, stop_ids
-from tinyr1.config import check_range, flag
+from tinyr1.config import check_range, flag, to_json
 from tinyr1.errors import UserError
 from tinyr1.model import Qwen2
 from tinyr1.model_config import Qwen2Config
 from tinyr1.ranks import Ranks
+from tinyr1.record import Prompt
 from tinyr1.sampling import openai, vllm
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import Sampler, SamplingSettings
 from tinyr1.tokenizer import Tokenizer
-from tinyr1.weights import Checkpoint
+from tinyr1.weights import DTYPES, Checkpoint, dtype_name
 
 
 @dataclass(frozen=True)
@@ -177,20 +179,38 @@ class Backend:
                 self.settings,
                 slots,
                 self.max_model_len,
-                "bfloat16" if self.dtype == "bf16" else "float32",
+                dtype_name(DTYPES[self.dtype]),
                 c.tensor_parallel,
                 c.gpu_memory_utilization,
                 c.compile,
             )
-        dtype = torch.bfloat16 if self.dtype == "bf16" else torch.float32
-        model = Qwen2.from_pretrained(self.model, dtype, self.ranks.device)
+        model = Qwen2.from_pretrained(self.model, DTYPES[self.dtype], self.ranks.device)
         return Engine(model, self.tokenizer, self.settings, slots, self.max_model_len, c.compile)
 
-    def fingerprint(self) -> str | None:
-        """Of the weights that are sampled; None where they are a server's."""
-        if self.engine == "openai" or self.model is None:
-            return None
-        return Checkpoint(self.model).fingerprint()
+    def check_lengths(self, prompts: Sequence[Prompt]) -> None:
+        """UserError naming a prompt after which nothing could be sampled."""
+        limit = self.max_model_len
+        for prompt in prompts:
+            if limit and len(prompt.tokens) >= limit:
+                raise UserError(
+                    f"task={prompt.task} id={prompt.id}: the prompt has {len(prompt.tokens)} "
+                    f"tokens, max_model_len is {limit}; raise --max-model-len or drop the row"
+                )
+
+    def record(self) -> dict[str, Any]:
+        """What samples depend on besides their prompts, as sampling.json keeps it."""
+        c, is_server = self.config, self.engine == "openai"
+        here = self.model if not is_server else None
+        record = to_json(self.settings) | {
+            "model": self.model.resolve().name if self.model else c.model_name,
+            "model_fingerprint": Checkpoint(here).fingerprint() if here else None,
+            "template": self.template if self.tokenizer else None,
+            "engine": self.engine,
+            "dtype": None if is_server else self.dtype,
+            "max_model_len": self.max_model_len,
+        }
+        server = {"base_url": c.base_url, "model_name": c.model_name, "api": c.api}
+        return record | (server if is_server else {})
 
     def versions(self) -> dict[str, Any]:
         """What else the samples may depend on: releases and hardware."""

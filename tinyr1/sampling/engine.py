@@ -107,13 +107,12 @@ class Engine:
     @torch.inference_mode()
     def stream(self, prompt: Prompt) -> Iterator[str]:
         self.rows.clear()
-        text, shown = TextStream(self.tokenizer, self.settings.stop), 0
+        text = TextStream(self.tokenizer, self.settings.stop, self.settings.stop_ids)
+        shown = 0
         self._admit(_Waiting([prompt]))
         (row,) = self.rows
         while True:
-            for token in row.tokens[shown:]:
-                if token not in self.settings.stop_ids:
-                    yield text.add(token)
+            yield text.add(*row.tokens[shown:])
             shown = len(row.tokens)
             if self._collect():
                 yield text.finish()

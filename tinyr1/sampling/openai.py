@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tinyr1.errors import RunStopped, UserError
+from tinyr1.errors import RunStopped, UserError, needs
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.sampler import (
     SamplingSettings,
@@ -93,10 +93,7 @@ class OpenAI:
         attempts: int = 8,
         backoff_s: float = 1.0,
     ) -> None:
-        try:
-            import httpx
-        except ImportError:
-            raise UserError("--engine openai: pip install 'tinyr1[openai]'") from None
+        httpx = needs("httpx", "openai", "--engine openai")
         if api == "completions" and tokenizer is None:
             raise UserError("--api=completions: needs MODEL, whose tokenizer makes the prompts")
         self.model_name, self.tokenizer, self.settings = model_name, tokenizer, settings
@@ -181,23 +178,23 @@ class OpenAI:
             self._closed.set()  # what still waits to try again gives up
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
-        answer, shown = self._new_answer(prompt), 0
-        tokens = TextStream(self.tokenizer, self.settings.stop) if self.tokenizer else None
+        answer, shown, s = self._new_answer(prompt), 0, self.settings
+        tokens = None
+        if self.tokenizer and self.api == "completions":
+            tokens = TextStream(self.tokenizer, s.stop, s.stop_ids)
         for _ in self._ask(answer):
-            if tokens and answer.token_ids and self.api == "completions":
-                for token in answer.token_ids[shown:]:
-                    if token not in self.settings.stop_ids:
-                        yield tokens.add(token)
+            if tokens and answer.token_ids:
+                yield tokens.add(*answer.token_ids[shown:])
                 shown = len(answer.token_ids)
                 continue
-            text = cut_at_stop(answer.text(), self.settings.stop)
+            text = cut_at_stop(answer.text(), s.stop)
             if not text.endswith("\n"):  # a thought's last line break may yet be cut
                 yield text[shown:]
                 shown = max(shown, len(text))
-        if tokens and answer.token_ids and self.api == "completions":
+        if tokens and answer.token_ids:
             yield tokens.finish()
         else:
-            yield cut_at_stop(answer.text(), self.settings.stop)[shown:]
+            yield cut_at_stop(answer.text(), s.stop)[shown:]
 
     def close(self) -> None:
         self._closed.set()

@@ -106,16 +106,18 @@ class TextStream:
     decoded is always the last piece together with what came before it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stops = tokenizer, stops
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), stop_ids: Sequence[int] = ()
+    ) -> None:
+        self.tokenizer, self.stops, self.stop_ids = tokenizer, stops, stop_ids
         self.stopped = False
         self._ids: list[int] = []
         self._start = self._end = 0  # the piece that was given out last
         self._held = ""  # perhaps the beginning of a stop string
 
-    def add(self, token: int) -> str:
+    def add(self, *tokens: int) -> str:
         """The text that is certain now and was not before."""
-        self._ids.append(token)
+        self._ids += [token for token in tokens if token not in self.stop_ids]
         before = self.tokenizer.decode(self._ids[self._start : self._end])
         now = self.tokenizer.decode(self._ids[self._start :])
         if len(now) <= len(before) or now.endswith("\ufffd"):

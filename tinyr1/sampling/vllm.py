@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyr1.errors import RunStopped, UserError
+from tinyr1.errors import RunStopped, UserError, needs
 from tinyr1.ranks import Ranks
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.sampler import (
@@ -82,10 +82,7 @@ class VLLM:
         gpu_memory_utilization: float = 0.9,
         compile: bool = True,
     ) -> None:
-        try:
-            library: Any = importlib.import_module("vllm")
-        except ImportError as error:
-            raise UserError(f"--engine vllm: {error}; pip install 'tinyr1[vllm]'") from None
+        library = needs("vllm", "vllm", "--engine vllm")
         self.tokenizer, self.settings, self.max_model_len = tokenizer, settings, max_model_len
         self.slots = slots
         self.tokens_out = 0
@@ -137,14 +134,12 @@ class VLLM:
             )
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
-        text = TextStream(self.tokenizer, self.settings.stop)
+        text = TextStream(self.tokenizer, self.settings.stop, self.settings.stop_ids)
         name, shown = self._submit(prompt), 0
         _, tokens = self._running[name]
         while not text.stopped and name in self._running:
             self._step()
-            for token in tokens[shown:]:
-                if token not in self.settings.stop_ids:
-                    yield text.add(token)
+            yield text.add(*tokens[shown:])
             shown = len(tokens)
         yield text.finish()
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, make_checkpoint, metrics, run, training_rows, write_rows
 
-from tinyr1.corpus import build_corpus
+from tinyr1.corpus import Rendering, build_corpus
 from tinyr1.errors import UserError
 from tinyr1.files import owned
 from tinyr1.flops import TrainingFlops, peak_tflops
@@ -250,9 +250,8 @@ def epochs_so_far(out):
 def plan_of(tiny, data, folder, **options):
     values = {"model": tiny, "data": (data,), "seq_len": 128, "batch_size": 3, **options}
     config = TrainConfig(**values)
-    corpus = build_corpus(
-        (data,), Tokenizer(tiny), "deepseek_r1", "target", True, 128, folder, Log(quiet=True)
-    )
+    rendering = Rendering(Tokenizer(tiny), max_len=128)
+    corpus = build_corpus((data,), rendering, folder, Log(quiet=True))
     return Plan(corpus, config, TrainingFlops.of(Qwen2Config.from_pretrained(tiny)))
 
 
@@ -388,16 +387,18 @@ def test_bad_training_row_names_file_and_line(tiny, tmp_path, row, message):
 
 
 def test_over_long_rows_are_dropped_and_counted_never_cut(tiny, data, tmp_path):
-    tokenizer = Tokenizer(tiny)
-    arguments = ("deepseek_r1", "target", True)
-    whole = build_corpus((data,), tokenizer, *arguments, 999, tmp_path, Log(quiet=True))
+    def corpus(max_len):
+        rendering = Rendering(Tokenizer(tiny), max_len)
+        return build_corpus((data,), rendering, tmp_path, Log(quiet=True))
+
+    whole = corpus(999)
     limit = sorted(whole.lengths)[-8] - 1
-    cut = build_corpus((data,), tokenizer, *arguments, limit, tmp_path, Log(quiet=True))
+    cut = corpus(limit)
     kept = [n for n in whole.lengths if n <= limit]
     assert cut.lengths == kept
     assert cut.meta["dropped_over_long"] == 30 - len(kept) > 0
     with pytest.raises(UserError, match="no row left to train on"):
-        build_corpus((data,), tokenizer, *arguments, 3, tmp_path, Log(quiet=True))
+        corpus(3)
 
 
 @pytest.mark.parametrize(
@@ -630,11 +631,10 @@ def test_held_out_loss(tiny, data, tmp_path):
     for a, b in zip(rows, others, strict=True):
         assert a.get("eval_loss", 0) == pytest.approx(b.get("eval_loss", 0), rel=1e-5)
     # The finished model, document by document.
-    model, tokenizer = Qwen2.from_pretrained(tmp_path / "one"), Tokenizer(tiny)
+    model = Qwen2.from_pretrained(tmp_path / "one")
     total, count = 0.0, 0
-    corpus = build_corpus(
-        (held_out,), tokenizer, "deepseek_r1", "target", True, 128, tmp_path, Log(quiet=True)
-    )
+    rendering = Rendering(Tokenizer(tiny), max_len=128)
+    corpus = build_corpus((held_out,), rendering, tmp_path, Log(quiet=True))
     for i in range(len(corpus)):
         tokens, is_target = (torch.as_tensor(np.array(part)) for part in corpus.read(i))
         logits = model(tokens[None].long()).detach()[0, :-1]

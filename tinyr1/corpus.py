@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from tinyr1.files import (
 )
 from tinyr1.log import Log
 from tinyr1.ranks import core_count
-from tinyr1.record import Record
+from tinyr1.record import Example, Record
 from tinyr1.tokenizer import Tokenizer
 
 A = TypeVar("A")
@@ -61,27 +61,34 @@ class Corpus:
         return self._tokens[part], self._is_target[part]
 
 
-def build_corpus(
-    data: tuple[Path, ...],
-    tokenizer: Tokenizer,
-    template: TemplateName,
-    think_in: ThinkIn,
-    require_think: bool,
-    max_len: int,
-    cache_dir: Path,
-    log: Log,
-) -> Corpus:
+class Rendering(NamedTuple):
+    """How a row of a training file becomes tokens, and which are too long."""
+
+    tokenizer: Tokenizer
+    max_len: int
+    template: TemplateName = "deepseek_r1"
+    think_in: ThinkIn = "target"
+    require_think: bool = True
+
+    def example(self, row: Any) -> tuple[str, Example]:
+        """The record's id ("" for none) and its tokens; ValueError where it breaks the contract."""
+        record = Record.from_json(row, self.require_think)
+        return record.id, render(self.tokenizer, record.messages, self.template, self.think_in)
+
+
+def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, log: Log) -> Corpus:
     """Tokenise the union of the files, or map what an earlier run tokenised.
 
     Several processes may call this at once: one works under a file lock, the others wait.
     Raises UserError naming file and line of a row that breaks the contract.
     """
+    tokenizer, max_len, *others = rendering
     key = hash_json(
         {
             "version": 1,
             "data": hash_files(list(data)),
             "tokenizer": tokenizer.fingerprint(),
-            "template": [template, think_in, require_think],
+            "template": others,
             "max_len": max_len,
         }
     )[:16]
@@ -93,7 +100,7 @@ def build_corpus(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             try:
-                _tokenise(partial, data, tokenizer, template, think_in, require_think, max_len, log)
+                _tokenise(partial, data, rendering, log)
             except UserError:  # the repaired file will have another key
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -115,24 +122,14 @@ def _is_whole(folder: Path) -> bool:
     return all(file.exists() and file.stat().st_size == size for file, size in files)
 
 
-def _tokenise(
-    folder: Path,
-    data: tuple[Path, ...],
-    tokenizer: Tokenizer,
-    template: TemplateName,
-    think_in: ThinkIn,
-    require_think: bool,
-    max_len: int,
-    log: Log,
-) -> None:
+def _tokenise(folder: Path, data: tuple[Path, ...], rendering: Rendering, log: Log) -> None:
     def example(place: tuple[Path, int, Any]) -> tuple[str, np.ndarray, np.ndarray]:
         path, number, row = place
         try:
-            record = Record.from_json(row, require_think)
-            tokens, is_target = render(tokenizer, record.messages, template, think_in)
+            name, (tokens, is_target) = rendering.example(row)
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}") from None
-        name = record.id or f"{path.name}:{number}"
+        name = name or f"{path.name}:{number}"
         return name, np.asarray(tokens, dtype=np.int32), np.asarray(is_target, dtype=np.bool_)
 
     # Our threads take whole rows; the library's own would take turns on each.
@@ -146,7 +143,7 @@ def _tokenise(
     ):
         for name, tokens, is_target in log.bar(examples, desc="tokenising", unit="row"):
             longest = max(longest, len(tokens))
-            if len(tokens) > max_len:
+            if len(tokens) > rendering.max_len:
                 dropped += 1
                 continue
             tokens.tofile(tokens_file)
@@ -159,8 +156,8 @@ def _tokenise(
         if not dropped:
             raise UserError(f"{names}: no rows")
         raise UserError(
-            f"{names}: no row left to train on ({dropped} longer than --seq-len {max_len}, "
-            f"the longest has {longest} tokens)"
+            f"{names}: no row left to train on ({dropped} longer than --seq-len "
+            f"{rendering.max_len}, the longest has {longest} tokens)"
         )
     np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
     np.save(folder / "target_counts.npy", np.asarray(target_counts, dtype=np.int64))

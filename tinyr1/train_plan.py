@@ -20,7 +20,7 @@ import tyro
 
 from tinyr1.chat import TEMPLATE_END, TemplateName, ThinkIn, check_template
 from tinyr1.config import check_range, given, to_json
-from tinyr1.corpus import Corpus, build_corpus
+from tinyr1.corpus import Corpus, Rendering, build_corpus
 from tinyr1.errors import UserError
 from tinyr1.flops import TrainingFlops
 from tinyr1.log import Log
@@ -287,25 +287,17 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
             f"{model_config.max_position_embeddings}"
         )
 
-    def tokenised(files: tuple[Path, ...]) -> Corpus:
-        return build_corpus(
-            files,
-            tokenizer,
-            config.template,
-            config.think_in,
-            config.require_think,
-            config.seq_len,
-            cache_dir,
-            log,
-        )
-
-    corpus = tokenised(data)
+    rendering = Rendering(
+        tokenizer, config.seq_len, config.template, config.think_in, config.require_think
+    )
+    corpus = build_corpus(data, rendering, cache_dir, log)
     flops = TrainingFlops.of(model_config)
     plan, held_out = Plan(corpus, config, flops), None
     if config.eval_data:
         # Isolated documents, one vote a target: what is measured does not depend on the recipe.
         plain = replace(config, packing="neat", loss_weighting="token")
-        held_out = Plan(tokenised(config.eval_data), plain, flops)
+        unseen = build_corpus(config.eval_data, rendering, cache_dir, log)
+        held_out = Plan(unseen, plain, flops)
     if temporary:
         temporary.cleanup()  # the files stay mapped until the corpus is dropped
     return Prepared(tokenizer, corpus, plan, held_out)

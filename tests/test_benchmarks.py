@@ -120,7 +120,14 @@ def test_a_benchmark_from_the_hub(tmp_path, tiny):
             "evaluate.py", tiny, "--tasks", "aime24", "--show-prompts", env=os.environ | names
         )
         assert done.returncode == 2
-        assert "cannot be loaded" in done.stderr
+        assert done.stderr.startswith("error: --data: not given; HuggingFaceH4/aime_2024: cannot")
+
+
+def test_line_ends_within_a_field_are_plain(tmp_path):
+    file = gpqa_file(tmp_path / "gpqa_diamond.csv")
+    file.write_bytes(file.read_bytes().replace(b"?\nLook", b"?\r\nLook"))
+    rows = load_benchmark("gpqa_diamond", tmp_path, "tinyr1")
+    assert rows[3]["prompt"] == ' Which is 3?\nLook, "well". '
 
 
 def test_gpqa_orders_are_seeded_recorded_and_uniform(tmp_path, tiny):

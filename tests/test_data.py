@@ -380,6 +380,10 @@ def test_the_output_trains_and_is_inspected(built, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     for said in ("broken.jsonl:2: content: not of the form", ":3: id: missing", "2 of its lines"):
         assert said in done.stderr
+    broken.write_text("[" * 100_000 + "\n")
+    done = data("inspect", broken, "--quiet")
+    assert done.returncode == 2
+    assert "broken.jsonl:1: nested too deeply" in done.stderr
 
 
 def test_an_interrupted_run_goes_on_and_writes_the_same(tmp_path, monkeypatch):
@@ -505,7 +509,7 @@ def test_a_set_on_the_hub(tmp_path):
         assert len(out.read_text().splitlines()) == 9
         done = data("math", "--source", "owner/missing", "--out", out, "--quiet", env=env)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "owner/missing: cannot be loaded" in done.stderr
+        assert "--source=owner/missing: cannot be loaded" in done.stderr
 
 
 def test_memory_stays_flat(tmp_path):

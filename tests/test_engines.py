@@ -312,6 +312,16 @@ def test_streamed_text_equals_text_decoded_at_once(bytewise, text):
     assert "".join(pieces) + stream.finish() == bytewise.decode(ids) == text
 
 
+def test_tokens_that_come_together_are_streamed_as_one_by_one(bytewise):
+    """The last one is half a character; what was whole before it is given out."""
+    ids = [*bytewise.encode("one two"), *bytewise.encode("😀")[:-1]]
+    end = bytewise.encode(" END")[-1]
+    stream = TextStream(bytewise, stop_ids=(end,))
+    assert stream.add(*ids, end) == "one two"
+    stopped = TextStream(bytewise, (" two",))
+    assert (stopped.add(*ids), stopped.add(*ids), stopped.finish()) == ("one", "", "")
+
+
 def test_half_a_character_at_the_end_is_not_lost(bytewise):
     ids = bytewise.encode("ok 😀")[:-1]
     stream = TextStream(bytewise)

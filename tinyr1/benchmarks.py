@@ -96,11 +96,12 @@ def _files(name: str, benchmark: Benchmark, data: Path) -> Iterator[tuple[str, R
         )
     for file in files:
         for number, row in file_rows(file):
-            yield f"{file}:{number}", row
+            yield f"{file}:{number}" if file.suffix == ".jsonl" else f"{file}: row {number}", row
 
 
 def _hub(name: str, configuration: str | None, split: str) -> Iterator[tuple[str, Row]]:
-    for number, row in hub_rows(name, configuration, split):
+    what = f"--data: not given; {name}"
+    for number, row in hub_rows(what, name, configuration, split):
         yield f"{name}: row {number}", row
 
 

@@ -13,6 +13,7 @@ BOS cannot double; a message that contains a marker of its template is refused.
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, get_args
 
 from tinyr1.errors import UserError
@@ -101,6 +102,16 @@ def render(
         if template == "qwen" and i + 1 < len(messages):
             add(tokenizer.encode("\n"))
     return Example(tokens, is_target)
+
+
+def marked(tokenizer: Tokenizer, example: Example) -> str:
+    """The text with its targets between >> and <<; special tokens stay visible."""
+    parts: list[str] = []
+    pairs = zip(*example, strict=True)
+    for is_target, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        span = tokenizer.decode_raw([token for token, _ in run])
+        parts.append(f">>{span}<<" if is_target else span)
+    return "".join(parts)
 
 
 def render_prompt(

@@ -82,14 +82,14 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
     Several processes may call this at once: one works under a file lock, the others wait.
     Raises UserError naming file and line of a row that breaks the contract.
     """
-    tokenizer, max_len, *others = rendering
+    r = rendering
     key = hash_json(
         {
             "version": 1,
             "data": hash_files(list(data)),
-            "tokenizer": tokenizer.fingerprint(),
-            "template": others,
-            "max_len": max_len,
+            "tokenizer": r.tokenizer.fingerprint(),
+            "template": [r.template, r.think_in, r.require_think],
+            "max_len": r.max_len,
         }
     )[:16]
     folder = cache_dir / key

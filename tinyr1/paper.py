@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tinyr1.stats import mean
+
 BENCHMARKS = ("aime24", "livecodebench", "gpqa_diamond")  # the columns: math, coding, science
 
 
@@ -17,6 +19,11 @@ class PaperRow(NamedTuple):
     scores: tuple[float | None, float | None, float | None]
     tokens: tuple[float, float, float] | None = None  # thousands, the thinking included
     gpu_hours: float | None = None  # of merging or retraining, the experts not counted
+
+    @property
+    def average(self) -> float:
+        """Mean of the scores that there are."""
+        return mean([score for score in self.scores if score is not None])
 
 
 TABLE_1 = (

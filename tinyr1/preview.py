@@ -6,12 +6,10 @@ mask shifted by one. They show here at a glance.
 
 from __future__ import annotations
 
-import itertools
-
+from tinyr1.chat import marked
 from tinyr1.log import Log
 from tinyr1.packing import make_batch
 from tinyr1.record import Example
-from tinyr1.tokenizer import Tokenizer
 from tinyr1.train_plan import TrainConfig, describe, prepare
 
 PACKS = 2
@@ -37,13 +35,3 @@ def print_preview(config: TrainConfig, log: Log) -> None:
             print(marked(tokenizer, Example(ids, is_target.tolist())))
             print("ids (targets with *):")
             print(" ".join(f"{i}*" if t else str(i) for i, t in zip(ids, is_target, strict=True)))
-
-
-def marked(tokenizer: Tokenizer, example: Example) -> str:
-    """The text with its targets between >> and <<; special tokens stay visible."""
-    parts: list[str] = []
-    pairs = zip(*example, strict=True)
-    for is_target, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
-        span = tokenizer.decode_raw([token for token, _ in run])
-        parts.append(f">>{span}<<" if is_target else span)
-    return "".join(parts)

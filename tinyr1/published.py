@@ -27,12 +27,12 @@ def file_rows(file: Path) -> Iterator[tuple[int, Row]]:
         return
     try:
         yield from enumerate(_csv_rows(file) if file.suffix == ".csv" else _parquet_rows(file), 1)
-    except (ValueError, csv.Error, OSError) as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read ({_line(error)}); download it again") from None
 
 
 def _csv_rows(file: Path) -> Iterator[Row]:
-    with open(file, encoding="utf-8-sig", newline="") as opened:
+    with open(file, encoding="utf-8-sig") as opened:  # line ends in a field become "\n", too
         yield from csv.DictReader(opened)
 
 
@@ -45,15 +45,20 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
             for group in range(opened.num_row_groups):
                 for batch in opened.iter_batches(batch_size=BATCH, row_groups=[group]):
                     yield from batch.to_pylist()
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:
         raise ValueError(error) from None
 
 
 def hub_rows(
-    name: str, config: str | None, split: str, revision: str | None = None, streaming: bool = False
+    what: str,
+    name: str,
+    config: str | None,
+    split: str,
+    revision: str | None = None,
+    streaming: bool = False,
 ) -> Iterator[tuple[int, Row]]:
-    """(number from 1, row) of a set on the hub; UserError where it cannot be loaded."""
-    datasets = needs("datasets", "data", name)
+    """(number from 1, row) of a set on the hub; UserError, for `what`, if it cannot be loaded."""
+    datasets = needs("datasets", "data", what)
     try:
         rows = datasets.load_dataset(
             name, config, split=split, revision=revision, streaming=streaming
@@ -61,22 +66,21 @@ def hub_rows(
         for number, row in enumerate(rows, 1):
             yield number, dict(row)
     except Exception as error:  # of a dozen kinds: offline, gated, renamed, cut off
-        raise not_loaded(name, error) from None
+        raise _not_loaded(what, error) from None
 
 
-def newest_commit(name: str, revision: str | None) -> str:
+def newest_commit(what: str, name: str, revision: str | None) -> str:
     """The commit that a set on the hub has now, or that a branch or tag of it has."""
-    hub = needs("huggingface_hub", "data", name)
+    hub = needs("huggingface_hub", "data", what)
     try:
         return hub.HfApi().dataset_info(name, revision=revision).sha or revision or "main"
     except Exception as error:  # as above
-        raise not_loaded(name, error) from None
+        raise _not_loaded(what, error) from None
 
 
-def not_loaded(name: str, error: Exception) -> UserError:
-    """What to say of a set that the hub does not give."""
+def _not_loaded(what: str, error: Exception) -> UserError:
     return UserError(
-        f"{name}: cannot be loaded from the hub ({_line(error)}); give downloaded files"
+        f"{what}: cannot be loaded from the hub ({_line(error)}); give downloaded files"
     )
 
 

@@ -238,7 +238,9 @@ class Run:
 
 def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     """Run a recipe to its end, or to the next SIGTERM; the same call again continues."""
-    model, _, out = (given(config, field) for field in ("model", "data", "out"))
+    model: Path = given(config, "model")
+    given(config, "data")
+    out: Path = given(config, "out")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: expected a directory")
     there = {p.name for p in out.iterdir()} if out.exists() else set[str]()

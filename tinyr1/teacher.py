@@ -113,7 +113,7 @@ def make_prompts(rows: list[dict[str, Any]], backend: Backend, c: TeacherConfig)
             Prompt(row["domain"], row["id"], trial, tuple(ids), opened, messages=said)
             for trial in range(c.n)
         ]
-    backend.check_lengths(prompts)
+    backend.check_lengths(prompts, c.questions)
     return prompts
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1 import plot
-from tinyr1.chat import TemplateName, guess_template, render
+from tinyr1.chat import TemplateName, guess_template, marked, render
 from tinyr1.config import check_range, flag, given, parse, to_json
 from tinyr1.data import coding, math, science
 from tinyr1.data.clean import Draft
@@ -37,7 +37,6 @@ from tinyr1.data.sources import open_sources
 from tinyr1.errors import UserError, run_main
 from tinyr1.files import hash_files
 from tinyr1.log import Log
-from tinyr1.preview import marked
 from tinyr1.record import Message
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import mean

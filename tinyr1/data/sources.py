@@ -31,7 +31,9 @@ class Source:
     def rows(self) -> Iterator[Place]:
         """(file or set, number from 1, row) of every row, a few in memory at a time."""
         if not self.files:
-            for number, row in hub_rows(self.name, self.config, "train", self.revision, True):
+            for number, row in hub_rows(
+                f"--source={self.name}", self.name, self.config, "train", self.revision, True
+            ):
                 yield self.name, number, row
         for name, file in self.files.items():
             for number, row in file_rows(file):
@@ -83,7 +85,7 @@ def _open(name: str, out: Path, config: str | None, revision: str | None) -> Sou
     if path.suffix in SUFFIXES or name.count("/") != 1 or name.startswith((".", "/")):
         raise UserError(f"--source={name}: no such file, and no name on the hub (owner/name)")
     needs("datasets", "data", f"--source={name}")
-    return Source(name, config=config, revision=newest_commit(name, revision))
+    return Source(name, config=config, revision=newest_commit(f"--source={name}", name, revision))
 
 
 def _ours(path: Path, out: Path) -> bool:

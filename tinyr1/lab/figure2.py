@@ -61,7 +61,7 @@ def _merge(bar: str) -> str:
     """Arguments of merge.py."""
     method = bar.split()[0]
     base = "--base models/initial" if METHODS[method].needs_base else ""
-    return f"{PAIR} models/{_folder(bar)} --method {method} {BARS[bar]} {base}"
+    return f"{PAIR} {{out}} --method {method} {BARS[bar]} {base}"
 
 
 def _write(

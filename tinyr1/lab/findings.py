@@ -7,7 +7,6 @@ and whether that is beyond two standard errors. Nothing is tuned on the held-out
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,7 @@ from tinyr1.scores import load_outcomes
 from tinyr1.stats import mean, paired_difference
 
 EXPERTS = {domain: f"expert_{domain}" for domain in DOMAINS}
-PAPER = {row.model: row for row in (TABLE_1[0], *TABLE_2)}  # math, coding, science in each
-MERGED = "(math & science) & coding"  # its row there
+PAPER = {"initial model": TABLE_1[0]} | {row.model: row for row in TABLE_2}
 Outcomes = Mapping[str, Mapping[str, Sequence[bool]]]
 
 
@@ -47,7 +45,7 @@ class Comparison(NamedTuple):
     def appeared(self) -> str:
         """Of a gain that the paper has."""
         found = "appeared" if self.verdict == "higher" else "did not appear"
-        return f"{found} ({self} points)"
+        return f"{found} ({self} points, {self.verdict})"
 
 
 class Results:
@@ -165,8 +163,7 @@ def findings(results: Results, seconds: Mapping[str, float]) -> list[str]:
     """One sentence for each finding of the paper."""
     merged, other = "fusion_ms_c", "fusion_mc_s"
     best = max(EXPERTS.values(), key=results.average)
-    paper = {name: mean(PAPER[name].scores) for name in (MERGED, "data mixture")}  # pyright: ignore
-    hours = PAPER[MERGED].gpu_hours, PAPER["data mixture"].gpu_hours
+    paper, mixed = PAPER["(math & science) & coding"], PAPER["data mixture"]
     order = results.compare(merged, other)
     spread = ", ".join(f"{d} {results.compare(merged, other, [d])}" for d in DOMAINS)
     ratio = seconds["mixture"] / max(seconds[merged], 1e-9)
@@ -175,14 +172,14 @@ def findings(results: Results, seconds: Mapping[str, float]) -> list[str]:
         *_by_domain(results, merged),
         _average(results, merged, best, "the best single expert's"),
         _average(results, merged, "mixture", "the data mixture's")
-        + f" The paper: about equal or better ({paper[MERGED]:.1f} against "
-        f"{paper['data mixture']:.1f}).",
+        + f" The paper: about equal or better ({paper.average:.1f} against {mixed.average:.1f}).",
         f"Order of merging: (math & science) & coding against (math & coding) & science is {order} "
         f"points on the average ({order.verdict}); by domain {spread}. The paper: hardly any.",
         _length(results, merged),
         f"Cost of combining: {seconds[merged]:.1f} core-seconds to merge against "
         f"{seconds['mixture']:.1f} to train the mixture, {ratio:.0f} times less; the experts cost "
-        f"{experts:.1f}. The paper: {hours[0]} against {hours[1]} GPU hours, experts not counted.",
+        f"{experts:.1f}. The paper: {paper.gpu_hours} against {mixed.gpu_hours} GPU hours, experts "
+        "not counted.",
         *(
             _average(results, merged, model.folder, f"{model.title}'s")
             + " The paper's Figure 2: Arcee Fusion is best."
@@ -193,29 +190,33 @@ def findings(results: Results, seconds: Mapping[str, float]) -> list[str]:
 
 
 def _by_domain(results: Results, merged: str) -> list[str]:
-    sentences: dict[str, list[str]] = defaultdict(list)
+    gain = results.compare
     outcomes = {"higher": "beats it", "lower": "stays below it"}
-    for d, expert in EXPERTS.items():
-        gain = results.compare(expert, "initial", [d])
-        sentences["expert"].append(
-            f"The {d} expert beats the initial model on its own domain: {gain.appeared}."
-        )
-        gain = results.compare(merged, "initial", [d])
-        sentences["merged"].append(
-            f"The merged model beats the initial model on {d}: {gain.appeared}."
-        )
-        gain = results.compare(merged, expert, [d])
-        sentences["own"].append(
+    return [
+        *(
+            f"The {d} expert beats the initial model on its own domain: "
+            f"{gain(expert, 'initial', [d]).appeared}."
+            for d, expert in EXPERTS.items()
+        ),
+        *(
+            f"The merged model beats the initial model on {d}: "
+            f"{gain(merged, 'initial', [d]).appeared}."
+            for d in DOMAINS
+        ),
+        *(
             f"On {d} the merged model against the {d} expert: "
-            f"{outcomes.get(gain.verdict, 'reaches it')} ({gain} points). "
+            f"{outcomes.get(c.verdict, 'reaches it')} ({c} points). "
             "The paper: above on math and science, below on coding."
-        )
-        gain = results.compare("mixture", expert, [d])
-        sentences["seesaw"].append(
-            f"On {d} the data mixture is {gain} points from the {d} expert: {gain.verdict}. "
+            for d, expert in EXPERTS.items()
+            for c in [gain(merged, expert, [d])]
+        ),
+        *(
+            f"On {d} the data mixture is {c} points from the {d} expert: {c.verdict}. "
             "The paper: higher on math and science, lower on coding (its seesaw)."
-        )
-    return [sentence for group in sentences.values() for sentence in group]
+            for d, expert in EXPERTS.items()
+            for c in [gain("mixture", expert, [d])]
+        ),
+    ]
 
 
 def _average(results: Results, a: str, b: str, whose: str) -> str:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,15 +76,13 @@ MODELS = (
 # Arguments of merge.py. The released model lists the base (Left) second: (math & science) is
 # Left science, Right math.
 _EXPERTS = "models/expert_math models/expert_science models/expert_coding"
-_TASK_VECTORS = "--method task_arithmetic --base models/initial --lam"
+_TASK_VECTORS = "--method task_arithmetic --base models/initial"
 MERGES = {
-    "fusion_ms_c": "models/expert_science models/expert_math models/fusion_ms_c "
-    "--then models/expert_coding",
-    "fusion_mc_s": "models/expert_coding models/expert_math models/fusion_mc_s "
-    "--then models/expert_science",
-    "linear": f"{_EXPERTS} models/linear --method linear",
-    "task_arithmetic_0.7": f"{_EXPERTS} models/task_arithmetic_0.7 {_TASK_VECTORS} 0.7",
-    "task_arithmetic_1.0": f"{_EXPERTS} models/task_arithmetic_1.0 {_TASK_VECTORS} 1.0",
+    "fusion_ms_c": "models/expert_science models/expert_math {out} --then models/expert_coding",
+    "fusion_mc_s": "models/expert_coding models/expert_math {out} --then models/expert_science",
+    "linear": f"{_EXPERTS} {{out}} --method linear",
+    "task_arithmetic_0.7": f"{_EXPERTS} {{out}} {_TASK_VECTORS} --lam 0.7",
+    "task_arithmetic_1.0": f"{_EXPERTS} {{out}} {_TASK_VECTORS} --lam 1.0",
 }
 
 
@@ -263,7 +261,8 @@ def merge_models(lab: Lab, merges: Mapping[str, str] = MERGES) -> dict[str, Any]
     """Both of the paper's sequences, and the methods that they are compared with."""
 
     def merge(name: str) -> float:
-        return lab.run(name, f"merge.py {merges[name]} --quiet")
+        arguments = merges[name].format(out=f"models/{name}")
+        return lab.run(name, f"merge.py {arguments} --quiet")
 
     return {"core_seconds": _each(lab, merge, merges)}
 
@@ -292,9 +291,11 @@ def _each(
     """work(name) of each, two at a time, in order."""
     with ThreadPoolExecutor(2) as pool:
         futures = {name: pool.submit(work, name) for name in names}
+        done = as_completed(futures.values())
         try:
-            done = lab.log.bar(futures.items(), unit="model") if show else futures.items()
-            return {name: future.result() for name, future in done}
+            for future in lab.log.bar(done, total=len(futures), unit="model") if show else done:
+                future.result()
+            return {name: future.result() for name, future in futures.items()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             lab.stop_children()

@@ -187,18 +187,19 @@ class Backend:
         model = Qwen2.from_pretrained(self.model, DTYPES[self.dtype], self.ranks.device)
         return Engine(model, self.tokenizer, self.settings, slots, self.max_model_len, c.compile)
 
-    def check_lengths(self, prompts: Sequence[Prompt]) -> None:
-        """UserError naming a prompt after which nothing could be sampled."""
+    def check_lengths(self, prompts: Sequence[Prompt], file: Path | None = None) -> None:
+        """UserError naming a prompt (of a row of `file`) after which nothing could be sampled."""
         limit = self.max_model_len
         for prompt in prompts:
             if limit and len(prompt.tokens) >= limit:
+                where = f"{file}:" if file else f"task={prompt.task}"
                 raise UserError(
-                    f"task={prompt.task} id={prompt.id}: the prompt has {len(prompt.tokens)} "
-                    f"tokens, max_model_len is {limit}; raise --max-model-len or drop the row"
+                    f"{where} id={prompt.id}: the prompt has {len(prompt.tokens)} tokens, "
+                    f"max_model_len is {limit}; raise --max-model-len or drop the row"
                 )
 
     def record(self) -> dict[str, Any]:
-        """What samples depend on besides their prompts, as sampling.json keeps it."""
+        """What samples depend on besides their prompts, for sampling.json."""
         c, is_server = self.config, self.engine == "openai"
         here = self.model if not is_server else None
         record = to_json(self.settings) | {

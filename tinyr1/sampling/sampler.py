@@ -117,7 +117,12 @@ class TextStream:
 
     def add(self, *tokens: int) -> str:
         """The text that is certain now and was not before."""
-        self._ids += [token for token in tokens if token not in self.stop_ids]
+        return "".join(self._add(token) for token in tokens if token not in self.stop_ids)
+
+    def _add(self, token: int) -> str:
+        if self.stopped:
+            return ""
+        self._ids.append(token)
         before = self.tokenizer.decode(self._ids[self._start : self._end])
         now = self.tokenizer.decode(self._ids[self._start :])
         if len(now) <= len(before) or now.endswith("\ufffd"):

@@ -71,11 +71,7 @@ class Saver:
         self._writing: Future[None] | None = None
 
     def save(
-        self,
-        step: int,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        meta: dict[str, Any],
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]
     ) -> None:
         """Begin to write the checkpoint of `step`; it gets its name when it is whole."""
         self.wait()

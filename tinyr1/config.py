@@ -90,11 +90,10 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def given(config: Any, field: str) -> Any:
-    """The value of a field; UserError where the option was not given."""
-    value = getattr(config, field)
-    if value in (None, ()):
-        raise UserError(f"{flag(field)}: required; --help shows all options")
+def given(value: T | None, option: str) -> T:
+    """`value`; UserError where the option was not given."""
+    if value is None or value == ():
+        raise UserError(f"{option}: required; --help shows all options")
     return value
 
 

@@ -28,13 +28,7 @@ from tinyr1.benchmarks import LCB_WINDOW, load_benchmark
 from tinyr1.config import check_range, given
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import hash_json, owned, read_json, read_jsonl, write_json, write_jsonl
-from tinyr1.graders import (
-    SandboxUnavailable,
-    SymbolicJudge,
-    also_released,
-    also_symbolic,
-    grade,
-)
+from tinyr1.graders import SandboxUnavailable, SymbolicJudge, also_released, also_symbolic, grade
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Grade, Sample
@@ -97,7 +91,7 @@ class EvalConfig(EngineConfig):
 def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
     """The task rows of a run, cut to --limit a task."""
     if not config.tasks:
-        given(config, "task_file")
+        given(config.task_file, "--task-file")
     names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",") if name.strip()))
     if config.tasks and not names:
         raise UserError(f"--tasks={config.tasks}: no name in it")
@@ -137,7 +131,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
     """Sample what is missing in --out, grade everything, write results and report."""
     if model is None and not config.model_name:
         raise UserError("MODEL: required as the first argument; see evaluate.py --help")
-    out: Path = given(config, "out")
+    out = given(config.out, "--out")
     rows = load_rows(config)
     # What can fail for want of a sandbox fails before hours of sampling.
     check_graders(rows, config, log)
@@ -175,7 +169,7 @@ def _note_time(path: Path, seconds: float, ranks: Ranks, backend: Backend) -> No
 def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
     """Print the answer to one question as it comes."""
     backend = Backend(model, config, Ranks())
-    row = {"task": "ask", "id": "0", "kind": "math", "prompt": given(config, "ask")}
+    row = {"task": "ask", "id": "0", "kind": "math", "prompt": given(config.ask, "--ask")}
     (prompt,) = make_prompts([row], backend.tokenizer, backend.template, "plain", 1, False)
     backend.check_lengths([prompt])
     sampler = backend.open(1)
@@ -189,7 +183,7 @@ def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
 
 def regrade(config: EvalConfig, log: Log) -> None:
     """Grade samples made elsewhere against the task file."""
-    file, out = given(config, "regrade"), given(config, "out")
+    file, out = given(config.regrade, "--regrade"), given(config.out, "--out")
     rows = load_rows(config)
     known = {(row["task"], row["id"]): row for row in rows}
     samples: list[Sample] = []

@@ -245,10 +245,7 @@ def select(take: Tensor, right: Tensor, left: Tensor) -> Tensor:
 
 
 def row_kl(
-    left: Tensor,
-    right: Tensor,
-    epsilon: float = EPSILON,
-    scratch: tuple[Tensor, ...] | None = None,
+    left: Tensor, right: Tensor, epsilon: float = EPSILON, scratch: tuple[Tensor, ...] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """KL(softmax(R) + eps || softmax(L) + eps) of each row of (N, W) -> (N,) float64, >= 0.
 

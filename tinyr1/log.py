@@ -29,10 +29,5 @@ class Log:
     def bar(self, items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
         """A bar that shows up once the work has lasted two seconds."""
         return tqdm(
-            items,
-            disable=self.silent,
-            delay=2,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            **options,
+            items, disable=self.silent, delay=2, dynamic_ncols=True, file=sys.stderr, **options
         )

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -168,7 +167,7 @@ def first_that_fits(model_config: Qwen2Config, config: TrainConfig) -> str:
 
 def print_plan(config: TrainConfig, log: Log) -> None:
     """Print the resolved config, what follows from it, and whether it fits; UserError if not."""
-    folder: Path = given(config, "model")
+    folder = given(config.model, "--model")
     model = Qwen2Config.from_pretrained(folder)
     config.check_world(config.world_size, f"--world-size {config.world_size}")
     for name, value in to_json(config).items():

@@ -26,14 +26,7 @@ from torch import Tensor
 
 from tinyr1.errors import UserError
 from tinyr1.files import Journal, finite, fsync_directory, read_json, write_json, write_jsonl
-from tinyr1.fusion import (
-    ExactFusion,
-    FusionStats,
-    NonFiniteError,
-    Rows,
-    fuse,
-    row_parts,
-)
+from tinyr1.fusion import ExactFusion, FusionStats, NonFiniteError, Rows, fuse, row_parts
 from tinyr1.log import Log
 from tinyr1.merge_card import write_card
 from tinyr1.merge_plan import Merge, MergeConfig, main_dtype, plan_lines, warn_differences

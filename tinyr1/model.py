@@ -378,9 +378,7 @@ class Qwen2(nn.Module):
 
     @staticmethod
     def from_pretrained(
-        path: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Qwen2:
         """Load a Hugging Face checkpoint directory tensor by tensor (never two copies in memory).
 

@@ -71,11 +71,7 @@ def call(name: str, *args: object) -> None:
 
 
 def mount(
-    source: str,
-    target: str,
-    kind: str | None = None,
-    flags: int = 0,
-    options: str | None = None,
+    source: str, target: str, kind: str | None = None, flags: int = 0, options: str | None = None
 ) -> None:
     encoded = [None if v is None else v.encode() for v in (source, target, kind, options)]
     call("mount", encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])

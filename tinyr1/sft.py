@@ -35,14 +35,7 @@ from tinyr1.optim import learning_rate, make_optimizer
 from tinyr1.parallel import Sharding, clip_gradients, load_weights, make_mesh, shard
 from tinyr1.ranks import Ranks, StopSignal
 from tinyr1.record import Batch
-from tinyr1.train_plan import (
-    Prepared,
-    TrainConfig,
-    check_trajectory,
-    describe,
-    prepare,
-    trajectory,
-)
+from tinyr1.train_plan import Prepared, TrainConfig, check_trajectory, describe, prepare, trajectory
 from tinyr1.weights import DTYPES, Checkpoint
 
 MAX_BAD_STEPS = 3  # non-finite steps in a row before the run stops
@@ -110,8 +103,8 @@ class Run:
         self.config, self.ranks, self.log = config, ranks, log
         self.corpus, self.plan = prepared.corpus, prepared.plan
         self.held_out = prepared.held_out
-        self.source: Path = given(config, "model")
-        self.out: Path = given(config, "out")
+        self.source = given(config.model, "--model")
+        self.out = given(config.out, "--out")
         self.compute_dtype = config.compute_dtype(ranks.device)
         model_config = Qwen2Config.from_pretrained(self.source)
         weights = Checkpoint(self.source)
@@ -238,9 +231,9 @@ class Run:
 
 def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     """Run a recipe to its end, or to the next SIGTERM; the same call again continues."""
-    model: Path = given(config, "model")
-    given(config, "data")
-    out: Path = given(config, "out")
+    model = given(config.model, "--model")
+    given(config.data, "--data")
+    out = given(config.out, "--out")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: expected a directory")
     there = {p.name for p in out.iterdir()} if out.exists() else set[str]()

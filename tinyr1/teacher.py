@@ -169,7 +169,7 @@ def select(
 
 def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
     """Ask, select, write."""
-    questions, out = given(c, "questions"), given(c, "out")
+    questions, out = given(c.questions, "--questions"), given(c.out, "--out")
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
     if out.resolve() == questions.resolve():

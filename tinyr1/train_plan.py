@@ -260,8 +260,8 @@ class Prepared(NamedTuple):
 
 def prepare(config: TrainConfig, log: Log) -> Prepared:
     """Tokenise and plan; needs no process group, so nothing can time out meanwhile."""
-    model: Path = given(config, "model")
-    data: tuple[Path, ...] = given(config, "data")
+    model = given(config.model, "--model")
+    data = given(config.data, "--data")
     model_config = Qwen2Config.from_pretrained(model)
     tokenizer = Tokenizer(model)
     check_template(tokenizer, config.template)
@@ -269,7 +269,7 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
     temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
     cache_dir = Path(temporary.name) if temporary else config.cache_dir
     if cache_dir is None:
-        cache_dir = given(config, "out") / "cache"
+        cache_dir = given(config.out, "--out") / "cache"
     end = tokenizer.special(TEMPLATE_END[config.template])
     if end not in tokenizer.eos_ids():
         log.warn(

@@ -27,12 +27,7 @@ from tinyr1.config import check_range, flag, given, parse, to_json
 from tinyr1.data import coding, math, science
 from tinyr1.data.clean import Draft
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
-from tinyr1.data.pipeline import (
-    Steps,
-    build,
-    check_file,
-    is_right,
-)
+from tinyr1.data.pipeline import Steps, build, check_file, is_right
 from tinyr1.data.sources import open_sources
 from tinyr1.errors import UserError, run_main
 from tinyr1.files import hash_files
@@ -159,8 +154,8 @@ def _check_options(domain: str, c: DataConfig) -> None:
 
 def make(domain: str, c: DataConfig) -> None:
     """Build --out, print the waterfall."""
-    names: tuple[str, ...] = given(c, "source")
-    out: Path = given(c, "out")
+    names = given(c.source, "--source")
+    out = given(c.out, "--out")
     log = Log(c.quiet)
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")

@@ -21,14 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tinyr1.answer import LETTERS, last_box
 from tinyr1.corpus import in_threads
-from tinyr1.data.clean import (
-    REASONS,
-    Draft,
-    Dropped,
-    check,
-    check_normal_form,
-    check_question,
-)
+from tinyr1.data.clean import REASONS, Draft, Dropped, check, check_normal_form, check_question
 from tinyr1.data.compare import Comparison
 from tinyr1.errors import UserError
 from tinyr1.files import (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 
 from tinyr1.config import given, parse
@@ -31,7 +30,7 @@ from tinyr1.sandbox import open_sandbox
 
 def main() -> None:
     config = parse(LabConfig, sys.argv[1:], prog="python -m tinyr1.lab")
-    folder: Path = given(config, "out")
+    folder = given(config.out, "--out")
     check_checkout()
     open_sandbox(config.sandbox)  # needed at the end, checked before the work
     out = folder.resolve()

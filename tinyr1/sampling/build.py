@@ -221,6 +221,4 @@ class Backend:
         if self.engine == "vllm":
             found["vllm"] = vllm.version()
         on_gpu = torch.cuda.is_available() and self.engine != "openai"
-        return found | {
-            "hardware": torch.cuda.get_device_name() if on_gpu else platform.machine(),
-        }
+        return found | {"hardware": torch.cuda.get_device_name() if on_gpu else platform.machine()}

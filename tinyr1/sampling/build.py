@@ -163,10 +163,10 @@ class Backend:
                 self.settings,
                 slots,
                 self.max_model_len,
-                c.api,
-                c.api_key_env,
-                c.chunk_timeout,
-                c.requests_per_minute,
+                api=c.api,
+                api_key_env=c.api_key_env,
+                chunk_timeout_s=c.chunk_timeout,
+                requests_per_minute=c.requests_per_minute,
             )
         assert self.model is not None
         assert self.tokenizer is not None
@@ -180,9 +180,9 @@ class Backend:
                 slots,
                 self.max_model_len,
                 dtype_name(DTYPES[self.dtype]),
-                c.tensor_parallel,
-                c.gpu_memory_utilization,
-                c.compile,
+                tensor_parallel=c.tensor_parallel,
+                gpu_memory_utilization=c.gpu_memory_utilization,
+                compile=c.compile,
             )
         model = Qwen2.from_pretrained(self.model, DTYPES[self.dtype], self.ranks.device)
         return Engine(model, self.tokenizer, self.settings, slots, self.max_model_len, c.compile)

@@ -85,3 +85,10 @@ def test_check_range():
             check_range(config, 0, 2, "fine", field)
     with pytest.raises(UserError, match="at least 4"):
         check_range(config, 4, float("inf"), "too_large")
+
+
+@pytest.mark.parametrize("field", ["lr", "eps", "weight_decay"])
+def test_infinity_is_no_number_but_for_the_clip_norm(field):
+    with pytest.raises(UserError, match=f"{flag(field)}=inf: expected at least 0"):
+        TrainConfig(**{field: float("inf")})
+    assert TrainConfig(clip_norm=float("inf")).clip_norm == float("inf")

@@ -1,9 +1,13 @@
 """Atomic writes, journals with torn tails, and locks."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
+from conftest import ROOT
 
 from tinyr1.errors import UserError
 from tinyr1.files import Journal, locked, read_json, read_jsonl, write_atomic, write_json
@@ -71,3 +75,17 @@ def test_lock_is_exclusive(tmp_path):
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize(("stream", "code"), [("stdout", 0), ("stderr", 1)])
+def test_a_reader_that_leaves_is_no_error_of_standard_output_alone(stream, code):
+    """`| head` has what it wants; a log that nobody takes any more is a run that stopped."""
+    said = f"[print('x' * 99, file=sys.{stream}) for _ in range(9999)] and None"
+    program = f"import sys; from tinyr1.errors import run_main; run_main(lambda: {said})"
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: writer}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, **streams)
+    os.close(writer)
+    assert done.returncode == code
+    assert (done.stdout or b"", done.stderr or b"") == (b"", b"")

@@ -9,7 +9,10 @@ import pytest
 from conftest import ROOT, strongest_sandbox
 
 from tinyr1.chat import render
+from tinyr1.errors import RunStopped
+from tinyr1.lab import stages
 from tinyr1.lab.world import DOMAINS, World
+from tinyr1.log import Log
 from tinyr1.record import Message, check_think
 from tinyr1.tokenizer import Tokenizer
 
@@ -70,6 +73,27 @@ def test_quick_laboratory_end_to_end_and_second_run_does_nothing(tmp_path):
     (out / "stages" / "merges.json").unlink()
     assert subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60).returncode == 0
     assert (out / "stages" / "jobs.jsonl").read_text() == jobs
+
+
+def test_a_command_that_was_told_to_stop_is_run_again(tmp_path, monkeypatch):
+    """As train.py does: it ends with 0, and what it makes is not there."""
+    script = "import pathlib\nseen = pathlib.Path('seen')\n"
+    script += "pathlib.Path('made').touch() if seen.exists() else seen.touch()\n"
+    (tmp_path / "job.py").write_text(script)
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    out = tmp_path / "lab"
+    for _ in range(2):  # another process goes on
+        lab = stages.Lab(out, stages.QUICK, 0, "rlimits", Log(quiet=True))
+        if not (out / "seen").exists():
+            with pytest.raises(RunStopped, match="told to stop"):
+                lab.run("job", "job.py", "made")
+        else:
+            seconds = lab.run("job", "job.py", "made")
+            assert lab.run("job", "job.py", "made") == seconds
+        lab.jobs.close()
+    rows = [json.loads(line) for line in (out / "stages" / "jobs.jsonl").read_text().splitlines()]
+    assert [row["done"] for row in rows] == [False, True]
+    assert seconds == sum(row["seconds"] for row in rows)
 
 
 @pytest.mark.slow

@@ -425,6 +425,18 @@ def test_bad_arguments_exit_2_without_traceback(tiny, data, tmp_path, arguments,
     assert "Traceback" not in done.stderr
 
 
+def test_a_model_that_no_run_made_is_not_written_over(tiny, data, tmp_path):
+    other = shutil.copytree(tiny, tmp_path / "other")
+    before = {p: p.read_bytes() for p in other.iterdir()}
+    done = train(tiny, data, other)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"error: --out={other}: holds a model that no run made; choose another place\n"
+    )
+    assert {p: p.read_bytes() for p in other.iterdir()} == before
+
+
 def test_other_settings_on_resume_are_refused_by_name(one_rank, tiny, data):
     done = train(tiny, data, one_rank, "--epochs", "2", "--lr", "0.5")
     assert done.returncode == 2

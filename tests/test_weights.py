@@ -143,6 +143,17 @@ def test_side_files_go_along_and_config_names_the_dtype(tmp_path, tiny):
         assert (tmp_path / name).read_bytes() == (tiny / name).read_bytes()
 
 
+def test_config_with_both_names_of_the_dtype_gets_both(tmp_path, tiny):
+    source = tmp_path / "source"
+    source.mkdir()
+    config = json.loads((tiny / "config.json").read_text())
+    both = config | {"torch_dtype": "float32", "dtype": "float32"}
+    (source / "config.json").write_text(json.dumps(both))
+    copy_side_files(source, tmp_path / "out", torch.bfloat16)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == both | {"torch_dtype": "bfloat16", "dtype": "bfloat16"}
+
+
 def test_one_shard_of_another_name_gets_an_index(tmp_path):
     layout = dict.fromkeys(TENSORS, "model-00001-of-00001.safetensors")
     write(tmp_path, TENSORS, layout=layout)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import tomllib
 import types
 import typing
@@ -98,9 +99,9 @@ def given(value: T | None, option: str) -> T:
 
 
 def check_range(config: Any, low: float, high: float, *fields: str) -> None:
-    """UserError unless low <= value <= high for each of the fields that has a value."""
+    """UserError unless low <= value <= high, and finite, for each field that has a value."""
     for field in fields:
         value = getattr(config, field)
-        if value is not None and not low <= value <= high:
+        if value is not None and not low <= value <= min(high, sys.float_info.max):
             bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise UserError(f"{flag(field)}={value}: expected {bounds}")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import select
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 
 class UserError(Exception):
@@ -31,6 +32,13 @@ def needs(module: str, extra: str, what: str) -> Any:
         raise UserError(f"{what}: {error}; pip install 'tinyr1[{extra}]'") from None
 
 
+def _reader_left(stream: TextIO) -> bool:
+    """Whether the other end of a pipe is closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Call `main` and leave the process with the exit code that fits how it ended."""
     try:
@@ -45,9 +53,15 @@ def run_main(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # `... | head` closed our standard output: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except BrokenPipeError as error:
+        # `... | head` closed our standard output: not an error of ours. Where standard error is
+        # gone, too, the work was not done, and nobody is left to be told.
+        left = [stream for stream in (sys.stdout, sys.stderr) if _reader_left(stream)]
+        for stream in left:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = 0 if left == [sys.stdout] else 1
+        if code:
+            print(f"stopped: {error.strerror}", file=sys.stderr)
     except OSError as error:
         if error.errno is None:
             raise

@@ -26,7 +26,7 @@ from tinyr1.ranks import Ranks, core_count
 from tinyr1.tokenizer import TOKENIZER_FILES
 from tinyr1.weights import DTYPES, Checkpoint, dtype_name
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the names are in one table, which a type checker cannot read
     MethodName = str
 else:
     MethodName = Literal[tuple(METHODS)]

@@ -79,9 +79,8 @@ def newest_commit(what: str, name: str, revision: str | None) -> str:
 
 
 def _not_loaded(what: str, error: Exception) -> UserError:
-    return UserError(
-        f"{what}: cannot be loaded from the hub ({_line(error)}); give downloaded files"
-    )
+    why = f"{type(error).__name__}: {_line(error)}"  # some have no text
+    return UserError(f"{what}: cannot be loaded from the hub ({why}); give downloaded files")
 
 
 def _line(error: Exception) -> str:

@@ -241,6 +241,8 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
         raise UserError(f"--out={out}: not empty, and --no-resume was given")
     if out.resolve() == model.resolve():
         raise UserError(f"--out={out}: is --model; choose another place")
+    if "config.json" in there and "train_config.json" not in there:
+        raise UserError(f"--out={out}: holds a model that no run made; choose another place")
     config.check_world(ranks.world_size, f"{ranks.world_size} ranks")
     shape = Qwen2Config.from_pretrained(model)  # before hours of tokenising
     Checkpoint(model).check(tensor_shapes(shape), shape.tie_word_embeddings)

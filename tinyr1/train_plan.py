@@ -137,7 +137,9 @@ class TrainConfig:
         check_range(self, 2, math.inf, "seq_len")
         check_range(self, 0, math.inf, "max_steps", "export_every", "lr", "eps", "weight_decay")
         check_range(self, 0, 1, "warmup_ratio")
-        check_range(self, 1e-12, math.inf, "clip_norm", "gpu_memory_gib", "peak_tflops")
+        check_range(self, 1e-12, math.inf, "gpu_memory_gib", "peak_tflops")
+        if self.clip_norm != math.inf:
+            check_range(self, 1e-12, math.inf, "clip_norm")
         check_range(self, 1e-9, 1, "assumed_mfu")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"--betas={self.betas}: expected two numbers in [0, 1)")

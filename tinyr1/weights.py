@@ -423,6 +423,6 @@ def copy_side_files(source: Path, out: Path, dtype: torch.dtype) -> None:
         if (source / name).exists():
             write_atomic(out / name, (source / name).read_bytes())
     config = read_json(source / "config.json")
-    key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
-    config[key] = dtype_name(dtype)
+    for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # old name and new
+        config[key] = dtype_name(dtype)
     write_json(out / "config.json", config)  # last: a directory with it is complete

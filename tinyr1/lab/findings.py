@@ -156,7 +156,11 @@ def paper_line() -> str:
         f"{name} {' / '.join('-' if score is None else f'{score}' for score in row.scores)}"
         for name, row in PAPER.items()
     )
-    return "The paper's Table 2 at 32B (not run here), math / coding / science: " + "; ".join(rows)
+    return (
+        "The paper's Table 2 at 32B (not run here), math / coding / science: "
+        + "; ".join(rows)
+        + "."
+    )
 
 
 def findings(results: Results, seconds: Mapping[str, float]) -> list[str]:

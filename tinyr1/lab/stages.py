@@ -139,14 +139,15 @@ class Lab:
             write_json(marker, {**result, "seconds": time.perf_counter() - started})
         return read_json(marker)
 
-    def run(self, name: str, command: str, ranks: int = 1) -> float:
-        """Run an entry script in OUT to its end, once; RunStopped if it fails.
+    def run(self, name: str, command: str, makes: str, ranks: int = 1) -> float:
+        """Run an entry script in OUT until the file `makes` is there; RunStopped if it is not.
 
-        Returns its wall seconds, those of interrupted attempts included.
+        A training that is told to stop ends with code 0, so the code alone says nothing. Returns
+        the wall seconds, those of interrupted attempts included.
         """
         with self.lock:
             past = [row for row in self.jobs.rows if row["name"] == name]
-        if any(row["done"] for row in past):
+        if any(row["done"] for row in past) and (self.out / makes).exists():
             return sum(row["seconds"] for row in past)
         script, *arguments = command.split()
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -161,13 +162,16 @@ class Lab:
             with self.lock:
                 self.children.append(child)
             code = child.wait()
-        row = {"name": name, "seconds": time.perf_counter() - started, "done": code == 0}
+        done = code == 0 and (self.out / makes).exists()
+        row = {"name": name, "seconds": time.perf_counter() - started, "done": done}
         with self.lock:
             self.jobs.append(row)
             self.jobs.rows.append(row)
         if code:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise RunStopped(f"{name}: {script} ended with {code}: {lines[-1]} (see {log})")
+        if not done:
+            raise RunStopped(f"{name}: {script} was told to stop; the same command continues")
         return sum(r["seconds"] for r in [*past, row])
 
     def stop_children(self) -> None:
@@ -244,10 +248,7 @@ def train_branches(lab: Lab) -> dict[str, Any]:
             f"--epochs {lab.sizes.epochs} --batch-size {BATCH[recipe]} --seed {lab.seed} "
             f"{TRAINING} --quiet"
         )
-        seconds = lab.run(branch, command, ranks)
-        if not (lab.model(branch) / "config.json").exists():  # it was told to stop
-            raise RunStopped(f"{branch}: training was stopped; the same command continues")
-        return seconds
+        return lab.run(branch, command, f"models/{branch}/config.json", ranks)
 
     # The mixture beside math and coding keeps two cores busy; science runs on both of them.
     beside = ("mixture", "expert_math", "expert_coding")
@@ -262,7 +263,7 @@ def merge_models(lab: Lab, merges: Mapping[str, str] = MERGES) -> dict[str, Any]
 
     def merge(name: str) -> float:
         arguments = merges[name].format(out=f"models/{name}")
-        return lab.run(name, f"merge.py {arguments} --quiet")
+        return lab.run(name, f"merge.py {arguments} --quiet", f"models/{name}/config.json")
 
     return {"core_seconds": _each(lab, merge, merges)}
 
@@ -280,7 +281,7 @@ def evaluate_models(
             f"--out evaluations/{name} --seed {lab.seed} --max-tokens {TOKEN_LIMIT} --slots 300 "
             f"--jobs 1 --sandbox {lab.sandbox} --quiet"
         )
-        return lab.run(f"evaluate_{name}", command)
+        return lab.run(f"evaluate_{name}", command, f"evaluations/{name}/report.html")
 
     return {"core_seconds": _each(lab, evaluate, names)}
 

@@ -42,13 +42,7 @@ def test_prompts_equal_the_published_template(name, template, opened, messages):
         dicts, tokenize=False, add_generation_prompt=True
     )
     expected = ours.encode(text)
-    whole = list(messages)
-    if any(m.role == "assistant" for m in messages):  # a conversation that goes on
-        rendered = render(ours, (*whole, Message("assistant", "x")), template).tokens
-        start = rendered[: len(expected) - (2 if opened else 0)]
-        assert start == expected[: len(start)]
-        return
-    assert render_prompt(ours, tuple(whole), template, open_thinking=opened) == expected
+    assert render_prompt(ours, messages, template, open_thinking=opened) == expected
     assert ours.opens_thinking() == opened
     assert guess_template(ours) == template
 
@@ -89,6 +83,24 @@ def test_laboratory_tokenizer_layout_by_hand(tiny):
     assert pieces == [*prompt, "<think>", "\n", "</think>", "\n", "\n", "1", chat.EOS]
     assert is_target == [False] * 9 + [True] * 7
     assert tokenizer.eos_ids() == (tokenizer.special(chat.EOS),)
+
+
+def test_the_thought_that_a_prompt_opens_is_no_target_whatever_stands_before_it(tiny):
+    tokenizer = Tokenizer(tiny)
+    talk = Message("user", "a"), Message("assistant", "\n <think>\nb\n</think>\n\nc")
+    tokens, is_target = render(tokenizer, talk, "deepseek_r1", "prompt")
+    prompt = render_prompt(tokenizer, talk[:1], "deepseek_r1", open_thinking=True)
+    assert tokens[: len(prompt)] == prompt
+    assert is_target == [False] * len(prompt) + [True] * (len(tokens) - len(prompt))
+
+
+def test_a_prompt_goes_on_where_the_training_text_does(tiny):
+    tokenizer = Tokenizer(tiny)
+    talk = (Message("system", "s"), Message("user", "a"), Message("assistant", "b"))
+    more = (*talk, Message("user", "c"))
+    whole = render(tokenizer, (*more, Message("assistant", "d")), "deepseek_r1").tokens
+    prompt = render_prompt(tokenizer, more, "deepseek_r1")
+    assert whole == [*prompt, *tokenizer.encode("d"), tokenizer.special(chat.EOS)]
 
 
 def test_every_assistant_turn_is_a_target_and_keeps_its_thought(tiny):

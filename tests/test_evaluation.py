@@ -151,9 +151,12 @@ def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
         ("--regrade {tasks} --task-file {tasks} --out x", "tasks.jsonl:1: text=None"),
         ("--regrade strange.jsonl --task-file {tasks} --out x", "choice_order=[1, 0, 2, 3]"),
         ("--regrade mixed.jsonl --task-file {tasks} --out x", "expected a list of numbers"),
-        ("--regrade half.jsonl --task-file {tasks} --out x", "half.jsonl:1: text is no text"),
+        ("--regrade half.jsonl --task-file {tasks} --out x", "half.jsonl:1: text: no text"),
         ("{tiny} --out x --task-file marked.jsonl", "task=math id=1: "),
         ("{tiny} --out x --tasks ,", "--tasks=,: no name"),
+        ("few --out x --task-file {tasks}", "few: the tokenizer has the id"),
+        ("{tiny} --ask \udcff", "--ask=\\udcff: expected UTF-8 text"),
+        ("--compare other other", "other/grades.jsonl:1: expected task, id and correct"),
         ("--compare {tiny}", "at least two"),
         ("{tiny} --no-such-option", "no-such-option"),
     ],
@@ -168,6 +171,12 @@ def test_bad_arguments_exit_2_without_traceback(tiny, tasks, tmp_path, arguments
     write_rows(
         tmp_path / "marked.jsonl", [row | {"task": "math", "id": "1", "prompt": "<｜User｜>"}]
     )
+    few = shutil.copytree(tiny, tmp_path / "few")
+    config = json.loads((few / "config.json").read_text()) | {"vocab_size": 64}
+    (few / "config.json").write_text(json.dumps(config))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text('{"tasks": {}}')
+    (tmp_path / "other" / "grades.jsonl").write_text('["x"]\n')
     done = evaluate(*arguments.format(tiny=tiny, tasks=tasks).split(), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr

@@ -10,7 +10,16 @@ import pytest
 from conftest import ROOT
 
 from tinyr1.errors import UserError
-from tinyr1.files import Journal, locked, read_json, read_jsonl, write_atomic, write_json
+from tinyr1.files import (
+    Journal,
+    hash_files,
+    locked,
+    read_json,
+    read_jsonl,
+    read_object,
+    write_atomic,
+    write_json,
+)
 
 
 def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path):
@@ -41,6 +50,79 @@ def test_journal_drops_a_torn_last_line_wherever_it_was_cut(tmp_path, cut):
         assert journal.rows == ([{"n": 1}] if cut < 15 else [])
         journal.append({"n": 3})
     assert [json.loads(x) for x in path.read_text().splitlines()] == [{"n": 1}, {"n": 3}]
+
+
+def test_a_name_that_is_no_utf_8_is_written_and_read_again(tmp_path):
+    odd = os.fsdecode(b"bad\xff")
+    write_json(tmp_path / "a.json", {"out": odd})
+    assert read_json(tmp_path / "a.json") == {"out": odd}
+    with Journal(tmp_path / "j.jsonl") as journal:
+        journal.append({"out": odd})
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert journal.rows == [{"out": odd}]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "\xff", '{"a": '])
+def test_what_is_no_json_is_one_line(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.json: not valid JSON \("):
+        read_json(path)
+    path.write_text("[1]")
+    with pytest.raises(UserError, match=r"a.json: expected a JSON object"):
+        read_object(path)
+
+
+@pytest.mark.parametrize("row", ["[1]", "null", '{"other": 1}', "[" * 100_000])
+def test_journal_refuses_rows_that_it_never_wrote(tmp_path, row):
+    path = tmp_path / "j.jsonl"
+    path.write_text('{"n": 1}\n' + row + "\n")
+    with pytest.raises(UserError, match="damaged after byte 9"):
+        Journal(path, "n")
+
+
+def test_a_failed_write_leaves_nothing_beside(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomic(tmp_path / "taken", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_hash_files_takes_files_only(tmp_path):
+    pipe = tmp_path / "pipe"  # would be read to its end, and be empty the second time
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(UserError, match="expected a file"):
+            hash_files([path])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("NotADirectoryError(20, 'Not a directory', 'FILE/out')", 2, "error: FILE/out: Not a d"),
+        ("PermissionError(13, 'Permission denied', 'x')", 2, "error: x: Permission denied"),
+        ("OSError(28, 'No space left on device', 'x')", 1, "stopped: x: No space left on device"),
+        ("OSError(5, 'Input/output error')", 1, "stopped: Input/output error"),
+    ],
+)
+def test_a_path_that_cannot_be_is_bad_input_a_full_disk_is_none(error, code, said):
+    program = f"from tinyr1.errors import run_main\ndef f(): raise {error}\nrun_main(f)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+
+
+def test_closed_and_narrow_streams_cost_nothing(tmp_path):
+    program = "from tinyr1.errors import run_main; run_main(lambda: print('\\uff5c \\udcff'))"
+    narrow = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=narrow
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\uff5c \\udcff\n", "")
+    for closing in (">&-", "2>&-", ">&- 2>&-"):
+        command = f'"$0" -c "$1" {closing}'
+        done = subprocess.run(["bash", "-c", command, sys.executable, program], cwd=ROOT)
+        assert done.returncode == 0
 
 
 def test_journal_refuses_damage_in_the_middle(tmp_path):

@@ -212,8 +212,9 @@ def test_neither_chunks_nor_threads_nor_the_sample_change_a_bit(monkeypatch):
     assert 0.02 < stats.taken / left.numel() < 0.2
     assert stats.max_change == (whole - left).abs().max()
     assert stats.changed == (left != right).sum()
-    for name, value in (("CHUNK_ELEMENTS", 1), ("CHUNK_ELEMENTS", 5000), ("SAMPLE_ELEMENTS", 3000)):
-        monkeypatch.setattr(fusion, name, value)
+    chunks = "tinyr1.weights.CHUNK_ELEMENTS"
+    for name, value in ((chunks, 1), (chunks, 5000), ("tinyr1.fusion.SAMPLE_ELEMENTS", 3000)):
+        monkeypatch.setattr(name, value)
         again, other = fuse(left, right, DEFAULTS)
         assert torch.equal(again, whole)
         assert other == stats

@@ -408,12 +408,53 @@ def test_an_input_that_would_be_written_over_is_refused(experts, tmp_path):
         merged(tmp_path / "x.partial", experts["science"], tmp_path / "x")
 
 
+def tied_checkpoint(folder, seed, head=None):
+    """A tied model of one embedding, with a copy of it (or `head`) or without one (False)."""
+    embedding = torch.randn(40, 8, generator=torch.Generator().manual_seed(seed))
+    tensors = {"model.embed_tokens.weight": embedding}
+    if head is not False:
+        tensors["lm_head.weight"] = embedding.clone() if head is None else head
+    small_checkpoint(folder, **tensors)
+    config = {"model_type": "any", "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("method", ["arcee_fusion", "linear", "dare_ties", "della"])
+def test_the_copy_of_a_tied_head_is_left_out(tmp_path, method):
+    """Merged on its own it would be another than the embedding, by other random numbers."""
+    a, b, c = (tied_checkpoint(tmp_path / name, i) for i, name in enumerate("abc"))
+    options = ["--method", method]
+    if method in ("dare_ties", "della"):
+        options += ["--base", c, "--density", "0.5"]
+    merged(a, b, tmp_path / "out", *options)
+    assert list(tensors_of(tmp_path / "out")) == ["model.embed_tokens.weight"]
+    without = [tied_checkpoint(tmp_path / f"{name}2", i, False) for i, name in enumerate("ab")]
+    merged(without[0], b, tmp_path / "mixed", *options)  # one has the copy, one does not
+    for name, tensor in tensors_of(tmp_path / "mixed").items():
+        assert torch.equal(tensor, tensors_of(tmp_path / "out")[name])
+    alone = tied_checkpoint(tmp_path / "d", 1, torch.zeros(40, 8))
+    with pytest.raises(UserError, match=r"lm_head.weight is not model.embed_tokens.weight"):
+        merged(a, alone, tmp_path / "none", *options)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_model(tmp_path, monkeypatch):
+    a, b = (small_checkpoint(tmp_path / n, **{"$5^$": torch.randn(9)}) for n in ("$4^$", "b"))
+    merged(a, b, tmp_path / "out")
+    assert (tmp_path / "out" / "merge.png").exists()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # a broken installation
+    merged(a, b, tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").exists()
+    assert "merge.png" not in (tmp_path / "again" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
         ({"weight_map": {"w": "../b/model.safetensors"}}, "no file name"),
         ({"weight_map": {"w": 3}}, "no file name"),
-        ([], "weight_map: missing"),
+        ({}, "weight_map: missing"),
+        ([], "expected a JSON object"),
     ],
 )
 def test_indexes_that_lead_elsewhere_are_refused(tmp_path, index, message):
@@ -507,7 +548,7 @@ def test_threads_and_chunks_change_no_byte(experts, tmp_path, monkeypatch):
 
     run_merge(config("one", threads=1), QUIET)
     run_merge(config("linear", method="linear"), QUIET)
-    monkeypatch.setattr("tinyr1.fusion.CHUNK_ELEMENTS", 500)
+    monkeypatch.setattr("tinyr1.weights.CHUNK_ELEMENTS", 500)
     run_merge(config("four", threads=4), QUIET)
     run_merge(config("linear chunks", method="linear"), QUIET)
     assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "four")

@@ -1,6 +1,7 @@
 """The model against transformers, packed rows against their documents, decoding against both."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -127,6 +128,18 @@ def test_published_config_style_equals_new_style(pair):
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"hidden_size": None}, "hidden_size"),
         ({"num_key_value_heads": "2"}, "num_key_value_heads"),
+        ({"vocab_size": True}, "vocab_size=True"),
+        ({"vocab_size": 10**30}, "vocab_size=1000"),
+        ({"head_dim": 0}, "head_dim=0"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false': expected true or false"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6'"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps=nan"),
+        ({"rope_theta": 1}, "rope_theta=1"),
+        ({"rope_theta": ""}, "rope_theta=''"),
+        ({"rope_scaling": "yarn"}, "rope_scaling='yarn': expected an object or null"),
+        ({"layer_types": 1}, "layer_types=1"),
+        ({"rope_scaling": {"type": "yarn", "factor": math.nan}}, "rope_scaling: factor=nan"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_slow": "x"}}, "beta_slow='x'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )

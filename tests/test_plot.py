@@ -35,13 +35,13 @@ def test_a_painter_draws_the_same_elsewhere(painter, tmp_path):
 def test_without_a_painter_it_is_drawn_here(painter, tmp_path):
     os.kill(painter._pid, signal.SIGKILL)
     assert plot.draw(picture, tmp_path / "a.png") == os.getpid()
-    with pytest.raises(FileNotFoundError):
-        plot.draw(picture, tmp_path / "no such directory" / "a.png")
+    with pytest.raises(IsADirectoryError):
+        plot.draw(picture, tmp_path)
 
 
 def test_an_error_there_is_raised_here(painter, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        plot.draw(picture, tmp_path / "no such directory" / "a.png")
+    with pytest.raises(IsADirectoryError):
+        plot.draw(picture, tmp_path)
 
 
 def test_a_painter_ends_with_its_owner():
@@ -50,3 +50,25 @@ def test_a_painter_ends_with_its_owner():
     subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, timeout=60
     )
+
+
+def test_names_are_drawn_as_they_stand(tmp_path):
+    broken = "$5^$"  # no formula that anybody could set
+    assert plot.drawn(plot.heat_map, tmp_path / "heat.png", [broken], [broken], [[1.0]], broken, "")
+    rows = [{"step": 1, "loss": 1.0, "lr": 1.0}]
+    assert plot.drawn(plot.loss_curve, tmp_path / "loss.png", rows, broken)
+    assert plot.drawn(plot.histogram, tmp_path / "h.png", [1, 2], "tokens", broken)
+    bars = [broken], [broken], [[1.0]], [[0.0]], "%"
+    assert plot.drawn(plot.grouped_bars, tmp_path / "bars.png", *bars)
+
+
+def test_what_fails_in_drawing_is_a_warning(tmp_path, monkeypatch, capsys):
+    taken = tmp_path / "loss.png"
+    taken.mkdir()
+    assert not plot.drawn(plot.histogram, taken, [1, 2], "tokens", "title")
+    assert f"warning: {taken}: not drawn (" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it is installed and cannot be imported
+    monkeypatch.setattr(plot, "available", lambda: True)
+    assert not plot.drawn(plot.histogram, tmp_path / "a.png", [1, 2], "tokens", "title")
+    assert f"warning: {tmp_path / 'a.png'}: not drawn (" in capsys.readouterr().err

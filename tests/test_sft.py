@@ -368,7 +368,7 @@ def test_non_finite_run_stops_with_exit_1_naming_records(tiny, data, tmp_path):
         ("[" * 100_000, "bad.jsonl:3: not valid JSON"),
         (
             '{"domain": "math", "messages": [{"role": "user", "content": "half \\ud83d"}]}',
-            "bad.jsonl:3: content: the user message is no text",
+            "bad.jsonl:3: messages: no text",
         ),
         (
             '{"domain": "math", "messages": [{"role": "user", "content": "q"}, '

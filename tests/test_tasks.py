@@ -1,6 +1,7 @@
 """Prompts to the byte, and task rows checked by field."""
 
 import json
+import math
 
 import pytest
 from conftest import SHARED_DATA, task_rows, write_rows
@@ -81,7 +82,17 @@ def test_trials_by_preset():
         ({"kind": "choice", "answer": "E"}, "answer='E'"),
         ({"kind": "choice", "answer": "A", "choices": ["a"]}, "choices"),
         ({"kind": "code"}, "tests"),
+        ({"kind": "choice", "answer": "A", "choices": [1, 2, 3, 4]}, "choices"),
+        ({"kind": "choice", "answer": "A", "shuffle": True}, "shuffle=True"),
+        ({"kind": "choice", "answer": "A", "choices": [*"abcd"], "shuffle": "no"}, "shuffle='no'"),
+        ({"id": None}, "id: missing"),
+        ({"id": "\ud800"}, "id: no text"),
+        ({"subject": "\ud800"}, "subject: no text"),
         ({"timeout_s": "6s"}, "timeout_s='6s'"),
+        ({"timeout_s": True}, "timeout_s=True"),
+        ({"timeout_s": 1e300}, "timeout_s=1e+300"),
+        ({"timeout_total_s": math.inf}, "timeout_total_s=inf"),
+        ({"timeout_s": 10**400}, "timeout_s=1000"),
         ({"kind": "code", "tests": TESTS | {"outputs": []}}, "1 inputs but 0 outputs"),
         ({"kind": "code", "tests": TESTS | {"inputs": [], "outputs": []}}, "non-empty"),
         ({"kind": "code", "tests": TESTS | {"inputs": [1]}}, "must be a string"),

@@ -70,6 +70,9 @@ def test_second_export_with_fewer_shards_leaves_no_stale_ones(tmp_path):
     write(tmp_path, TENSORS, max_shard_bytes=70)
     write(tmp_path, TENSORS)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    (tmp_path / "model_of_mine.safetensors").write_bytes(b"x")
+    write(tmp_path, TENSORS)
+    assert (tmp_path / "model_of_mine.safetensors").exists()
     assert torch.equal(Checkpoint(tmp_path).tensor("a.weight"), TENSORS["a.weight"])
 
 
@@ -87,13 +90,27 @@ def test_check_lists_every_fault(tmp_path):
     ]
 
 
-def test_a_tied_models_spare_head_is_ignored(tmp_path):
-    save_file(
-        {"e": torch.zeros(2), "lm_head.weight": torch.zeros(2)}, tmp_path / "model.safetensors"
-    )
-    Checkpoint(tmp_path).check({"e": (2,)}, tied=True)
-    with pytest.raises(UserError, match="lm_head"):
-        Checkpoint(tmp_path).check({"e": (2,)}, tied=False)
+def test_a_tied_models_spare_head_must_be_the_embedding(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyr1.weights.CHUNK_ELEMENTS", 4)
+    embedding = torch.arange(10.0).view(5, 2)
+
+    def save(head):
+        tensors = {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
+        save_file(tensors, tmp_path / "model.safetensors")
+
+    shapes = {"model.embed_tokens.weight": (5, 2)}
+    save(embedding.clone())
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.check(shapes, tied=True)
+    assert list(checkpoint.specs) == list(checkpoint.shards) == ["model.embed_tokens.weight"]
+    with pytest.raises(UserError, match=r"lm_head\.weight: not a tensor of this model"):
+        Checkpoint(tmp_path).check(shapes, tied=False)
+    other = embedding.clone()
+    other[4, 1] += 1
+    for head in (other, embedding[:4].clone(), embedding.half()):
+        save(head)
+        with pytest.raises(UserError, match=r"lm_head\.weight is not model\.embed_tokens\.weight"):
+            Checkpoint(tmp_path).check(shapes, tied=True)
 
 
 def test_damaged_directories_are_named(tmp_path):
@@ -115,6 +132,17 @@ def test_damaged_directories_are_named(tmp_path):
     index["weight_map"]["ghost"] = shard.name
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="ghost is not in"):
+        Checkpoint(tmp_path)
+    for odd in ("", "..", "a/b.safetensors", 5, None):
+        index["weight_map"]["ghost"] = odd
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match=f"ghost: {odd!r}: no file name"):
+            Checkpoint(tmp_path)
+    shard.unlink()
+    shard.mkdir()
+    index["weight_map"].pop("ghost")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(IsADirectoryError):  # exit code 2 (errors.run_main)
         Checkpoint(tmp_path)
 
 

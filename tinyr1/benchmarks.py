@@ -21,6 +21,7 @@ from typing import Any
 
 from tinyr1.errors import UserError
 from tinyr1.published import Row, file_rows, hub_rows
+from tinyr1.record import check_text
 
 LCB_WINDOW = ("2024-08-01", "2025-02-01")  # the paper's
 LCB_PRESET_LIMITS = {"tinyr1": (18.0, 60.0)}  # seconds a test and in all, as the paper's runs had
@@ -52,6 +53,7 @@ def load_benchmark(
     for place, raw in source:
         try:
             row = benchmark.convert(raw, len(rows))
+            check_text(row or {})
         except (KeyError, ValueError, TypeError, binascii.Error, zlib.error) as error:
             said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{place}: {said}; is this a file of {name}?") from None

@@ -27,6 +27,7 @@ BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+R1_TURNS = {"system": ((), ()), "user": ((USER,), ()), "assistant": ((ASSISTANT,), (EOS,))}
 TEMPLATE_END = {"deepseek_r1": EOS, "qwen": IM_END}  # what ends an answer
 TEMPLATE_TOKENS = {"deepseek_r1": (BOS, EOS, USER, ASSISTANT), "qwen": (IM_START, IM_END)}
 
@@ -93,10 +94,10 @@ def render(
             continue
         add(_assistant_start(tokenizer, template))
         content = message.content
-        if think_in == "prompt" and content.startswith(THINK_OPEN):
+        if think_in == "prompt" and content.lstrip().startswith(THINK_OPEN):
             # Cut where the generation prompt ends, so that training sees the tokens of sampling.
             add(tokenizer.encode(THINK_OPEN + "\n"))
-            content = content.removeprefix(THINK_OPEN).removeprefix("\n")
+            content = content.lstrip().removeprefix(THINK_OPEN).removeprefix("\n")
         end = tokenizer.special(TEMPLATE_END[template])
         add([*tokenizer.encode(content), end], target=True)
         if template == "qwen" and i + 1 < len(messages):
@@ -135,11 +136,12 @@ def render_prompt(
 def _turn_ids(
     tokenizer: Tokenizer, message: Message, template: TemplateName, first: bool
 ) -> list[int]:
-    """Ids of a system or user turn, with what opens the conversation when it is the first."""
+    """Ids of a turn of a prompt, with what opens the conversation when it is the first."""
     if template == "deepseek_r1":
-        start = [tokenizer.special(BOS)] if first else []
-        marker = [tokenizer.special(USER)] if message.role == "user" else []
-        return start + marker + tokenizer.encode(message.content)
+        before, after = R1_TURNS[message.role]
+        before = (BOS, *before) if first else before
+        special = tokenizer.special
+        return [*map(special, before), *tokenizer.encode(message.content), *map(special, after)]
     head: list[int] = []
     if first and message.role != "system":
         head = _turn_ids(tokenizer, Message("system", QWEN_SYSTEM), template, first=False)

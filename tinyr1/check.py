@@ -16,17 +16,18 @@ import torch
 
 from tinyr1.chat import TEMPLATE_END, guess_template
 from tinyr1.errors import RunStopped, UserError, run_main
-from tinyr1.files import read_json
+from tinyr1.files import read_object
 from tinyr1.model import tensor_shapes
 from tinyr1.model_config import Qwen2Config
-from tinyr1.tokenizer import TOKENIZER_FILES, Tokenizer
+from tinyr1.tokenizer import TOKENIZER_FILES, Tokenizer, id_list
 from tinyr1.weights import Checkpoint, dtype_name
 
 
-def faults(folder: Path) -> list[str]:
+def faults(folder: Path, values: bool = True) -> list[str]:
     """One line for each thing that does not fit; empty for a sound checkpoint.
 
-    UserError where the directory is no checkpoint of this architecture at all.
+    With `values` all weights are read, to see that they are finite. UserError where the directory
+    is no checkpoint of this architecture at all.
     """
     config = Qwen2Config.from_pretrained(folder)
     weights = Checkpoint(folder)
@@ -35,17 +36,21 @@ def faults(folder: Path) -> list[str]:
         weights.check(tensor_shapes(config), config.tie_word_embeddings)
     except UserError as error:
         found.append(str(error))
-    raw = read_json(folder / "config.json")
+    if values:
+        known = (name for name in weights.specs if name not in weights.unsupported)
+        found += [f"{name}: NaN or infinity in it" for name in known if not weights.is_finite(name)]
+    raw = read_object(folder / "config.json")
     stated = raw.get("torch_dtype", raw.get("dtype"))
     types = {dtype_name(spec.dtype) for spec in weights.specs.values()}
-    if stated is not None and {stated} != types:
+    if stated is not None and {str(stated)} != types:
         found.append(f"config.json: torch_dtype={stated}, the tensors are {', '.join(types)}")
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return [*found, f"no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}"]
-    return found + _tokenizer_faults(folder, config, raw.get("eos_token_id"))
+    config_eos = id_list(raw, "eos_token_id", folder / "config.json")
+    return found + _tokenizer_faults(folder, config, config_eos)
 
 
-def _tokenizer_faults(folder: Path, config: Qwen2Config, config_eos: object) -> list[str]:
+def _tokenizer_faults(folder: Path, config: Qwen2Config, config_eos: list[int]) -> list[str]:
     found: list[str] = []
     tokenizer = Tokenizer(folder)
     if tokenizer.largest_id >= config.vocab_size:
@@ -57,6 +62,8 @@ def _tokenizer_faults(folder: Path, config: Qwen2Config, config_eos: object) -> 
     except UserError as error:
         return [*found, str(error)]
     stops = tokenizer.eos_ids()
+    if beyond := [i for i in stops if i >= config.vocab_size]:
+        found.append(f"stop tokens {beyond}: the embedding has only {config.vocab_size} rows")
     if tokenizer.special(end) not in stops:
         found.append(
             f"generation_config.json, tokenizer_config.json: neither stops at {end!r} "
@@ -64,8 +71,8 @@ def _tokenizer_faults(folder: Path, config: Qwen2Config, config_eos: object) -> 
         )
     if not (folder / "generation_config.json").exists():
         found.append("no generation_config.json: servers fall back on config.json's eos_token_id")
-        if config_eos not in stops:
-            found.append(f"config.json: eos_token_id={config_eos} is none of {list(stops)}")
+        if not set(config_eos) & set(stops):
+            found.append(f"config.json: eos_token_id={config_eos}: none of {list(stops)} in it")
     if not tokenizer.has_chat_template():
         found.append("no chat template in tokenizer_config.json or chat_template.jinja")
     return found
@@ -74,13 +81,13 @@ def _tokenizer_faults(folder: Path, config: Qwen2Config, config_eos: object) -> 
 def warn_of_faults(folder: Path) -> list[str]:
     """`faults` of something just written, for whoever prints warnings; other architectures pass."""
     try:
-        return faults(folder)
+        return faults(folder, values=False)
     except UserError:
         return []
 
 
 def main() -> None:
-    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+    if sys.argv[1:] in (["-h"], ["--help"]):
         print(__doc__)
         return
     if len(sys.argv) != 2:

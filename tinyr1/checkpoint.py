@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 
 from tinyr1.errors import RunStopped
-from tinyr1.files import fsync_directory, read_json, write_json
+from tinyr1.files import fsync_directory, read_object, write_json
 from tinyr1.model import Qwen2
 from tinyr1.ranks import Ranks
 from tinyr1.weights import CheckpointWriter, TensorSpec, copy_side_files
@@ -114,7 +114,7 @@ class Saver:
 
 def read_meta(out: Path, step: int) -> dict[str, Any]:
     """What `save` was given as `meta`, and the step."""
-    return read_json(step_path(out, step) / "meta.json")
+    return read_object(step_path(out, step) / "meta.json")
 
 
 def load(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -29,6 +29,12 @@ def parse(cls: type[T], args: list[str], default: T | None = None, prog: str | N
 
     description = (cls.__doc__ or "").strip()
     parsed = tyro.cli(cls, args=args, default=default, prog=prog, description=description)
+    for name, value in vars(parsed).items():
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+                raise UserError(f"{flag(name)}={value}: expected UTF-8 text") from None
     return typing.cast("T", parsed)
 
 
@@ -49,7 +55,7 @@ def load_recipe(cls: type[T], name_or_path: str) -> T:
         text = (folder / f"{name_or_path}.toml").read_bytes()
     try:
         values = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"recipe={name_or_path}: not valid TOML ({error})") from None
     hints = typing.get_type_hints(cls)
     for key, value in values.items():
@@ -74,11 +80,23 @@ def _typed(where: str, hint: Any, value: Any) -> Any:
             return tuple(_typed(where, k, v) for k, v in zip(kinds, items, strict=True))
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) < sys.float_info.max:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    raise UserError(f"{where}={value!r}: expected {getattr(hint, '__name__', hint)}")
+    raise UserError(f"{where}={value!r}: expected {_kind(hint)}")
+
+
+def _kind(hint: Any) -> str:
+    """What a field takes, in words."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if origin is tuple:
+        count = "" if options[-1] is Ellipsis else f"{len(options)} x "
+        return f"a list of {count}{_kind(options[0])}"
+    words = {str: "text", Path: "text", int: "a whole number", float: "a number"}
+    return words.get(hint, "true or false")
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tinyr1.files import (
     locked,
     read_json,
     read_jsonl,
+    read_object,
     write_json,
 )
 from tinyr1.log import Log
@@ -44,7 +45,7 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         self.key = folder.name
-        self.meta: dict[str, Any] = read_json(folder / "meta.json")
+        self.meta: dict[str, Any] = read_object(folder / "meta.json")
         self.ids: list[str] = read_json(folder / "ids.json")
         self._offsets: np.ndarray = np.load(folder / "offsets.npy")
         self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
@@ -116,7 +117,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether a cache has all that its meta.json, which is written last, promises."""
     if not (folder / "meta.json").exists():
         return False
-    tokens = read_json(folder / "meta.json")["tokens"]
+    tokens = read_object(folder / "meta.json")["tokens"]
     sizes = {"tokens.bin": 4 * tokens, "is_target.bin": tokens}
     files = ((folder / name, size) for name, size in sizes.items())
     return all(file.exists() and file.stat().st_size == size for file, size in files)

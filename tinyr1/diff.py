@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from tinyr1 import plot
 from tinyr1.errors import UserError
-from tinyr1.files import finite, write_atomic, write_json
-from tinyr1.fusion import Rows, row_parts
+from tinyr1.files import finite, real, write_atomic, write_json
+from tinyr1.fusion import Rows
 from tinyr1.log import Log
 from tinyr1.merge_card import draw_by_layer
 from tinyr1.report import Table
-from tinyr1.weights import Checkpoint
+from tinyr1.weights import Checkpoint, row_parts
 
 
 class TensorDiff(NamedTuple):
@@ -58,7 +58,7 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
     if len(paths) != 2:
         raise UserError(f"--diff: {len(paths)} directories given, expected 2")
     a, b = Checkpoint(paths[0]), Checkpoint(paths[1])
-    if save and save.resolve() in (a.path.resolve(), b.path.resolve()):
+    if save and real(save) in (real(a.path), real(b.path)):
         raise UserError(f"--save={save}: is one of the two; choose another place")
     diffs = _diff_tensors(a, b, log)
     if not diffs:
@@ -75,7 +75,7 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
     print(text)
     if save:
         write_atomic(save / "diff.md", text + "\n")
-        names = {"a": a.path.resolve().name, "b": b.path.resolve().name}
+        names = {"a": real(a.path).name, "b": real(b.path).name}
         tensors = {
             name: {key: finite(value) for key, value in d._asdict().items()}
             for name, d in diffs.items()
@@ -83,7 +83,7 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
         write_json(save / "diff.json", names | {"tensors": tensors})
         if plot.available():
             values = {name: 100 * d.relative_norm for name, d in diffs.items()}
-            plot.draw(draw_by_layer, save / "diff.png", values, "|B - A| / |A|", "%")
+            plot.drawn(draw_by_layer, save / "diff.png", values, "|B - A| / |A|", "%")
         else:
             log.warn("matplotlib is not installed: no diff.png (pip install tinyr1[plot])")
 

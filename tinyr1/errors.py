@@ -7,13 +7,21 @@ its traceback.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
+import io
 import os
 import select
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
+
+# Of OSError: what is said of a path, and not of the machine that it is on.
+PATH_FAULTS = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+)
 
 
 class UserError(Exception):
@@ -39,8 +47,18 @@ def _reader_left(stream: TextIO) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+def _ready_streams() -> None:
+    """Somewhere to print where a stream is closed, and a form for what it cannot encode."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Call `main` and leave the process with the exit code that fits how it ended."""
+    _ready_streams()
     try:
         code = main() or 0
         sys.stdout.flush()  # a closed pipe must show here, not at interpreter exit
@@ -65,9 +83,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        print(f"stopped: {error.strerror}{where}", file=sys.stderr)
-        code = 1
+        code = 2 if error.errno in PATH_FAULTS else 1
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{'error' if code == 2 else 'stopped'}: {where}{error.strerror}", file=sys.stderr)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Threads of the process group still live; an interpreter that is taken down under them
         # aborts now and then. Everything is on disk by now.

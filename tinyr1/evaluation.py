@@ -27,7 +27,7 @@ from tinyr1.answer import final_part, last_fenced_block
 from tinyr1.benchmarks import LCB_WINDOW, load_benchmark
 from tinyr1.config import check_range, given
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import hash_json, owned, read_json, read_jsonl, write_json, write_jsonl
+from tinyr1.files import hash_json, owned, read_jsonl, read_object, real, write_json, write_jsonl
 from tinyr1.graders import SandboxUnavailable, SymbolicJudge, also_released, also_symbolic, grade
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
@@ -156,7 +156,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
 
 def _note_time(path: Path, seconds: float, ranks: Ranks, backend: Backend) -> None:
     """Add this call's sampling to timing.json: beside the results, which hold no times."""
-    before = read_json(path) if path.exists() else {"sampling_seconds": 0.0, "gpu_hours": 0.0}
+    before = read_object(path) if path.exists() else {"sampling_seconds": 0.0, "gpu_hours": 0.0}
     gpus = ranks.world_size * backend.config.tensor_parallel
     gpus = gpus if torch.cuda.is_available() and backend.engine != "openai" else 0
     values = {
@@ -209,8 +209,8 @@ def regrade(config: EvalConfig, log: Log) -> None:
     check_graders(rows, config, log)
     record: dict[str, Any] = {"regraded": True}
     before = out / "results.json"
-    if before.exists() and file.resolve().parent == out.resolve():
-        record = read_json(before)["settings"] | record  # a run's own: they were made with these
+    if before.exists() and real(file).parent == real(out):
+        record = read_object(before)["settings"] | record  # a run's own: they were made with these
     with owned(out):
         finish(out, rows, samples, config, record, log)
 
@@ -318,12 +318,16 @@ def compare(config: EvalConfig, log: Log) -> None:
     """Print a table of evaluations with paired differences to the first."""
     if len(config.compare) < 2:
         raise UserError("--compare: expected at least two evaluation directories")
-    results = [read_json(folder / "results.json").get("tasks") for folder in config.compare]
-    for folder, tasks in zip(config.compare, results, strict=True):
-        if not isinstance(tasks, dict):
-            raise UserError(f"{folder}: results.json is not an evaluation's (no tasks in it)")
+    results = [_finished_tasks(folder) for folder in config.compare]
     outcomes = [load_outcomes(folder) for folder in config.compare]
     names = [folder.name for folder in config.compare]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in config.compare]
     print(report.comparison_table(names, results, outcomes))
+
+
+def _finished_tasks(folder: Path) -> dict[str, Any]:
+    tasks = read_object(folder / "results.json").get("tasks")
+    if not isinstance(tasks, dict):
+        raise UserError(f"{folder}: results.json is not an evaluation's (no tasks in it)")
+    return tasks

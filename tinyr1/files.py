@@ -19,6 +19,11 @@ from typing import Any
 from tinyr1.errors import UserError
 
 
+def real(path: Path) -> Path:
+    """Where a path leads to; unlike Path.resolve, without an error for a circle of links."""
+    return Path(os.path.realpath(path))
+
+
 def fsync_directory(path: Path) -> None:
     """Make a rename inside `path` durable."""
     fd = os.open(path, os.O_RDONLY)
@@ -38,12 +43,21 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     """Replace `path` by `data`: a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_encoded(data) if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_directory(path.parent)
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; of a file name that is none, the odd bytes as JSON would write them: \\udcff."""
+    return text.encode(errors="backslashreplace")
 
 
 def finite(value: float) -> float | None:
@@ -67,8 +81,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; UserError where it does not."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return value
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
@@ -92,32 +114,33 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 class Journal:
     """An append-only JSONL file. Each row is on disk when `append` returns.
 
-    A row that a crash cut short is removed when the journal is opened again.
+    A row that a crash cut short is removed when the journal is opened again. UserError where a
+    row is no JSON object with all of `fields`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *fields: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.rows: list[Any] = []
+        self.rows: list[dict[str, Any]] = []
         kept = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    self.rows.append(json.loads(line))
-                except ValueError as error:
-                    raise UserError(
-                        f"{path}: damaged after byte {kept} ({error}); move it away to start anew"
-                    ) from None
-                kept += len(line)
+        for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or not row.keys() >= set(fields):
+                    raise ValueError(f"no JSON object with {', '.join(fields)}")
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{path}: damaged after byte {kept} ({error}); move it away to start anew"
+                ) from None
+            self.rows.append(row)
+            kept += len(line) + 1
         self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the journal
         if path.stat().st_size > kept:
             self._file.truncate(kept)
 
     def append(self, *rows: dict[str, Any]) -> None:
         for row in rows:
-            self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            self._file.write(_encoded(json.dumps(row, ensure_ascii=False) + "\n"))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -156,16 +179,14 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def hash_files(paths: list[Path]) -> str:
-    """SHA-256 over the contents of `paths` in order; UserError when one is missing."""
+    """SHA-256 over the contents of `paths` in order; UserError where one is no file on a disk."""
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
-        except IsADirectoryError:
-            raise UserError(f"{path}: a directory, expected a file") from None
+        if not path.is_file():  # a pipe would be empty when it is read again
+            wrong = "expected a file" if path.exists() else "no such file"
+            raise UserError(f"{path}: {wrong}")
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -33,11 +33,10 @@ from tinyr1.quartiles import (
     order_statistics,
     quartile_ranks,
 )
-from tinyr1.weights import matrix_shape
+from tinyr1.weights import matrix_shape, row_parts
 
 # Shapes: N rows of the last dimension W. A tensor of any rank is seen as (N, W).
 EPSILON = 1e-8  # the paper's, added to both softmaxes
-CHUNK_ELEMENTS = 1 << 19  # so many are read at a time: what is made of them stays near the core
 SAMPLE_ELEMENTS = 1 << 13  # at least so many scores tell where the quartiles lie
 SAMPLE_STRIDE = 61  # of larger tensors one element in so many, or a million in all
 FAR = (1 / 224, 1 / 32, 1 / 32)  # changes beyond which a fourth, fifth, sixth moment counts
@@ -93,13 +92,6 @@ def fuse(
     if not left.numel():
         return left.clone(), FusionStats(0.0, (0.0, 0.0, 0.0), 0, 0, 0.0, False)
     return ARITHMETICS[arithmetic](left, right, options)
-
-
-def row_parts(shape: tuple[int, ...]) -> list[slice]:
-    """Slices of whole rows that cover a tensor, each of about CHUNK_ELEMENTS."""
-    rows, width = matrix_shape(shape)
-    step = max(1, CHUNK_ELEMENTS // max(width, 1))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 # ---------------------------------------------------------------- exact

@@ -27,7 +27,7 @@ _FORMULAS = {
 
 def write_card(folder: Path, report: Mapping[str, Any]) -> None:
     """Write README.md and, where matplotlib is installed, merge.png into `folder`."""
-    pictured = plot.available() and plot.draw(draw_shares, folder / "merge.png", report)
+    pictured = plot.drawn(draw_shares, folder / "merge.png", report)
     write_atomic(folder / "README.md", card(report, pictured))
 
 

@@ -18,13 +18,13 @@ import tyro
 
 from tinyr1.config import check_range, flag
 from tinyr1.errors import UserError
-from tinyr1.files import hash_json, read_json
-from tinyr1.fusion import CHUNK_ELEMENTS, COPIES, EPSILON, FusionOptions, row_parts
+from tinyr1.files import hash_json, read_object, real
+from tinyr1.fusion import COPIES, EPSILON, FusionOptions
 from tinyr1.log import Log
 from tinyr1.methods import METHODS, MergeParams
 from tinyr1.ranks import Ranks, core_count
 from tinyr1.tokenizer import TOKENIZER_FILES
-from tinyr1.weights import DTYPES, Checkpoint, dtype_name
+from tinyr1.weights import CHUNK_ELEMENTS, DTYPES, Checkpoint, dtype_name, row_parts
 
 if TYPE_CHECKING:  # the names are in one table, which a type checker cannot read
     MethodName = str
@@ -341,7 +341,7 @@ def _identity(role: str, model: Checkpoint) -> dict[str, Any]:
     headers = {n: [list(s.shape), str(s.dtype), model.shards[n]] for n, s in model.specs.items()}
     return {
         "role": role,
-        "name": model.path.resolve().name,
+        "name": real(model.path).name,
         "tensors": len(model.specs),
         "bytes": sum(spec.byte_count for spec in model.specs.values()),
         "headers_sha256": hash_json(headers),
@@ -356,7 +356,8 @@ def _opened(paths: Sequence[Path]) -> dict[Path, Checkpoint]:
     for path in dict.fromkeys(paths):
         try:
             opened[path] = Checkpoint(path)
-            _config(opened[path])
+            if _config(opened[path]).get("tie_word_embeddings") is True:
+                opened[path].drop_tied_head()
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -365,10 +366,7 @@ def _opened(paths: Sequence[Path]) -> dict[Path, Checkpoint]:
 
 
 def _config(model: Checkpoint) -> dict[str, Any]:
-    config = read_json(model.path / "config.json")
-    if not isinstance(config, dict):
-        raise UserError(f"{model.path / 'config.json'}: expected a JSON object")
-    return config
+    return read_object(model.path / "config.json")
 
 
 def differences(left: Checkpoint, other: Checkpoint) -> list[str]:
@@ -388,14 +386,14 @@ def _check_out(out: Path, inputs: Sequence[Path]) -> None:
         raise UserError(f"OUT={out}: expected a directory that can be made")
     for path in inputs:
         for place in (out, out.with_name(out.name + ".partial")):
-            if path.resolve() in (place, *place.parents):
+            if real(path) in (place, *place.parents):
                 raise UserError(
                     f"OUT={out}: {place} lies in the input {path}; choose another place"
                 )
 
 
 def _existing_parent(path: Path) -> Path:
-    path = path.resolve()
+    path = real(path)
     while not path.exists():
         path = path.parent
     return path

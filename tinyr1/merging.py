@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from tinyr1.errors import UserError
-from tinyr1.files import Journal, finite, fsync_directory, read_json, write_json, write_jsonl
-from tinyr1.fusion import ExactFusion, FusionStats, NonFiniteError, Rows, fuse, row_parts
+from tinyr1.files import Journal, finite, fsync_directory, read_object, write_json, write_jsonl
+from tinyr1.fusion import ExactFusion, FusionStats, NonFiniteError, Rows, fuse
 from tinyr1.log import Log
 from tinyr1.merge_card import write_card
 from tinyr1.merge_plan import Merge, MergeConfig, main_dtype, plan_lines, warn_differences
@@ -40,6 +40,7 @@ from tinyr1.weights import (
     copy_side_files,
     dtype_name,
     matrix_shape,
+    row_parts,
 )
 
 SYNC_BYTES = 1 << 28  # finished tensors are made durable and journalled in portions of this size
@@ -291,7 +292,7 @@ def _entries(journals: Iterable[Path]) -> dict[str, Entry]:
     """What journals have, by tensor name."""
     rows: dict[str, Entry] = {}
     for path in sorted(journals):
-        with Journal(path) as journal:
+        with Journal(path, "name") as journal:
             rows |= {row.pop("name"): row for row in journal.rows}
     return rows
 
@@ -312,7 +313,7 @@ def _check_same_merge(state: Path, merge: Merge, begun: bool) -> None:
         raise UserError(f"{state.parent}: is no unfinished merge; choose another OUT")
     if not begun or not state.exists():
         write_json(state, mine)
-    elif read_json(state) != mine:
+    elif read_object(state) != mine:
         raise UserError(
             f"{state.parent}: holds an unfinished merge of other inputs or options; remove it"
         )
@@ -366,13 +367,12 @@ def _result(future: Future[Entry], name: str, merge: Merge) -> Entry:
 
 def nonfinite_tensors(merge: Merge) -> list[str]:
     """`PATH: NAME` for each tensor of an input that holds NaN or infinity; reads everything."""
-    found: list[str] = []
-    for model in merge.inputs:
-        for name, spec in model.specs.items():
-            with model.mapped(name) as rows:
-                if not all(bool(rows[part].isfinite().all()) for part in row_parts(spec.shape)):
-                    found.append(f"{model.path}: {name}")
-    return found
+    return [
+        f"{model.path}: {name}"
+        for model in merge.inputs
+        for name in model.specs
+        if not model.is_finite(name)
+    ]
 
 
 def _share(merge: Merge, names: Iterable[str], ranks: Ranks) -> list[str]:

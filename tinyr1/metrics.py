@@ -27,7 +27,7 @@ class Metrics:
         if quiet:
             return
         path = out / "metrics.jsonl"
-        with Journal(path) as journal:
+        with Journal(path, "step") as journal:
             self._rows = [row for row in journal.rows if row["step"] <= step]
         write_jsonl(path, self._rows)
         self._journal = Journal(path)
@@ -38,7 +38,7 @@ class Metrics:
     @property
     def skipped_steps(self) -> int:
         """Of the steps that are there already."""
-        return self._rows[-1]["skipped_steps"] if self._rows else 0
+        return self._rows[-1].get("skipped_steps", 0) if self._rows else 0
 
     def add(self, row: dict[str, Any]) -> None:
         """Write one step's figures everywhere."""
@@ -63,7 +63,7 @@ class Metrics:
         if not plot.available():
             self._log.say("no loss.png: install the plot extra for it")
         elif self._rows:
-            plot.loss_curve(self._out / "loss.png", self._rows, title=self._out.name)
+            plot.drawn(plot.loss_curve, self._out / "loss.png", self._rows, self._out.name)
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.errors import UserError
-from tinyr1.files import read_json
+from tinyr1.files import read_object
+
+LARGEST_SIZE = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -45,76 +47,102 @@ class Qwen2Config:
     def from_pretrained(path: str | Path) -> Qwen2Config:
         """Read DIR/config.json; UserError names every field that this model cannot honour."""
         file = Path(path) / "config.json"
-        return Qwen2Config.from_dict(read_json(file), str(file))
+        return Qwen2Config.from_dict(read_object(file), str(file))
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any], where: str = "config") -> Qwen2Config:
         """Read a published config (`rope_theta`) or transformers 5's style (`rope_parameters`)."""
-        _refuse_unsupported(raw, where)
-        sizes: dict[str, int] = {}
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        ):
-            sizes[name] = _positive_int(raw.get(name), f"{where}: {name}")
-        heads, hidden = sizes["num_attention_heads"], sizes["hidden_size"]
-        kv_heads = raw.get("num_key_value_heads", heads)
-        kv_heads = _positive_int(kv_heads, f"{where}: num_key_value_heads")
-        head_dim = raw.get("head_dim")
-        if head_dim is None and hidden % heads:
+        fields = _Fields(raw, where)
+        rope = _Fields(fields.rope(), f"{where}: {fields.rope_name}")
+        _refuse_unsupported(raw, rope.raw, where)
+        hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
+        kv_heads = fields.whole("num_key_value_heads", heads)
+        if raw.get("head_dim") is None and hidden % heads:
             raise UserError(
                 f"{where}: hidden_size={hidden}: not a multiple of num_attention_heads={heads}"
             )
+        head_dim = fields.whole("head_dim", hidden // heads)
         if heads % kv_heads:
             raise UserError(f"{where}: num_key_value_heads={kv_heads}: does not divide {heads}")
-        head_dim = _positive_int(head_dim or hidden // heads, f"{where}: head_dim")
         if head_dim % 2:
             raise UserError(f"{where}: head_dim={head_dim}: rotary embedding needs an even number")
-        max_positions = raw.get("max_position_embeddings", 32768)
-        max_positions = _positive_int(max_positions, f"{where}: max_position_embeddings")
-        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        max_positions = fields.whole("max_position_embeddings", 32768)
+        theta = rope if "rope_theta" in rope.raw else fields
         return Qwen2Config(
-            **sizes,
+            vocab_size=fields.whole("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=fields.whole("intermediate_size"),
+            num_hidden_layers=fields.whole("num_hidden_layers"),
+            num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             max_position_embeddings=max_positions,
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-            yarn=_yarn(rope, max_positions, where),
+            rms_norm_eps=fields.number("rms_norm_eps", 1e-6, low=0.0),
+            rope_theta=theta.number("rope_theta", 10000.0, low=1.001),
+            tie_word_embeddings=fields.truth("tie_word_embeddings", False),
+            yarn=_yarn(rope, max_positions) if _rope_type(rope.raw) == "yarn" else None,
         )
 
 
-def _positive_int(value: Any, where: str) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"{where}={value!r}: expected a positive integer")
-    return value
+class _Fields:
+    """A JSON object whose values are read by type; UserError names the field that has another."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self.raw, self.where = raw, where
+
+    def _wrong(self, name: str, expected: str) -> UserError:
+        return UserError(f"{self.where}: {name}={self.raw.get(name)!r}: expected {expected}")
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A size; `default` where it is null or missing."""
+        value = default if self.raw.get(name) is None else self.raw[name]
+        if type(value) is not int or not 1 <= value < LARGEST_SIZE:
+            raise self._wrong(name, "a positive integer")
+        return value
+
+    def number(self, name: str, default: float, low: float) -> float:
+        value = default if self.raw.get(name) is None else self.raw[name]
+        if type(value) not in (int, float) or not low <= value <= 1e12:
+            raise self._wrong(name, f"a number of at least {low:g}")
+        return float(value)
+
+    def truth(self, name: str, default: bool) -> bool:
+        value = self.raw.get(name, default)
+        if type(value) is not bool:
+            raise self._wrong(name, "true or false")
+        return value
+
+    @property
+    def rope_name(self) -> str:
+        return "rope_parameters" if self.raw.get("rope_parameters") else "rope_scaling"
+
+    def rope(self) -> Mapping[str, Any]:
+        """What is said of the rotary embedding, under either of its names."""
+        value = self.raw.get(self.rope_name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self._wrong(self.rope_name, "an object or null")
+        return value or {}
 
 
-def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
+def _rope_type(rope: Mapping[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], rope: Mapping[str, Any], where: str) -> None:
     """UserError for the first field whose meaning this model does not have."""
-    if not isinstance(raw, Mapping):
-        raise UserError(f"{where}: expected a JSON object")
     layer_types = raw.get("layer_types") or []
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    full = isinstance(layer_types, list) and all(t == "full_attention" for t in layer_types)
+    partial = rope.get("partial_rotary_factor", 1.0)
     checks: list[tuple[str, Any, bool]] = [
         ("model_type", raw.get("model_type"), raw.get("model_type") == "qwen2"),
         ("hidden_act", raw.get("hidden_act", "silu"), raw.get("hidden_act", "silu") == "silu"),
         ("use_sliding_window", True, not raw.get("use_sliding_window", False)),
-        ("layer_types", layer_types, all(t == "full_attention" for t in layer_types)),
+        ("layer_types", layer_types, full),
         ("attention_dropout", raw.get("attention_dropout"), not raw.get("attention_dropout")),
         ("quantization_config", "...", not raw.get("quantization_config")),
-        ("rope_type", rope_type, rope_type in ("default", "yarn")),
+        ("rope_type", _rope_type(rope), _rope_type(rope) in ("default", "yarn")),
         ("use_mrope", True, not raw.get("use_mrope", False)),
-        (
-            "partial_rotary_factor",
-            rope.get("partial_rotary_factor"),
-            rope.get("partial_rotary_factor", 1.0) == 1.0,
-        ),
+        ("partial_rotary_factor", partial, partial == 1.0),
     ]
     for field, value, ok in checks:
         if not ok:
@@ -124,27 +152,23 @@ def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _yarn(rope: Mapping[str, Any], max_positions: int, where: str) -> Yarn | None:
-    if rope.get("rope_type", rope.get("type", "default")) != "yarn":
-        return None
-    factor = rope.get("factor")
-    if not isinstance(factor, (int, float)) or factor < 1:
-        raise UserError(
-            f"{where}: rope_scaling.factor={factor!r}: YaRN needs a number of at least 1"
-        )
+def _yarn(rope: _Fields, max_positions: int) -> Yarn:
+    factor = rope.number("factor", 0.0, low=1.0)
 
     def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0
 
-    attention = rope.get("attention_factor")
-    if attention is None and rope.get("mscale") and rope.get("mscale_all_dim"):
-        attention = mscale(rope["mscale"]) / mscale(rope["mscale_all_dim"])
+    attention = mscale(1.0)
+    if rope.raw.get("mscale") and rope.raw.get("mscale_all_dim"):
+        whole = rope.number("mscale_all_dim", 1.0, low=0.0)
+        attention = mscale(rope.number("mscale", 1.0, low=0.0)) / mscale(whole)
     return Yarn(
-        factor=float(factor),
-        original_max_position_embeddings=rope.get("original_max_position_embeddings")
-        or max_positions,
-        attention_factor=mscale(1.0) if attention is None else float(attention),
-        beta_fast=rope.get("beta_fast") or 32.0,
-        beta_slow=rope.get("beta_slow") or 1.0,
-        truncate=rope.get("truncate", True),
+        factor=factor,
+        original_max_position_embeddings=rope.whole(
+            "original_max_position_embeddings", max_positions
+        ),
+        attention_factor=rope.number("attention_factor", attention, low=1e-6),
+        beta_fast=rope.number("beta_fast", 32.0, low=1e-6),
+        beta_slow=rope.number("beta_slow", 1.0, low=1e-6),
+        truncate=rope.truth("truncate", True),
     )

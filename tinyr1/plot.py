@@ -1,7 +1,11 @@
-"""All drawing. matplotlib is imported inside, so that nothing else needs it."""
+"""All drawing. matplotlib is imported inside, so that nothing else needs it.
+
+A picture goes along with results and never costs them: `drawn` says whether there is one.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +13,12 @@ from io import BytesIO
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
+
+from tinyr1.files import write_atomic
+from tinyr1.log import Log
+
+P = ParamSpec("P")
 
 
 def available() -> bool:
@@ -74,6 +83,30 @@ def draw(function: Callable[..., Any], *args: Any) -> Any:
 _painter: Painter | None = None
 
 
+def drawn(function: Callable[..., Any], path: Path, *args: Any) -> bool:
+    """Whether function(path, *args) drew a picture; what goes wrong in drawing is a warning."""
+    if not available():
+        return False
+    try:
+        return draw(function, path, *args) is not False
+    except Exception as error:  # of matplotlib, or in importing it
+        Log().warn(f"{path}: not drawn ({' '.join(str(error).split()) or repr(error)})")
+        return False
+
+
+def _literal(function: Callable[P, None]) -> Callable[P, None]:
+    """Draw every text as it stands: two dollar signs in a name are no formula."""
+
+    @functools.wraps(function)
+    def literal(*args: P.args, **kwargs: P.kwargs) -> None:
+        import matplotlib as mpl
+
+        with mpl.rc_context({"text.parse_math": False}):
+            function(*args, **kwargs)
+
+    return literal
+
+
 def _figure(
     width: float, height: float, layout: Literal["constrained"] | None = "constrained"
 ) -> tuple[Any, Any]:
@@ -87,6 +120,16 @@ def _figure(
     return figure, axes
 
 
+def _save(figure: Any, path: Path | BytesIO, **options: Any) -> None:
+    picture = BytesIO()
+    figure.savefig(picture, **options)
+    if isinstance(path, BytesIO):
+        path.write(picture.getvalue())
+    else:
+        write_atomic(path, picture.getvalue())
+
+
+@_literal
 def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
     """Loss and learning rate against the step, from the rows of metrics.jsonl."""
     figure, axes = _figure(7, 3.5)
@@ -101,9 +144,10 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -
     rate.plot(steps, [row["lr"] for row in rows], color="tab:gray", linewidth=1, linestyle="--")
     rate.set_ylabel("learning rate", color="tab:gray")
     rate.set_ylim(bottom=0)
-    figure.savefig(path)
+    _save(figure, path)
 
 
+@_literal
 def grouped_bars(
     path: Path,
     models: Sequence[str],
@@ -133,9 +177,10 @@ def grouped_bars(
     axes.set_ylabel(ylabel)
     axes.set_ylim(0, 100)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
-    figure.savefig(path)
+    _save(figure, path)
 
 
+@_literal
 def histogram(path: Path, values: Sequence[float], unit: str, title: str) -> None:
     """How often which length."""
     figure, axes = _figure(7, 3.2)
@@ -143,9 +188,10 @@ def histogram(path: Path, values: Sequence[float], unit: str, title: str) -> Non
     axes.set_xlabel(unit)
     axes.set_ylabel("records")
     axes.set_title(title, fontsize=10)
-    figure.savefig(path)
+    _save(figure, path)
 
 
+@_literal
 def heat_map(
     path: Path | BytesIO,
     rows: Sequence[str],
@@ -178,4 +224,4 @@ def heat_map(
     place = axes.get_position()
     beside = figure.add_axes((1 - 1.3 / width, place.y0, 0.2 / width, place.height))
     figure.colorbar(image, cax=beside, label=label)
-    figure.savefig(path, pil_kwargs={"compress_level": 1})
+    _save(figure, path, pil_kwargs={"compress_level": 1})

@@ -32,6 +32,7 @@ def file_rows(file: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _csv_rows(file: Path) -> Iterator[Row]:
+    csv.field_size_limit(1 << 30)
     with open(file, encoding="utf-8-sig") as opened:  # line ends in a field become "\n", too
         yield from csv.DictReader(opened)
 

@@ -49,6 +49,7 @@ class Record:
         if not isinstance(row, Mapping):
             raise ValueError("expected a JSON object")
         fields = cast("Mapping[str, Any]", row)
+        check_text(fields)
         raw_messages = fields.get("messages")
         if not isinstance(raw_messages, list) or not raw_messages:
             raise ValueError("messages: expected a non-empty list")
@@ -80,16 +81,16 @@ def _message(raw: Any) -> Message:
         raise ValueError(f"role={role!r}: expected system, user or assistant")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"content: the {role} message is empty or no string")
-    check_text(f"content: the {role} message", content)
     return Message(cast("Role", role), content)
 
 
-def check_text(what: str, text: str) -> None:
-    """Raise ValueError for half of a surrogate pair, which JSON allows and no file does."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what} is no text ({error.reason})") from None
+def check_text(row: Mapping[str, Any]) -> None:
+    """Raise ValueError naming a field with half of a surrogate pair: JSON allows it, no file."""
+    for name, value in row.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name}: no text ({error.reason})") from None
 
 
 def _check_turns(messages: tuple[Message, ...]) -> None:
@@ -207,7 +208,7 @@ class Sample(Trial):
             )
         if "id" not in fields:
             raise ValueError("id: missing")
-        check_text("text", fields["text"])
+        check_text(fields)
         order = fields.get("choice_order")
         whole = isinstance(order, (list, tuple)) and all(type(i) is int for i in order)  # pyright: ignore
         if order is not None and not whole:

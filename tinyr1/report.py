@@ -38,10 +38,11 @@ class Table:
         self.header, self.rows = list(header), [list(row) for row in rows]
 
     def markdown(self) -> str:
-        lines = ["| " + " | ".join(self.header) + " |"]
-        lines.append("|---" + "|---:" * (len(self.header) - 1) + "|")
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
-        return "\n".join(lines)
+        def row(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+
+        rule = "|---" + "|---:" * (len(self.header) - 1) + "|"
+        return "\n".join([row(self.header), rule, *map(row, self.rows)])
 
     def html(self) -> str:
         def row(cells: Sequence[str], tag: str) -> str:
@@ -297,7 +298,7 @@ def paper_table(
     return Table(header, table)
 
 
-def draw_results(path: Path, tasks: Mapping[str, Mapping[str, Any]], model: str) -> Figure:
+def draw_results(path: Path, tasks: Mapping[str, Mapping[str, Any]], model: str) -> None:
     """Bars in the manner of the paper's Figure 1, beside its models where the tasks are its own."""
     columns = [task for task in BENCHMARKS if task in tasks] or list(tasks)
     rows = TABLE_1 if columns[0] in BENCHMARKS else ()
@@ -309,7 +310,6 @@ def draw_results(path: Path, tasks: Mapping[str, Mapping[str, Any]], model: str)
     values.append([100 * tasks[task]["pass_at_1"] for task in columns])
     errors.append([100 * tasks[task]["question_se"] for task in columns])
     plot.grouped_bars(path, names, columns, values, errors, "pass@1 %")
-    return Figure(path, "pass@1 with its standard error over questions; the paper gives none.")
 
 
 def write_report(
@@ -327,10 +327,10 @@ def write_report(
         "trials (another run on these). Truncated samples are kept and counted."
     )
     blocks: list[Block] = [table, explanation]
-    if plot.available():
-        blocks.append(
-            draw_results(folder / "results.png", tasks, str(settings.get("model", "samples")))
-        )
+    picture = folder / "results.png"
+    if plot.drawn(draw_results, picture, tasks, str(settings.get("model", "samples"))):
+        caption = "pass@1 with its standard error over questions; the paper gives none."
+        blocks.append(Figure(picture, caption))
     blocks += [Heading("In detail"), details_table(tasks)]
     blocks += [table for table in (second_table(tasks), groups_table(tasks)) if table]
     if set(tasks) & set(BENCHMARKS):

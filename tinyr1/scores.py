@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.answer import LETTERS
+from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
 from tinyr1.record import Grade, Sample
 from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k
@@ -101,6 +102,10 @@ def _has_thought(text: str) -> bool:
 def load_outcomes(folder: Path) -> dict[str, dict[str, list[bool]]]:
     """task -> question -> verdicts of a finished evaluation."""
     outcomes: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for _, row in read_jsonl(folder / "grades.jsonl"):
-        outcomes[row["task"]][row["id"]].append(row["correct"])
+    path = folder / "grades.jsonl"
+    for number, row in read_jsonl(path):
+        try:
+            outcomes[row["task"]][row["id"]].append(bool(row["correct"]))
+        except (KeyError, TypeError):
+            raise UserError(f"{path}:{number}: expected task, id and correct") from None
     return outcomes

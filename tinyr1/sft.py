@@ -25,7 +25,7 @@ from tinyr1 import checkpoint
 from tinyr1.check import warn_of_faults
 from tinyr1.config import given, to_json
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import write_json
+from tinyr1.files import real, write_json
 from tinyr1.flops import peak_tflops
 from tinyr1.log import Log
 from tinyr1.metrics import Metrics
@@ -239,7 +239,7 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     there = {p.name for p in out.iterdir()} if out.exists() else set[str]()
     if ranks.is_main and not config.resume and there - {"cache"}:  # tokens alone are no run
         raise UserError(f"--out={out}: not empty, and --no-resume was given")
-    if out.resolve() == model.resolve():
+    if real(out) == real(model):
         raise UserError(f"--out={out}: is --model; choose another place")
     if "config.json" in there and "train_config.json" not in there:
         raise UserError(f"--out={out}: holds a model that no run made; choose another place")

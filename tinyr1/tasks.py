@@ -23,6 +23,7 @@ from tinyr1.tokenizer import THINK_OPEN, Tokenizer
 
 Preset = Literal["tinyr1", "r1", "plain"]
 KINDS = ("math", "choice", "code")
+MAX_SECONDS = 86_400  # that a row may give its program
 TRIALS = {"tinyr1": {"math": 16, "choice": 4, "code": 4}}  # the paper's; other presets: 1
 
 BOX = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -69,16 +70,16 @@ def check_row(row: Any) -> None:
     """Raise ValueError naming the field that breaks the task-file contract (docs/formats.md)."""
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object")
-    if "id" not in row:
+    check_text(row)
+    if row.get("id") is None:
         raise ValueError("id: missing")
     for name in ("task", "prompt"):
         if not isinstance(row.get(name), str) or not row[name]:
             raise ValueError(f"{name}={row.get(name)!r}: expected text")
-        check_text(name, row[name])
     for name in ("timeout_s", "timeout_total_s"):
         value = row.get(name)
-        if value is not None and (not isinstance(value, (int, float)) or not value > 0):
-            raise ValueError(f"{name}={value!r}: expected seconds")
+        if value is not None and (type(value) not in (int, float) or not 0 < value <= MAX_SECONDS):
+            raise ValueError(f"{name}={value!r}: expected seconds, at most {MAX_SECONDS:,}")
     kind = row.get("kind")
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
@@ -88,9 +89,15 @@ def check_row(row: Any) -> None:
         if not isinstance(row.get("answer"), (str, int, float)) or not str(row["answer"]).strip():
             raise ValueError(f"answer={row.get('answer')!r}: expected the reference answer")
     else:
-        choices = row.get("choices")
-        if choices is not None and (not isinstance(choices, list) or len(choices) != 4):
+        choices, shuffle = row.get("choices"), row.get("shuffle")
+        if choices is not None and not (
+            isinstance(choices, list)
+            and len(choices) == 4
+            and all(isinstance(choice, str) for choice in choices)
+        ):
             raise ValueError("choices: expected a list of 4 strings")
+        if shuffle not in (None, False) and (shuffle is not True or choices is None):
+            raise ValueError(f"shuffle={shuffle!r}: expected true or false; true needs choices")
         if row.get("answer") not in LETTERS:
             raise ValueError(f"answer={row.get('answer')!r}: expected A, B, C or D")
 

@@ -23,7 +23,7 @@ from tinyr1.config import check_range, given, parse
 from tinyr1.data.clean import Draft, Dropped, check, split_think
 from tinyr1.data.pipeline import is_right, record_of
 from tinyr1.errors import RunStopped, UserError, run_main
-from tinyr1.files import hash_files, read_jsonl, write_json, write_jsonl
+from tinyr1.files import hash_files, read_jsonl, real, write_json, write_jsonl
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Domain, Message, Prompt, Sample, check_text
@@ -79,11 +79,11 @@ def load_questions(path: Path) -> list[dict[str, Any]]:
             fault = f"domain={row.get('domain')!r}: expected one of {', '.join(get_args(Domain))}"
         elif not isinstance(row.get("question"), str) or not row["question"].strip():
             fault = f"question={row.get('question')!r}: expected text"
-        elif "id" not in row or str(row["id"]) in seen:
+        elif row.get("id") is None or str(row["id"]) in seen:
             fault = f"id={row.get('id')!r}: missing, or there before"
         else:
             try:
-                check_text("question", row["question"])
+                check_text(row)
                 if row.get("tests") is not None:
                     check_tests(row["tests"])
             except ValueError as error:
@@ -172,7 +172,7 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
     questions, out = given(c.questions, "--questions"), given(c.out, "--out")
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
-    if out.resolve() == questions.resolve():
+    if real(out) == real(questions):
         raise UserError(f"--out={out}: is --questions; choose another --out")
     log = Log(c.quiet, ranks.is_main)
     rows = load_questions(questions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
 from tinyr1.errors import UserError, needs
-from tinyr1.files import read_json
+from tinyr1.files import read_object
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -24,7 +24,7 @@ class Tokenizer:
     def __init__(self, path: Path) -> None:
         self.path = path
         config_file = path / "tokenizer_config.json"
-        self.config: dict[str, Any] = read_json(config_file) if config_file.exists() else {}
+        self.config: dict[str, Any] = read_object(config_file) if config_file.exists() else {}
         if (path / "tokenizer.json").exists():
             try:
                 self._fast = FastTokenizer.from_file(str(path / "tokenizer.json"))
@@ -80,28 +80,53 @@ class Tokenizer:
             ids.add(self.special(eos))
         generation = self.path / "generation_config.json"
         if generation.exists():
-            stop = read_json(generation).get("eos_token_id")
-            ids.update([stop] if isinstance(stop, int) else stop or [])
+            ids.update(id_list(read_object(generation), "eos_token_id", generation))
         return tuple(sorted(ids))
+
+    def check_size(self, vocab_size: int) -> None:
+        """UserError where a model of `vocab_size` has no row for some of the ids."""
+        if self.largest_id >= vocab_size:
+            raise UserError(
+                f"{self.path}: the tokenizer has the id {self.largest_id}, config.json says "
+                f"vocab_size={vocab_size}"
+            )
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what ids a text gets."""
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
 
     def _chat_template(self) -> str:
-        """The published template as JSON text, wherever it is kept; `""` where there is none."""
-        jinja = self.path / "chat_template.jinja"
-        if jinja.exists():
-            return json.dumps(jinja.read_text(encoding="utf-8"))
-        return json.dumps(self.config.get("chat_template", ""))
+        """The published template, wherever it is kept; "" where there is none."""
+        jinja, alone = self.path / "chat_template.jinja", self.path / "chat_template.json"
+        if jinja.is_file():
+            try:
+                return jinja.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{jinja}: not UTF-8 text ({error})") from None
+        config = read_object(alone) if alone.is_file() else self.config
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+            template = named[0].get("template") if named else None
+        return template if isinstance(template, str) else ""
 
     def has_chat_template(self) -> bool:
-        return len(self._chat_template()) > len('""')
+        return bool(self._chat_template())
 
     def opens_thinking(self) -> bool:
         """Whether the published chat template's generation prompt ends in `<think>\\n`."""
-        template = self._chat_template()
-        return THINK_OPEN in template[template.rfind("add_generation_prompt") :]
+        _, found, prompt = self._chat_template().rpartition("add_generation_prompt")
+        # Qwen3's has a whole empty thought there, for those who ask for none.
+        return bool(found) and THINK_OPEN in prompt and THINK_CLOSE not in prompt
+
+
+def id_list(config: Mapping[str, Any], field: str, where: Path) -> list[int]:
+    """A field that holds a token id, several, or null; UserError for anything else."""
+    value = config.get(field)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if any(type(i) is not int or i < 0 for i in ids):
+        raise UserError(f"{where}: {field}={value!r}: expected a token id or a list of them")
+    return ids
 
 
 class _Ids(NamedTuple):

@@ -278,11 +278,7 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
             f"{model}: --template {config.template} trains token {end} to end an "
             "answer, which neither the tokenizer nor generation_config.json names as a stop"
         )
-    if tokenizer.largest_id >= model_config.vocab_size:
-        raise UserError(
-            f"{model}: the tokenizer has the id {tokenizer.largest_id}, "
-            f"config.json says vocab_size={model_config.vocab_size}"
-        )
+    tokenizer.check_size(model_config.vocab_size)
     if config.seq_len > model_config.max_position_embeddings:
         log.warn(
             f"--seq-len={config.seq_len}: beyond {model}'s max_position_embeddings="

@@ -19,6 +19,7 @@ import json
 import math
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,11 +31,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyr1.errors import UserError
-from tinyr1.files import fsync_directory, read_json, write_atomic, write_json
+from tinyr1.files import fsync_directory, read_object, write_atomic, write_json
 
 SAMPLE_BYTES = 1 << 16
+CHUNK_ELEMENTS = 1 << 19  # so many are read at a time: what is made of them stays near the core
 MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on
 INDEX_NAME = "model.safetensors.index.json"
+OUR_SHARDS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SIDE_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -99,12 +103,11 @@ class Checkpoint:
 
     def _shard_names(self) -> list[str]:
         if (self.path / INDEX_NAME).exists():
-            index = read_json(self.path / INDEX_NAME)
-            weight_map = index.get("weight_map") if isinstance(index, dict) else None
+            weight_map = read_object(self.path / INDEX_NAME).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise UserError(f"{self.path / INDEX_NAME}: weight_map: missing")
             for name, shard in weight_map.items():
-                if not isinstance(shard, str) or Path(shard).name != shard:
+                if not re.fullmatch(r"[^/\0]+\.safetensors", str(shard)):
                     raise UserError(f"{self.path / INDEX_NAME}: {name}: {shard!r}: no file name")
             return sorted(set(weight_map.values()))
         if (self.path / "model.safetensors").exists():
@@ -115,19 +118,22 @@ class Checkpoint:
         """A tensor that the index promises must be in the shard that it names."""
         if not (self.path / INDEX_NAME).exists():
             return
-        for name, shard in read_json(self.path / INDEX_NAME)["weight_map"].items():
+        for name, shard in read_object(self.path / INDEX_NAME)["weight_map"].items():
             if self.shards.get(name) != shard:
                 raise UserError(f"{self.path / INDEX_NAME}: {name} is not in {shard}")
 
     def _read_header(self, shard: str) -> None:
         try:
-            file = safe_open(self.path / shard, framework="pt")
+            raw = open(self.path / shard, "rb")  # noqa: SIM115 - closed by the `with` below
         except FileNotFoundError:
             raise UserError(f"{self.path / shard}: no such file, but the index names it") from None
-        except SafetensorError as error:
-            raise UserError(f"{self.path / shard}: damaged safetensors file ({error})") from None
-        self._open_files[shard] = file
-        with open(self.path / shard, "rb") as raw:  # sound, or safe_open would have refused it
+        with raw:
+            try:
+                file = safe_open(self.path / shard, framework="pt")
+            except SafetensorError as error:
+                text = f"{self.path / shard}: damaged safetensors file ({error})"
+                raise UserError(text) from None
+            self._open_files[shard] = file
             (header_len,) = struct.unpack("<Q", raw.read(8))
             header = json.loads(raw.read(header_len))
             # Private and writable for torch's sake, who warns of buffers that are not; nobody
@@ -141,7 +147,7 @@ class Checkpoint:
             code = view.get_dtype()
             if code not in CODES:
                 self.unsupported[name] = code
-            dtype = CODES.get(code, torch.float32)
+            dtype = CODES.get(code, torch.float32)  # of an unsupported one nothing is read
             self.specs[name] = TensorSpec(tuple(view.get_shape()), dtype)
             self.shards[name] = shard
 
@@ -157,6 +163,12 @@ class Checkpoint:
         """The tensor as rows of its last dimension, to be read in passes from first to last."""
         file = self._maps[self.shards[name]]
         return MappedRows(file, self._offsets[name], self.specs[name], window)
+
+    def is_finite(self, name: str) -> bool:
+        """Whether a tensor has neither NaN nor infinity; reads all of it."""
+        with self.mapped(name) as rows:
+            parts = row_parts(self.specs[name].shape)
+            return all(bool(rows[part].isfinite().all()) for part in parts)
 
     def dtype_faults(self) -> list[str]:
         """One line for each tensor that is none of floating numbers."""
@@ -184,18 +196,37 @@ class Checkpoint:
                     digest.update(file.read(SAMPLE_BYTES))
         return digest.hexdigest()
 
+    def drop_tied_head(self) -> None:
+        """Leave out the head of a model that has the embedding for one.
+
+        UserError where the file has another head than the embedding: config.json or it is wrong.
+        """
+        if HEAD not in self.specs:
+            return
+        same = self.specs[HEAD] == self.specs.get(EMBEDDING)
+        if same:
+            with self.mapped(HEAD) as head, self.mapped(EMBEDDING) as embedding:
+                parts = row_parts(self.specs[HEAD].shape)
+                same = all(torch.equal(head[part], embedding[part]) for part in parts)
+        if not same:
+            raise UserError(
+                f"{self.path}: {HEAD} is not {EMBEDDING}, which config.json says with "
+                "tie_word_embeddings=true; set it to false, or remove the tensor"
+            )
+        del self.specs[HEAD], self.shards[HEAD]
+
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """UserError listing every missing, unexpected, misshapen or non-floating tensor.
 
-        With a tied head, a copy of the head in the file is allowed and ignored.
+        With a tied head, a copy of it in the file is left out (drop_tied_head).
         """
-        allowed = {"lm_head.weight"} if tied else set[str]()
+        if tied:
+            self.drop_tied_head()
         faults = [f"{name}: missing" for name in shapes if name not in self.specs]
         faults += self.dtype_faults()
         for name, spec in self.specs.items():
             if name not in shapes:
-                if name not in allowed:
-                    faults.append(f"{name}: not a tensor of this model")
+                faults.append(f"{name}: not a tensor of this model")
             elif spec.shape != shapes[name]:
                 faults.append(f"{name}: shape {list(spec.shape)}, expected {list(shapes[name])}")
         if faults:
@@ -254,6 +285,13 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """(N, W) of a tensor of any rank: W is its last dimension, N the rows of it."""
     width = shape[-1] if shape else 1
     return (math.prod(shape) // width if width else 0), width
+
+
+def row_parts(shape: tuple[int, ...]) -> list[slice]:
+    """Slices of whole rows that cover a tensor, each of about CHUNK_ELEMENTS."""
+    rows, width = matrix_shape(shape)
+    step = max(1, CHUNK_ELEMENTS // max(width, 1))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 class CheckpointWriter:
@@ -370,7 +408,8 @@ class CheckpointWriter:
         """Give the shards their names; the index comes last, so it never names a missing file."""
         self.sync()
         self.close()
-        stale = set(self.out.glob("model*.safetensors")) | set(self.out.glob(INDEX_NAME))
+        stale = {path for path in self.out.iterdir() if OUR_SHARDS.fullmatch(path.name)}
+        stale |= set(self.out.glob(INDEX_NAME))
         for shard in dict.fromkeys(self.shards.values()):
             os.replace(self.out / f"{shard}.partial", self.out / shard)
             stale.discard(self.out / shard)
@@ -420,9 +459,9 @@ def _split(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
 def copy_side_files(source: Path, out: Path, dtype: torch.dtype) -> None:
     """Copy tokenizer, generation config and chat template, and config.json with its dtype set."""
     for name in SIDE_FILES:
-        if (source / name).exists():
+        if (source / name).is_file():
             write_atomic(out / name, (source / name).read_bytes())
-    config = read_json(source / "config.json")
+    config = read_object(source / "config.json")
     for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # old name and new
         config[key] = dtype_name(dtype)
     write_json(out / "config.json", config)  # last: a directory with it is complete

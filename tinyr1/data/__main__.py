@@ -247,9 +247,8 @@ def inspect(path: Path, c: InspectConfig) -> None:
         f"{unit}: 5 % below {at[5]:,}, half below {at[50]:,}, 95 % below {at[95]:,}, "
         f"longest {ordered[-1]:,}, mean {mean(lengths):,.0f}, in all {sum(lengths):,}"
     )
-    if plot.available():
-        picture = path.with_suffix(".lengths.png")
-        plot.histogram(picture, lengths, unit, path.name)
+    picture = path.with_suffix(".lengths.png")
+    if plot.drawn(plot.histogram, picture, lengths, unit, path.name):
         print(f"histogram: {picture}")
     for text in shown:
         print(text)

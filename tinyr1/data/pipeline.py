@@ -29,8 +29,8 @@ from tinyr1.files import (
     hash_files,
     hash_json,
     owned,
-    read_json,
     read_jsonl,
+    read_object,
     write_json,
 )
 from tinyr1.graders import grade
@@ -81,7 +81,7 @@ class Outputs:
         self.counts = Waterfall()
         self._work, self._key, self._saved = work, key, time.monotonic()
         self._progress = work / "progress.json"
-        before = read_json(self._progress) if self._progress.exists() else {}
+        before = read_object(self._progress) if self._progress.exists() else {}
         ends = (0, 0)
         paths = (work / "kept.jsonl", work / "rejected.jsonl")
         sizes = [path.stat().st_size if path.exists() else 0 for path in paths]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.errors import UserError, needs
+from tinyr1.files import real
 from tinyr1.published import file_rows, hub_rows, newest_commit
 
 SUFFIXES = (".parquet", ".jsonl")
@@ -74,7 +75,7 @@ def _open(name: str, out: Path, config: str | None, revision: str | None) -> Sou
         found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not _ours(p, out))
         if not found:
             raise UserError(f"--source={name}: no .parquet or .jsonl file in it")
-        inside = path.resolve().name
+        inside = real(path).name
         return Source(name, {f"{inside}/{p.relative_to(path).as_posix()}": p for p in found})
     if path.exists():
         if path.suffix not in SUFFIXES:
@@ -90,6 +91,6 @@ def _open(name: str, out: Path, config: str | None, revision: str | None) -> Sou
 
 def _ours(path: Path, out: Path) -> bool:
     """Whether a run to `out` writes this file."""
-    made = {out.resolve(), out.with_suffix(".rejected.jsonl").resolve()}
-    whole = path.resolve()
-    return whole in made or out.with_suffix(".partial").resolve() in whole.parents
+    made = {real(out), real(out.with_suffix(".rejected.jsonl"))}
+    whole = real(path)
+    return whole in made or real(out.with_suffix(".partial")) in whole.parents

@@ -8,7 +8,7 @@ from types import FrameType
 
 from tinyr1.config import given, parse
 from tinyr1.errors import run_main
-from tinyr1.files import owned
+from tinyr1.files import owned, real
 from tinyr1.lab.figure2 import draw_figure2
 from tinyr1.lab.findings import write_findings
 from tinyr1.lab.stages import (
@@ -33,7 +33,7 @@ def main() -> None:
     folder = given(config.out, "--out")
     check_checkout()
     open_sandbox(config.sandbox)  # needed at the end, checked before the work
-    out = folder.resolve()
+    out = real(folder)
     check_settings(out / "lab.json", {"seed": config.seed, "quick": config.quick})
     sizes = QUICK if config.quick else FULL
     with owned(out):

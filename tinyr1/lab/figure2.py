@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinyr1 import plot
-from tinyr1.files import read_json, read_jsonl, write_json, write_jsonl
+from tinyr1.files import read_jsonl, read_object, write_json, write_jsonl
 from tinyr1.lab.stages import Lab, evaluate_models, merge_models
 from tinyr1.methods import METHODS
 from tinyr1.report import Block, Figure, Table, percent, write_page
@@ -46,7 +46,7 @@ def draw_figure2(lab: Lab, quick: bool) -> dict[str, Any]:
     evaluated = evaluate_models(lab, merges, "figure2/tasks.jsonl")
     titles = REFERENCES | {_folder(bar): bar for bar in BARS}
     scores = {
-        folder: read_json(lab.out / "evaluations" / folder / "results.json")["tasks"]
+        folder: read_object(lab.out / "evaluations" / folder / "results.json")["tasks"]
         for folder in titles
     }
     _write(lab, titles, scores, quick)
@@ -85,16 +85,16 @@ def _write(
         "The paper's Figure 2 has Arcee Fusion as the best on GPQA-Diamond.",
         Table(["model", *DOMAINS, "options"], rows),
     ]
-    if plot.available():
-        picture = folder / "figure2.png"
-        plot.grouped_bars(
-            picture,
-            list(titles.values()),
-            DOMAINS,
-            [[100 * scores[name][d]["pass_at_1"] for d in DOMAINS] for name in titles],
-            [[100 * scores[name][d]["question_se"] for d in DOMAINS] for name in titles],
-            "pass@1 in % ± standard error",
-        )
+    picture = folder / "figure2.png"
+    if plot.drawn(
+        plot.grouped_bars,
+        picture,
+        list(titles.values()),
+        DOMAINS,
+        [[100 * scores[name][d]["pass_at_1"] for d in DOMAINS] for name in titles],
+        [[100 * scores[name][d]["question_se"] for d in DOMAINS] for name in titles],
+        "pass@1 in % ± standard error",
+    ):
         blocks.append(Figure(picture, "Two experts merged by each method."))
     write_page(folder, "Figure 2 at the scale of one CPU", [b for b in blocks if b])
     write_json(folder / "results.json", {"seed": lab.seed, "quick": quick, "models": scores})

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tinyr1 import plot
-from tinyr1.files import read_json, write_json
+from tinyr1.files import read_object, write_json
 from tinyr1.lab.stages import MODELS, Lab
 from tinyr1.lab.world import DOMAINS
 from tinyr1.merge_card import draw_shares
@@ -56,7 +56,7 @@ class Results:
         self.outcomes: dict[str, Outcomes] = {}
         for model in MODELS:
             folder = lab.out / "evaluations" / model.folder
-            self.tasks[model.folder] = read_json(folder / "results.json")["tasks"]
+            self.tasks[model.folder] = read_object(folder / "results.json")["tasks"]
             self.outcomes[model.folder] = load_outcomes(folder)
 
     def score(self, model: str, domain: str) -> float:
@@ -253,13 +253,17 @@ def draw(lab: Lab, results: Results) -> list[Block]:
     titles = [m.title for m in MODELS]
     values = [[100 * results.score(m.folder, d) for d in DOMAINS] for m in MODELS]
     errors = [[100 * results.tasks[m.folder][d]["question_se"] for d in DOMAINS] for m in MODELS]
-    plot.grouped_bars(bars, titles, DOMAINS, values, errors, "pass@1 in % ± standard error")
-    draw_shares(heat, read_json(lab.model("fusion_ms_c") / "merge_report.json"))
-    return [
-        Figure(bars, "pass@1 of every model by domain, with standard errors over questions."),
-        Figure(
-            heat,
+    merged = read_object(lab.model("fusion_ms_c") / "merge_report.json")
+    figures: list[Block] = []
+    if plot.drawn(
+        plot.grouped_bars, bars, titles, DOMAINS, values, errors, "pass@1 in % ± standard error"
+    ):
+        text = "pass@1 of every model by domain, with standard errors over questions."
+        figures.append(Figure(bars, text))
+    if plot.drawn(draw_shares, heat, merged):
+        text = (
             "Share of each tensor's elements taken from Right in the last step of (math & science) "
-            "& coding: Left is the coding expert, Right the merged math and science.",
-        ),
-    ]
+            "& coding: Left is the coding expert, Right the merged math and science."
+        )
+        figures.append(Figure(heat, text))
+    return figures

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import torch
 
 import tinyr1
+from tinyr1.config import check_range
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import Journal, read_json, read_jsonl, write_json, write_jsonl
+from tinyr1.files import Journal, read_jsonl, read_object, write_json, write_jsonl
 from tinyr1.lab.initial import Schedule, make_initial_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
 from tinyr1.log import Log
@@ -103,6 +104,9 @@ class LabConfig:
     quiet: bool = False
     """No progress on standard error."""
 
+    def __post_init__(self) -> None:
+        check_range(self, 0, 2**63 - 1, "seed")
+
 
 @dataclass
 class Lab:
@@ -117,7 +121,7 @@ class Lab:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.jobs = Journal(self.out / "stages" / "jobs.jsonl")
+        self.jobs = Journal(self.out / "stages" / "jobs.jsonl", "name", "seconds", "done")
 
     @property
     def tasks(self) -> Path:
@@ -137,7 +141,7 @@ class Lab:
             started = time.perf_counter()
             result = work()
             write_json(marker, {**result, "seconds": time.perf_counter() - started})
-        return read_json(marker)
+        return read_object(marker)
 
     def run(self, name: str, command: str, makes: str, ranks: int = 1) -> float:
         """Run an entry script in OUT until the file `makes` is there; RunStopped if it is not.

@@ -17,6 +17,7 @@ import tyro
 from tinyr1.chat import TemplateName, check_template, guess_template, stop_ids
 from tinyr1.config import check_range, flag, to_json
 from tinyr1.errors import UserError
+from tinyr1.files import real
 from tinyr1.model import Qwen2
 from tinyr1.model_config import Qwen2Config
 from tinyr1.ranks import Ranks
@@ -124,11 +125,14 @@ class Backend:
         if model is None and not (self.engine == "openai" and config.api == "chat"):
             raise UserError("MODEL: required as the first argument; --help shows all options")
         self.max_model_len = config.max_model_len
+        shape: Qwen2Config | None = None
         # A server's model may be known here by its tokenizer alone.
         if model and (self.engine != "openai" or (model / "config.json").exists()):
-            limit = Qwen2Config.from_pretrained(model).max_position_embeddings
-            self.max_model_len = config.max_model_len or limit
+            shape = Qwen2Config.from_pretrained(model)
+            self.max_model_len = config.max_model_len or shape.max_position_embeddings
         self.tokenizer = Tokenizer(model) if model else None
+        if self.tokenizer and shape:
+            self.tokenizer.check_size(shape.vocab_size)
         self.template: TemplateName = "deepseek_r1"
         stops = config.stop_token_ids
         if self.tokenizer:
@@ -203,7 +207,7 @@ class Backend:
         c, is_server = self.config, self.engine == "openai"
         here = self.model if not is_server else None
         record = to_json(self.settings) | {
-            "model": self.model.resolve().name if self.model else c.model_name,
+            "model": real(self.model).name if self.model else c.model_name,
             "model_fingerprint": Checkpoint(here).fingerprint() if here else None,
             "template": self.template if self.tokenizer else None,
             "engine": self.engine,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import Journal, read_json, write_json
+from tinyr1.files import Journal, read_object, write_json
 from tinyr1.log import Log
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.queue import WorkQueue
@@ -128,7 +128,7 @@ def _check_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
 
     Rows and trials may be added to a run: only what is there already must have stayed the same.
     """
-    known: dict[str, str] = read_json(path) if path.exists() else {}
+    known: dict[str, str] = read_object(path) if path.exists() else {}
     mine = {f"{p.task}/{p.id}/{p.trial}": p.fingerprint() for p in prompts}
     for name, value in mine.items():
         if known.get(name, value) != value:
@@ -143,11 +143,11 @@ def _check_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write `settings` the first time; UserError naming the first field that differs later."""
     if path.exists():
-        before = read_json(path)
+        before = read_object(path)
         for name, value in settings.items():
             if before.get(name) != value:
                 raise UserError(
-                    f"{name}={value}: the samples in {path.parent} were made with "
+                    f"{name}={value}: the results in {path.parent} were made with "
                     f"{before.get(name)}; use that value or another --out"
                 )
     else:

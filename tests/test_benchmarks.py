@@ -15,6 +15,7 @@ from fake_hub import hub
 from tinyr1.benchmarks import load_benchmark
 from tinyr1.errors import UserError
 from tinyr1.graders import grade
+from tinyr1.published import file_rows
 from tinyr1.tasks import check_row, choice_order, in_order, make_prompts
 from tinyr1.tokenizer import Tokenizer
 
@@ -128,6 +129,16 @@ def test_line_ends_within_a_field_are_plain(tmp_path):
     file.write_bytes(file.read_bytes().replace(b"?\nLook", b"?\r\nLook"))
     rows = load_benchmark("gpqa_diamond", tmp_path, "tinyr1")
     assert rows[3]["prompt"] == ' Which is 3?\nLook, "well". '
+
+
+def test_long_fields_are_read_and_half_a_pair_is_refused(tmp_path):
+    with open(tmp_path / "long.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["a"], ["x" * 200_000]])
+    assert [len(row["a"]) for _, row in file_rows(tmp_path / "long.csv")] == [200_000]
+    rows = [{"problem": "\ud800", "answer": "1", "url": "2024"}]
+    write_rows(tmp_path / "aime24.jsonl", rows)
+    with pytest.raises(UserError, match=r"aime24.jsonl:1: prompt: no text"):
+        load_benchmark("aime24", tmp_path, "tinyr1")
 
 
 def test_gpqa_orders_are_seeded_recorded_and_uniform(tmp_path, tiny):

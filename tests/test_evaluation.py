@@ -157,6 +157,8 @@ def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
         ("few --out x --task-file {tasks}", "few: the tokenizer has the id"),
         ("{tiny} --ask \udcff", "--ask=\\udcff: expected UTF-8 text"),
         ("--compare other other", "other/grades.jsonl:1: expected task, id and correct"),
+        ("--compare no no", "no: results.json is not an evaluation's"),
+        ("{tiny} --ask a --stop \udcff", "--stop=\\udcff: expected UTF-8 text"),
         ("--compare {tiny}", "at least two"),
         ("{tiny} --no-such-option", "no-such-option"),
     ],
@@ -176,7 +178,10 @@ def test_bad_arguments_exit_2_without_traceback(tiny, tasks, tmp_path, arguments
     (few / "config.json").write_text(json.dumps(config))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.json").write_text('{"tasks": {}}')
-    (tmp_path / "other" / "grades.jsonl").write_text('["x"]\n')
+    row_of_text = '{"task": "math", "id": "1", "correct": "no"}\n'  # and yet true, to Python
+    (tmp_path / "other" / "grades.jsonl").write_text(row_of_text)
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no" / "results.json").write_text('{"tasks": {"math": {}}}')
     done = evaluate(*arguments.format(tiny=tiny, tasks=tasks).split(), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr

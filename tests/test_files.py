@@ -60,6 +60,9 @@ def test_a_name_that_is_no_utf_8_is_written_and_read_again(tmp_path):
         journal.append({"out": odd})
     with Journal(tmp_path / "j.jsonl") as journal:
         assert journal.rows == [{"out": odd}]
+    (tmp_path / "j.jsonl").write_bytes(b'{"a":\r1}\n')  # white space, no end of a line
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert journal.rows == [{"a": 1}]
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "\xff", '{"a": '])
@@ -79,11 +82,14 @@ def test_journal_refuses_rows_that_it_never_wrote(tmp_path, row):
     path.write_text('{"n": 1}\n' + row + "\n")
     with pytest.raises(UserError, match="damaged after byte 9"):
         Journal(path, "n")
+    if row == "[1]":
+        with pytest.raises(UserError, match=r"\(expected a JSON object\); move it away"):
+            Journal(path)
 
 
 def test_a_failed_write_leaves_nothing_beside(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match=r"taken'$"):  # not the name of the file beside
         write_atomic(tmp_path / "taken", "x")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 

@@ -434,7 +434,7 @@ def test_the_copy_of_a_tied_head_is_left_out(tmp_path, method):
     for name, tensor in tensors_of(tmp_path / "mixed").items():
         assert torch.equal(tensor, tensors_of(tmp_path / "out")[name])
     alone = tied_checkpoint(tmp_path / "d", 1, torch.zeros(40, 8))
-    with pytest.raises(UserError, match=r"lm_head.weight is not model.embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"lm_head.weight: is not model.embed_tokens.weight"):
         merged(a, alone, tmp_path / "none", *options)
 
 

@@ -138,7 +138,12 @@ def test_published_config_style_equals_new_style(pair):
         ({"rope_theta": ""}, "rope_theta=''"),
         ({"rope_scaling": "yarn"}, "rope_scaling='yarn': expected an object or null"),
         ({"layer_types": 1}, "layer_types=1"),
-        ({"rope_scaling": {"type": "yarn", "factor": math.nan}}, "rope_scaling: factor=nan"),
+        ({"rope_scaling": {"type": "yarn", "factor": math.nan}}, "factor=nan"),
+        ({"rope_theta": None}, "rope_theta=None"),
+        (
+            {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"type": "yarn", "factor": 2}},
+            "rope_scaling=.*: differs from rope_parameters=",
+        ),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_slow": "x"}}, "beta_slow='x'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],

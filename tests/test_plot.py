@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def painter():
     plot.start_painter()
     yield plot._painter
-    plot.draw(len, "")  # ends it if it still waits
+    plot.painted(len, "")  # ends it if it still waits
 
 
 def picture(path):
@@ -27,21 +27,21 @@ def picture(path):
 
 
 def test_a_painter_draws_the_same_elsewhere(painter, tmp_path):
-    assert plot.draw(picture, tmp_path / "there.png") == painter._pid != os.getpid()
-    assert plot.draw(picture, tmp_path / "here.png") == os.getpid()  # one picture each
+    assert plot.painted(picture, tmp_path / "there.png") == painter._pid != os.getpid()
+    assert plot.painted(picture, tmp_path / "here.png") == os.getpid()  # one picture each
     assert (tmp_path / "there.png").read_bytes() == (tmp_path / "here.png").read_bytes()
 
 
 def test_without_a_painter_it_is_drawn_here(painter, tmp_path):
     os.kill(painter._pid, signal.SIGKILL)
-    assert plot.draw(picture, tmp_path / "a.png") == os.getpid()
+    assert plot.painted(picture, tmp_path / "a.png") == os.getpid()
     with pytest.raises(IsADirectoryError):
-        plot.draw(picture, tmp_path)
+        plot.painted(picture, tmp_path)
 
 
 def test_an_error_there_is_raised_here(painter, tmp_path):
     with pytest.raises(IsADirectoryError):
-        plot.draw(picture, tmp_path)
+        plot.painted(picture, tmp_path)
 
 
 def test_a_painter_ends_with_its_owner():

@@ -63,6 +63,11 @@ def test_no_script_of_a_sample_runs_in_a_browser(page, tmp_path):
     assert '<img src="x"' not in done.stdout
 
 
+def test_a_bar_in_a_name_is_no_column():
+    lines = report.Table(["|a|", "b"], [["c|d", "e"]]).markdown().splitlines()
+    assert lines == ["| \\|a\\| | b |", "|---|---:|", "| c\\|d | e |"]
+
+
 def test_comparison_has_every_task_and_differences_over_shared_questions_only():
     score = {"pass_at_1": 0.5, "question_se": 0.1}
     results = [{"math": score}, {"math": score, "code": score}, {"math": score}]

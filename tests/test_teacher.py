@@ -126,6 +126,7 @@ def test_a_local_model_and_bad_questions(tiny, tmp_path):
         ({"id": "1", "domain": "x", "question": "?"}, "q.jsonl:1: domain='x'"),
         ({"id": "1", "domain": "math", "question": " "}, "q.jsonl:1: question=' '"),
         ({"domain": "math", "question": "?"}, "q.jsonl:1: id=None"),
+        ({"id": None, "domain": "math", "question": "?"}, "q.jsonl:1: id=None"),
         ({"id": "1", "domain": "coding", "question": "?", "tests": {"inputs": [1]}}, ":1: tests:"),
     ):
         write_rows(questions, [row])

@@ -1,6 +1,8 @@
 """Checkpoints: read what safetensors wrote, write what safetensors reads, name every fault."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -20,6 +22,9 @@ TENSORS = {
 
 def specs(tensors):
     return {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+
+
+FILE = "model.safetensors"
 
 
 def write(folder, tensors, **options):
@@ -98,19 +103,57 @@ def test_a_tied_models_spare_head_must_be_the_embedding(tmp_path, monkeypatch):
         tensors = {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
         save_file(tensors, tmp_path / "model.safetensors")
 
+    (tmp_path / "config.json").write_text("{}")
     shapes = {"model.embed_tokens.weight": (5, 2)}
     save(embedding.clone())
     checkpoint = Checkpoint(tmp_path)
     checkpoint.check(shapes, tied=True)
+    before = checkpoint.fingerprint()
+    checkpoint.drop_spare_head()
     assert list(checkpoint.specs) == list(checkpoint.shards) == ["model.embed_tokens.weight"]
+    assert checkpoint.fingerprint() == before
     with pytest.raises(UserError, match=r"lm_head\.weight: not a tensor of this model"):
         Checkpoint(tmp_path).check(shapes, tied=False)
     other = embedding.clone()
     other[4, 1] += 1
     for head in (other, embedding[:4].clone(), embedding.half()):
         save(head)
-        with pytest.raises(UserError, match=r"lm_head\.weight is not model\.embed_tokens\.weight"):
+        with pytest.raises(UserError, match=r"lm_head\.weight: is not model\.embed_tokens\.weight"):
             Checkpoint(tmp_path).check(shapes, tied=True)
+        with pytest.raises(UserError, match=r"lm_head\.weight: is not model\.embed_tokens\.weight"):
+            Checkpoint(tmp_path).drop_spare_head()
+    embedding[1, 1] = float("nan")  # equal to nothing, and yet the same
+    save(embedding.clone())
+    Checkpoint(tmp_path).drop_spare_head()
+    small = torch.zeros(5, 2).to(torch.float8_e4m3fn)
+    save_file(
+        {"model.embed_tokens.weight": small, "lm_head.weight": small.clone()}, tmp_path / FILE
+    )
+    with pytest.raises(UserError, match=r"lm_head.weight: dtype F8_E4M3, expected one of BF16"):
+        Checkpoint(tmp_path).check(shapes, tied=True)
+    for name in ("lm_head.weight", "transformer.wte.weight"):  # other models have other names
+        save_file({"lm_head.weight": embedding, name: embedding.clone()}, tmp_path / FILE)
+        checkpoint = Checkpoint(tmp_path)
+        checkpoint.drop_spare_head()
+        assert "lm_head.weight" in checkpoint.specs
+
+
+def test_a_head_in_a_shard_of_its_own_leaves_no_empty_one(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    rows = {"model.embed_tokens.weight": torch.arange(10.0).view(5, 2)}
+    write(
+        tmp_path, rows | {"lm_head.weight": rows["model.embed_tokens.weight"]}, max_shard_bytes=40
+    )
+    checkpoint = Checkpoint(tmp_path)
+    assert len(set(checkpoint.shards.values())) == 2
+    whole = checkpoint.fingerprint()
+    checkpoint.drop_spare_head()
+    assert checkpoint.fingerprint() == whole
+    out = tmp_path / "out"
+    with CheckpointWriter(out, checkpoint.specs, layout=checkpoint.shards) as writer:
+        writer.write("model.embed_tokens.weight", rows["model.embed_tokens.weight"])
+    assert Checkpoint(out).files == ["model-00001-of-00002.safetensors"]
+    assert len(list(out.glob("*.safetensors"))) == 1
 
 
 def test_damaged_directories_are_named(tmp_path):
@@ -133,10 +176,10 @@ def test_damaged_directories_are_named(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="ghost is not in"):
         Checkpoint(tmp_path)
-    for odd in ("", "..", "a/b.safetensors", 5, None):
+    for odd in ("", "..", "a/b.safetensors", "\ud800.safetensors", "x.bin", 5, None):
         index["weight_map"]["ghost"] = odd
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(UserError, match=f"ghost: {odd!r}: no file name"):
+        with pytest.raises(UserError, match=re.escape(f"ghost: {odd!r}: no file name")):
             Checkpoint(tmp_path)
     shard.unlink()
     shard.mkdir()
@@ -146,6 +189,13 @@ def test_damaged_directories_are_named(tmp_path):
         Checkpoint(tmp_path)
 
 
+def test_a_directory_in_the_place_of_a_side_file_is_passed_over(tmp_path, tiny):
+    (tmp_path / "chat_template.jinja").mkdir()
+    shutil.copy(tiny / "config.json", tmp_path)
+    copy_side_files(tmp_path, tmp_path / "out", torch.float32)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+
+
 def test_integer_tensors_are_refused_by_name(tmp_path):
     save_file({"ids": torch.zeros(2, dtype=torch.int64)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="ids: dtype I64, expected one of BF16"):
@@ -153,8 +203,6 @@ def test_integer_tensors_are_refused_by_name(tmp_path):
 
 
 def test_fingerprint_tells_trainings_apart_but_not_copies(tmp_path, tiny):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
     assert Checkpoint(copy).fingerprint() == Checkpoint(tiny).fingerprint()

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from tinyr1.errors import UserError
 
 T = TypeVar("T")
+WORDS = {str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def parse(cls: type[T], args: list[str], default: T | None = None, prog: str | None = None) -> T:
@@ -30,11 +31,11 @@ def parse(cls: type[T], args: list[str], default: T | None = None, prog: str | N
     description = (cls.__doc__ or "").strip()
     parsed = tyro.cli(cls, args=args, default=default, prog=prog, description=description)
     for name, value in vars(parsed).items():
-        if isinstance(value, str) and not value.isascii():
+        for text in value if isinstance(value, tuple) else (value,):
             try:
-                value.encode()
+                text.encode() if isinstance(text, str) else None
             except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-                raise UserError(f"{flag(name)}={value}: expected UTF-8 text") from None
+                raise UserError(f"{flag(name)}={text}: expected UTF-8 text") from None
     return typing.cast("T", parsed)
 
 
@@ -93,10 +94,9 @@ def _kind(hint: Any) -> str:
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, options))}"
     if origin is tuple:
-        count = "" if options[-1] is Ellipsis else f"{len(options)} x "
-        return f"a list of {count}{_kind(options[0])}"
-    words = {str: "text", Path: "text", int: "a whole number", float: "a number"}
-    return words.get(hint, "true or false")
+        count = "" if options[-1] is Ellipsis else f" of {len(options)}"
+        return f"a list{count}, each {_kind(options[0])}"
+    return WORDS.get(hint, str(hint))
 
 
 def to_json(config: Any) -> dict[str, Any]:

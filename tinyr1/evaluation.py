@@ -156,12 +156,12 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
 
 def _note_time(path: Path, seconds: float, ranks: Ranks, backend: Backend) -> None:
     """Add this call's sampling to timing.json: beside the results, which hold no times."""
-    before = read_object(path) if path.exists() else {"sampling_seconds": 0.0, "gpu_hours": 0.0}
+    before = read_object(path) if path.exists() else {}
     gpus = ranks.world_size * backend.config.tensor_parallel
     gpus = gpus if torch.cuda.is_available() and backend.engine != "openai" else 0
     values = {
-        "sampling_seconds": before["sampling_seconds"] + seconds,
-        "gpu_hours": before["gpu_hours"] + seconds * gpus / 3600,
+        "sampling_seconds": before.get("sampling_seconds", 0.0) + seconds,
+        "gpu_hours": before.get("gpu_hours", 0.0) + seconds * gpus / 3600,
     }
     write_json(path, values)
 
@@ -210,7 +210,9 @@ def regrade(config: EvalConfig, log: Log) -> None:
     record: dict[str, Any] = {"regraded": True}
     before = out / "results.json"
     if before.exists() and real(file).parent == real(out):
-        record = read_object(before)["settings"] | record  # a run's own: they were made with these
+        record = (
+            read_object(before).get("settings", {}) | record
+        )  # a run's own: they were made with these
     with owned(out):
         finish(out, rows, samples, config, record, log)
 
@@ -328,6 +330,8 @@ def compare(config: EvalConfig, log: Log) -> None:
 
 def _finished_tasks(folder: Path) -> dict[str, Any]:
     tasks = read_object(folder / "results.json").get("tasks")
-    if not isinstance(tasks, dict):
+    if not isinstance(tasks, dict) or not all(
+        isinstance(t, dict) and {"pass_at_1", "question_se"} <= t.keys() for t in tasks.values()
+    ):
         raise UserError(f"{folder}: results.json is not an evaluation's (no tasks in it)")
     return tasks

@@ -49,8 +49,10 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # the name that people know
         raise
     fsync_directory(path.parent)
 
@@ -127,7 +129,7 @@ class Journal:
             try:
                 row = json.loads(line)
                 if not isinstance(row, dict) or not row.keys() >= set(fields):
-                    raise ValueError(f"no JSON object with {', '.join(fields)}")
+                    raise ValueError(" with ".join(["expected a JSON object", *fields]))
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{path}: damaged after byte {kept} ({error}); move it away to start anew"

@@ -357,7 +357,7 @@ def _opened(paths: Sequence[Path]) -> dict[Path, Checkpoint]:
         try:
             opened[path] = Checkpoint(path)
             if _config(opened[path]).get("tie_word_embeddings") is True:
-                opened[path].drop_tied_head()
+                opened[path].drop_spare_head()
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -413,12 +413,13 @@ def plan_lines(merge: Merge) -> list[str]:
     lines = [f"method: {merge.config.method} of {names}"]
     lines += [f"then: Left {m.path.name}" for m in merge.then]
     shards = len(set((merge.layout or {}).values()))
-    kept = f"{shards} shards as {merge.left.path.name} has" if shards else "new shards"
+    kept = f"{shards} shards named as {merge.left.path.name}'s" if shards else "new shards"
     lines.append(
         f"output: {len(merge.specs)} tensors, {merge.output_bytes:,} bytes, "
         f"{dtype_name(main_dtype(merge))}, {kept}; other files from "
         f"{merge.left.path.name}"
     )
+    lines += [f"left out: {name}, a copy of the embedding" for name in merge.left.dropped]
     held = f"{merge.thread_count} threads, streamed"
     if not merge.streams:
         largest = max(4 * spec.element_count for spec in merge.specs.values())

@@ -11,7 +11,7 @@ from typing import Any
 from tinyr1.errors import UserError
 from tinyr1.files import read_object
 
-LARGEST_SIZE = 1 << 31
+LARGEST_SIZE, LARGEST_NUMBER = 1 << 24, 1e12
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Qwen2Config:
     @staticmethod
     def from_dict(raw: Mapping[str, Any], where: str = "config") -> Qwen2Config:
         """Read a published config (`rope_theta`) or transformers 5's style (`rope_parameters`)."""
-        fields = _Fields(raw, where)
-        rope = _Fields(fields.rope(), f"{where}: {fields.rope_name}")
+        if not isinstance(raw, Mapping):
+            raise UserError(f"{where}: expected a JSON object")
+        fields, rope = _Fields(raw, where), _Fields(_rope(raw, where), where)
         _refuse_unsupported(raw, rope.raw, where)
         hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
         kv_heads = fields.whole("num_key_value_heads", heads)
@@ -67,7 +68,6 @@ class Qwen2Config:
         if head_dim % 2:
             raise UserError(f"{where}: head_dim={head_dim}: rotary embedding needs an even number")
         max_positions = fields.whole("max_position_embeddings", 32768)
-        theta = rope if "rope_theta" in rope.raw else fields
         return Qwen2Config(
             vocab_size=fields.whole("vocab_size"),
             hidden_size=hidden,
@@ -78,7 +78,7 @@ class Qwen2Config:
             head_dim=head_dim,
             max_position_embeddings=max_positions,
             rms_norm_eps=fields.number("rms_norm_eps", 1e-6, low=0.0),
-            rope_theta=theta.number("rope_theta", 10000.0, low=1.001),
+            rope_theta=rope.number("rope_theta", 10000.0, low=1.001),
             tie_word_embeddings=fields.truth("tie_word_embeddings", False),
             yarn=_yarn(rope, max_positions) if _rope_type(rope.raw) == "yarn" else None,
         )
@@ -96,14 +96,14 @@ class _Fields:
     def whole(self, name: str, default: int | None = None) -> int:
         """A size; `default` where it is null or missing."""
         value = default if self.raw.get(name) is None else self.raw[name]
-        if type(value) is not int or not 1 <= value < LARGEST_SIZE:
-            raise self._wrong(name, "a positive integer")
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            raise self._wrong(name, f"a whole number from 1 to {LARGEST_SIZE}")
         return value
 
     def number(self, name: str, default: float, low: float) -> float:
-        value = default if self.raw.get(name) is None else self.raw[name]
-        if type(value) not in (int, float) or not low <= value <= 1e12:
-            raise self._wrong(name, f"a number of at least {low:g}")
+        value = self.raw.get(name, default)
+        if type(value) not in (int, float) or not low <= value <= LARGEST_NUMBER:
+            raise self._wrong(name, f"a number from {low:g} to {LARGEST_NUMBER:g}")
         return float(value)
 
     def truth(self, name: str, default: bool) -> bool:
@@ -112,16 +112,22 @@ class _Fields:
             raise self._wrong(name, "true or false")
         return value
 
-    @property
-    def rope_name(self) -> str:
-        return "rope_parameters" if self.raw.get("rope_parameters") else "rope_scaling"
 
-    def rope(self) -> Mapping[str, Any]:
-        """What is said of the rotary embedding, under either of its names."""
-        value = self.raw.get(self.rope_name)
+def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What is said of the rotary embedding, under its old name or its new one, with rope_theta."""
+    found: list[dict[str, Any]] = []
+    for name in ("rope_scaling", "rope_parameters"):
+        value = raw.get(name)
         if value is not None and not isinstance(value, Mapping):
-            raise self._wrong(self.rope_name, "an object or null")
-        return value or {}
+            raise UserError(f"{where}: {name}={value!r}: expected an object or null")
+        found += [dict(value)] if value else []
+    if len(found) == 2 and found[0] != found[1]:
+        raise UserError(
+            f"{where}: rope_scaling={found[0]}: differs from rope_parameters={found[1]}; keep one"
+        )
+    theta = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
+    # A null says nothing, but for `truncate`, where it would say no.
+    return theta | {k: v for f in found for k, v in f.items() if v is not None or k == "truncate"}
 
 
 def _rope_type(rope: Mapping[str, Any]) -> Any:
@@ -168,7 +174,7 @@ def _yarn(rope: _Fields, max_positions: int) -> Yarn:
             "original_max_position_embeddings", max_positions
         ),
         attention_factor=rope.number("attention_factor", attention, low=1e-6),
-        beta_fast=rope.number("beta_fast", 32.0, low=1e-6),
-        beta_slow=rope.number("beta_slow", 1.0, low=1e-6),
+        beta_fast=rope.number("beta_fast", 32.0, low=0.0) or 32.0,
+        beta_slow=rope.number("beta_slow", 1.0, low=0.0) or 1.0,
         truncate=rope.truth("truncate", True),
     )

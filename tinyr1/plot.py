@@ -67,13 +67,13 @@ def _serve(pipe: Connection) -> None:
 
 
 def start_painter() -> None:
-    """Prepare for a `draw`, where that is possible; call it before there are threads."""
+    """Prepare for a picture, where that is possible; call it before there are threads."""
     global _painter
     if available() and hasattr(os, "fork"):
         _painter = Painter()
 
 
-def draw(function: Callable[..., Any], *args: Any) -> Any:
+def painted(function: Callable[..., Any], *args: Any) -> Any:
     """function(*args), by the painter if one was started; the next one is drawn here."""
     global _painter
     painter, _painter = _painter, None
@@ -88,9 +88,10 @@ def drawn(function: Callable[..., Any], path: Path, *args: Any) -> bool:
     if not available():
         return False
     try:
-        return draw(function, path, *args) is not False
+        return painted(function, path, *args) is not False
     except Exception as error:  # of matplotlib, or in importing it
-        Log().warn(f"{path}: not drawn ({' '.join(str(error).split()) or repr(error)})")
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        Log().warn(f"{path}: not drawn ({why})")
         return False
 
 

@@ -91,6 +91,8 @@ def check_text(row: Mapping[str, Any]) -> None:
             json.dumps([name, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{name}: no text ({error.reason})") from None
+        except RecursionError:
+            raise ValueError(f"{name}: nested too deeply") from None
 
 
 def _check_turns(messages: tuple[Message, ...]) -> None:

@@ -104,8 +104,7 @@ def load_outcomes(folder: Path) -> dict[str, dict[str, list[bool]]]:
     outcomes: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     path = folder / "grades.jsonl"
     for number, row in read_jsonl(path):
-        try:
-            outcomes[row["task"]][row["id"]].append(bool(row["correct"]))
-        except (KeyError, TypeError):
-            raise UserError(f"{path}:{number}: expected task, id and correct") from None
+        if not isinstance(row, dict) or type(row.get("correct")) is not bool:
+            raise UserError(f"{path}:{number}: expected task, id and correct (true or false)")
+        outcomes[str(row.get("task"))][str(row.get("id"))].append(row["correct"])
     return outcomes

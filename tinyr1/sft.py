@@ -149,7 +149,7 @@ class Run:
                 f"{self.plan.total_steps}; use more --epochs or --max-steps, or another --out"
             )
         meta = checkpoint.read_meta(self.out, done[-1])
-        check_trajectory(self.trajectory, meta["settings"], self.out)
+        check_trajectory(self.trajectory, meta.get("settings", {}), self.out)
         checkpoint.load(self.out, done[-1], self.model, self.optimizer)
         self.log.say(f"resuming after step {done[-1]} of {self.plan.total_steps}")
         return done[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,14 +98,13 @@ class Tokenizer:
 
     def _chat_template(self) -> str:
         """The published template, wherever it is kept; "" where there is none."""
-        jinja, alone = self.path / "chat_template.jinja", self.path / "chat_template.json"
+        jinja = self.path / "chat_template.jinja"
         if jinja.is_file():
             try:
                 return jinja.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(f"{jinja}: not UTF-8 text ({error})") from None
-        config = read_object(alone) if alone.is_file() else self.config
-        template = config.get("chat_template")
+        template = self.config.get("chat_template")
         if isinstance(template, list):  # several by name
             named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
             template = named[0].get("template") if named else None
@@ -117,7 +117,8 @@ class Tokenizer:
         """Whether the published chat template's generation prompt ends in `<think>\\n`."""
         _, found, prompt = self._chat_template().rpartition("add_generation_prompt")
         # Qwen3's has a whole empty thought there, for those who ask for none.
-        return bool(found) and THINK_OPEN in prompt and THINK_CLOSE not in prompt
+        prompt = re.sub(rf"{THINK_OPEN}(\\n|\s)*{THINK_CLOSE}", "", prompt)
+        return bool(found) and THINK_OPEN in prompt
 
 
 def id_list(config: Mapping[str, Any], field: str, where: Path) -> list[int]:

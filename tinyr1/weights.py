@@ -37,6 +37,7 @@ SAMPLE_BYTES = 1 << 16
 CHUNK_ELEMENTS = 1 << 19  # so many are read at a time: what is made of them stays near the core
 MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on
 INDEX_NAME = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"[^/\0\ud800-\udfff]+\.safetensors")
 OUR_SHARDS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SIDE_FILES = (
@@ -94,10 +95,12 @@ class Checkpoint:
         self.specs: dict[str, TensorSpec] = {}
         self.shards: dict[str, str] = {}
         self.unsupported: dict[str, str] = {}  # dtype codes that are none of CODES
+        self.dropped: list[str] = []  # tensors in the files that are not to be seen
         self._open_files: dict[str, Any] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._offsets: dict[str, int] = {}  # of a tensor's first byte in its shard
-        for shard in self._shard_names():
+        self.files = self._shard_names()
+        for shard in self.files:
             self._read_header(shard)
         self._check_index()
 
@@ -107,8 +110,11 @@ class Checkpoint:
             if not isinstance(weight_map, dict):
                 raise UserError(f"{self.path / INDEX_NAME}: weight_map: missing")
             for name, shard in weight_map.items():
-                if not re.fullmatch(r"[^/\0]+\.safetensors", str(shard)):
-                    raise UserError(f"{self.path / INDEX_NAME}: {name}: {shard!r}: no file name")
+                if not (isinstance(shard, str) and SHARD_NAME.fullmatch(shard)):
+                    raise UserError(
+                        f"{self.path / INDEX_NAME}: {name}: {shard!r}: no file name; "
+                        "expected NAME.safetensors"
+                    )
             return sorted(set(weight_map.values()))
         if (self.path / "model.safetensors").exists():
             return ["model.safetensors"]
@@ -186,7 +192,7 @@ class Checkpoint:
         the end would take longer than it is worth.
         """
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
-        for shard in sorted(set(self.shards.values())):
+        for shard in self.files:
             path = self.path / shard
             size = path.stat().st_size
             digest.update(f"{shard} {size}".encode())
@@ -196,37 +202,44 @@ class Checkpoint:
                     digest.update(file.read(SAMPLE_BYTES))
         return digest.hexdigest()
 
-    def drop_tied_head(self) -> None:
-        """Leave out the head of a model that has the embedding for one.
+    def spare_head_fault(self) -> str:
+        """What is wrong with the copy of the embedding that a tied model may have for a head."""
+        if not {HEAD, EMBEDDING} <= self.specs.keys() - self.unsupported.keys():
+            return ""
+        head, embedding = self.specs[HEAD], self.specs[EMBEDDING]
+        if head == embedding:
+            with self.mapped(HEAD) as a, self.mapped(EMBEDDING) as b:
+                pairs = ((a[part], b[part]) for part in row_parts(head.shape))
+                # Bytes, because NaN is equal to nothing.
+                if all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs):
+                    return ""
+        found = [f"{dtype_name(spec.dtype)} {list(spec.shape)}" for spec in (head, embedding)]
+        return (
+            f"{HEAD}: is not {EMBEDDING} ({found[0]} and {found[1]}), which config.json says with "
+            "tie_word_embeddings=true; set that to false, or remove the tensor"
+        )
 
-        UserError where the file has another head than the embedding: config.json or it is wrong.
-        """
-        if HEAD not in self.specs:
-            return
-        same = self.specs[HEAD] == self.specs.get(EMBEDDING)
-        if same:
-            with self.mapped(HEAD) as head, self.mapped(EMBEDDING) as embedding:
-                parts = row_parts(self.specs[HEAD].shape)
-                same = all(torch.equal(head[part], embedding[part]) for part in parts)
-        if not same:
-            raise UserError(
-                f"{self.path}: {HEAD} is not {EMBEDDING}, which config.json says with "
-                "tie_word_embeddings=true; set it to false, or remove the tensor"
-            )
-        del self.specs[HEAD], self.shards[HEAD]
+    def drop_spare_head(self) -> None:
+        """Leave out a tied model's copy of the embedding; UserError where it is another tensor."""
+        if fault := self.spare_head_fault():
+            raise UserError(f"{self.path}: {fault}")
+        if {HEAD, EMBEDDING} <= self.specs.keys() - self.unsupported.keys():
+            self.dropped = [HEAD]
+            del self.specs[HEAD], self.shards[HEAD]
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """UserError listing every missing, unexpected, misshapen or non-floating tensor.
 
-        With a tied head, a copy of it in the file is left out (drop_tied_head).
+        A tied model may have a copy of its embedding for a head, and nothing else.
         """
-        if tied:
-            self.drop_tied_head()
         faults = [f"{name}: missing" for name in shapes if name not in self.specs]
         faults += self.dtype_faults()
+        if tied and (fault := self.spare_head_fault()):
+            faults.append(fault)
         for name, spec in self.specs.items():
             if name not in shapes:
-                faults.append(f"{name}: not a tensor of this model")
+                if not (tied and name == HEAD):
+                    faults.append(f"{name}: not a tensor of this model")
             elif spec.shape != shapes[name]:
                 faults.append(f"{name}: shape {list(spec.shape)}, expected {list(shapes[name])}")
         if faults:

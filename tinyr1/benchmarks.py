@@ -7,7 +7,6 @@ also AIME 2025 and MATH-500. Users bring the files; nothing of them is shipped o
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import pickle
@@ -54,7 +53,7 @@ def load_benchmark(
         try:
             row = benchmark.convert(raw, len(rows))
             check_text(row or {})
-        except (KeyError, ValueError, TypeError, binascii.Error, zlib.error) as error:
+        except (KeyError, ValueError, TypeError, RecursionError, zlib.error) as error:
             said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{place}: {said}; is this a file of {name}?") from None
         if row is not None:
@@ -163,6 +162,10 @@ def _livecodebench(raw: Row, number: int) -> Row:
     if not tests:
         raise ValueError("no tests: every program would pass")
     metadata = json.loads(raw.get("metadata") or "{}")
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata={metadata!r}: expected an object")
+    date = str(_first(raw, "contest_date"))
+    _day(date)
     return {
         "id": str(_first(raw, "question_id")),
         "kind": "code",
@@ -173,7 +176,7 @@ def _livecodebench(raw: Row, number: int) -> Row:
             "outputs": [str(test["output"]) for test in tests],
             "fn_name": metadata.get("func_name"),
         },
-        "date": str(_first(raw, "contest_date")),
+        "date": date,
         "subject": raw.get("platform"),
         "difficulty": raw.get("difficulty"),
     }
@@ -194,7 +197,7 @@ def _decode_tests(text: str) -> list[Row]:
         data = zlib.decompress(base64.b64decode(text, validate=True))
         try:
             payload = _TextOnly(io.BytesIO(data)).load()
-        except (pickle.UnpicklingError, EOFError, IndexError) as error:
+        except Exception as error:  # a damaged pickle may raise anything
             raise ValueError(f"private tests: {error}") from None
         if not isinstance(payload, str):
             raise ValueError(f"private tests: a {type(payload).__name__}, expected text") from None
@@ -207,10 +210,15 @@ def _decode_tests(text: str) -> list[Row]:
 def _in_window(rows: Sequence[Row], window: tuple[str, str]) -> list[Row]:
     """Problems of contests from the first day to the last, both at midnight, as published."""
     try:
-        first, last = (datetime.fromisoformat(day) for day in window)
+        first, last = map(_day, window)
     except ValueError as error:
         raise UserError(f"--lcb-start, --lcb-end: {error}") from None
-    return [row for row in rows if first <= datetime.fromisoformat(row["date"]) <= last]
+    return [row for row in rows if first <= _day(row["date"]) <= last]
+
+
+def _day(text: str) -> datetime:
+    """A day and perhaps a time, in the zone in which it was published."""
+    return datetime.fromisoformat(text).replace(tzinfo=None)
 
 
 BENCHMARKS = {

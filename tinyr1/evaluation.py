@@ -35,7 +35,7 @@ from tinyr1.record import Grade, Sample
 from tinyr1.sampling.build import Backend, EngineConfig
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
-from tinyr1.sandbox import Level, open_sandbox
+from tinyr1.sandbox import Level, end_all, open_sandbox
 from tinyr1.scores import load_outcomes, summarise
 from tinyr1.tasks import Preset, in_order, load_task_file, make_prompts, prompt_text
 
@@ -204,6 +204,8 @@ def regrade(config: EvalConfig, log: Log) -> None:
             raise UserError(f"{file}:{number}: id={sample.id!r}: no such row among the tasks")
     if not samples:
         raise UserError(f"{file}: no samples")
+    place = {name: i for i, name in enumerate(known)}  # as a run has them, however they finished
+    samples.sort(key=lambda sample: (place[sample.task, sample.id], sample.trial))
     if unasked := len(known) - len({(sample.task, sample.id) for sample in samples}):
         log.warn(f"{unasked} of {len(known)} questions have no sample and do not count")
     check_graders(rows, config, log)
@@ -313,6 +315,10 @@ def grade_samples(
             verdicts = dict(zip(distinct, bar, strict=True))
         except SandboxUnavailable as error:  # it was there when the run began
             raise RunStopped(f"{error}; the samples are kept, the same command continues") from None
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
     return [replace(verdicts[key(s)], trial=s.trial) for s in samples]
 
 

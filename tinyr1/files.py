@@ -80,7 +80,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; UserError names the file when it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:
@@ -98,7 +98,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number from 1, value) for each non-empty line; UserError names the line."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:

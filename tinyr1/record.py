@@ -201,9 +201,15 @@ class Sample(Trial):
         if not isinstance(row, Mapping):
             raise ValueError("expected a JSON object")
         fields = cast("Mapping[str, Any]", row)
-        for name, kind in (("task", str), ("text", str), ("trial", int), ("token_count", int)):
-            if not isinstance(fields.get(name), kind):
-                raise ValueError(f"{name}={fields.get(name)!r}: expected {kind.__name__}")
+        for name in ("task", "text"):
+            if not isinstance(fields.get(name), str):
+                raise ValueError(f"{name}={fields.get(name)!r}: expected text")
+        for name in ("trial", "token_count"):
+            value = fields.get(name)
+            if type(value) is not int or not 0 <= value < 1 << 31:
+                raise ValueError(f"{name}={value!r}: expected a whole number from 0")
+        if type(fields.get("think_open", False)) is not bool:
+            raise ValueError(f"think_open={fields['think_open']!r}: expected true or false")
         if fields.get("finish_reason") not in get_args(FinishReason):
             raise ValueError(
                 f"finish_reason={fields.get('finish_reason')!r}: expected stop or length"
@@ -223,7 +229,7 @@ class Sample(Trial):
             token_count=fields["token_count"],
             finish_reason=fields["finish_reason"],
             seed=fields.get("seed"),
-            think_open=bool(fields.get("think_open", False)),
+            think_open=fields.get("think_open", False),
             choice_order=None if order is None else tuple(cast("list[int]", order)),
         )
 

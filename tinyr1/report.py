@@ -220,14 +220,14 @@ def details_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
     rows: list[list[str]] = []
     for name, t in tasks.items():
         k, value = list(t["pass_at_k"].items())[-1]
-        votes = next(iter(t["maj_at_k"].values()))
+        votes = next((percent(share) for share in t["maj_at_k"].values()), "-")
         lengths = (t["median_tokens"], t["p95_tokens"], t["max_tokens"])
         reasons = ", ".join(f"{reason} {count}" for reason, count in t["reasons"].items())
         rows.append(
             [
                 name,
                 f"{percent(value)} (k={k})",
-                percent(votes),
+                votes,
                 " / ".join(str(n) for n in lengths),
                 percent(t["no_think_close"]),
                 percent(t["no_answer"]),

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,9 @@ Status = Literal["ok", "timeout", "memory", "runtime_error", "compile_error", "o
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _EXIT_STATUS: dict[str, Status] = {"X0": "ok", "X81": "compile_error", "X83": "memory"}
+
+
+_running: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 
 
 class SandboxUnavailable(UserError):
@@ -46,6 +50,7 @@ class Sandbox:
 
     def __init__(self, level: Level) -> None:
         self.level: Level = level
+        _running.add(self)
         self._lock = threading.Lock()
         self._server = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(_CHILD)],
@@ -137,6 +142,12 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def end_all() -> None:
+    """End every sandbox of this process and the programs in them: nobody waits for these now."""
+    for sandbox in list(_running):
+        sandbox.close()
 
 
 _open = threading.local()

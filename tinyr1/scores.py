@@ -10,8 +10,9 @@ from typing import Any
 from tinyr1.answer import LETTERS
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
+from tinyr1.graders.math import parse
 from tinyr1.record import Grade, Sample
-from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k
+from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k, percentile
 
 
 def summarise(
@@ -22,7 +23,7 @@ def summarise(
     tasks: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(s.task for s in samples):
         pairs = [(s, g) for s, g in zip(samples, grades, strict=True) if s.task == task]
-        tasks[task] = _figures(pairs)
+        tasks[task] = _figures(pairs, _is_code(about, pairs))
         groups: dict[str, dict[str, Any]] = {}
         for field in ("subject", "difficulty"):
             parts: dict[str, list[tuple[Sample, Grade]]] = defaultdict(list)
@@ -39,7 +40,12 @@ def summarise(
     return tasks
 
 
-def _figures(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
+def _is_code(about: dict[tuple[str, str], Any], pairs: Sequence[tuple[Sample, Grade]]) -> bool:
+    row = about.get((pairs[0][0].task, pairs[0][0].id), {})
+    return row.get("kind") == "code"
+
+
+def _figures(pairs: Sequence[tuple[Sample, Grade]], code: bool = False) -> dict[str, Any]:
     outcomes: dict[str, list[bool]] = defaultdict(list)
     answers: dict[str, list[tuple[str | None, bool]]] = defaultdict(list)
     reasons: dict[str, int] = defaultdict(int)
@@ -58,10 +64,10 @@ def _figures(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
         "question_se": estimate.question_se,
         "sampling_se": estimate.sampling_se,
         "pass_at_k": {str(k): pass_at_k(outcomes, k) for k in ks(trials)},
-        "maj_at_k": {str(trials): mean([majority(votes) for votes in answers.values()])},
+        "maj_at_k": {} if code else {str(trials): _majority(answers, trials)},
         "mean_tokens": mean(tokens),
-        "median_tokens": tokens[len(tokens) // 2],
-        "p95_tokens": tokens[min(len(tokens) - 1, int(0.95 * len(tokens)))],
+        "median_tokens": percentile(tokens, 50),
+        "p95_tokens": percentile(tokens, 95),
         "max_tokens": tokens[-1],
         "truncated": mean([s.finish_reason == "length" for s, _ in pairs]),
         "thinks": mean([_has_thought(s.text) for s, _ in pairs]),
@@ -85,13 +91,20 @@ def _second_columns(pairs: Sequence[tuple[Sample, Grade]]) -> dict[str, Any]:
     return columns
 
 
+def _majority(answers: dict[str, list[tuple[str | None, bool]]], trials: int) -> float:
+    """maj@k over the trials that every question has. Programs have none: they cannot be equal."""
+    return mean([majority(votes[:trials]) for votes in answers.values()])
+
+
 def _vote(sample: Sample, verdict: Grade) -> str | None:
-    """What a sample votes for: right answers are one whatever their form, letters by option."""
+    """What a sample votes for: answers by their value whatever their form, letters by option."""
     if verdict.correct:
         return ""
-    if sample.choice_order and verdict.extracted:
+    if verdict.extracted is None:
+        return None
+    if sample.choice_order:
         return str(sample.choice_order[LETTERS.index(verdict.extracted)])
-    return verdict.extracted
+    return repr(parse(verdict.extracted))
 
 
 def _has_thought(text: str) -> bool:

@@ -26,6 +26,11 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
+def percentile(ordered: Sequence[int], p: int) -> int:
+    """The smallest of ascending values that p percent of them do not exceed (nearest rank)."""
+    return ordered[max(0, -(-p * len(ordered) // 100) - 1)]
+
+
 def standard_error(values: Sequence[float]) -> float:
     """sqrt(sum (x - mean)^2 / (n (n - 1))); 0 where n < 2."""
     n = len(values)

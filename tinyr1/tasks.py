@@ -113,6 +113,9 @@ def check_tests(tests: Any) -> None:
         raise ValueError(f"tests: {len(inputs)} inputs but {len(outputs)} outputs")
     if not all(isinstance(x, str) for x in [*inputs, *outputs]):
         raise ValueError("tests: every input and output must be a string")
+    name = tests.get("fn_name")
+    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"tests: fn_name={name!r}: expected the name of a function")
 
 
 def choice_order(row: Mapping[str, Any], seed: int, trial: int) -> tuple[int, ...] | None:
@@ -120,7 +123,7 @@ def choice_order(row: Mapping[str, Any], seed: int, trial: int) -> tuple[int, ..
 
     The paper's script shuffled without a seed. Here the order is f(seed, task, id, trial).
     """
-    if not row.get("shuffle"):
+    if row["kind"] != "choice" or not row.get("shuffle"):
         return None
     name = f"{seed}\0{row['task']}\0{row['id']}\0{trial}\0options".encode()
     rng = random.Random(hashlib.blake2b(name, digest_size=8).digest())
@@ -131,7 +134,7 @@ def in_order(row: dict[str, Any], order: Sequence[int] | None) -> dict[str, Any]
     """A choice row whose options stand in `order`, its answer's letter moved along."""
     if order is None:
         return row
-    if not row.get("choices"):
+    if row["kind"] != "choice" or not row.get("choices"):
         raise ValueError(f"choice_order={list(order)}: its row has no options")
     if sorted(order) != list(range(len(row["choices"]))):
         raise ValueError(f"choice_order={list(order)}: not an order of {len(row['choices'])}")

@@ -22,8 +22,9 @@ from tinyr1.chat import render_prompt
 from tinyr1.config import check_range, given, parse
 from tinyr1.data.clean import Draft, Dropped, check, split_think
 from tinyr1.data.pipeline import is_right, record_of
+from tinyr1.data.sources import is_output
 from tinyr1.errors import RunStopped, UserError, run_main
-from tinyr1.files import hash_files, read_jsonl, real, write_json, write_jsonl
+from tinyr1.files import hash_files, read_jsonl, write_json, write_jsonl
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Domain, Message, Prompt, Sample, check_text
@@ -172,8 +173,8 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
     questions, out = given(c.questions, "--questions"), given(c.out, "--out")
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
-    if real(out) == real(questions):
-        raise UserError(f"--out={out}: is --questions; choose another --out")
+    if is_output(questions, out):
+        raise UserError(f"--questions={questions}: --out={out} would write it; choose another")
     log = Log(c.quiet, ranks.is_main)
     rows = load_questions(questions)
     if c.reject_wrong and any(row.get("tests") for row in rows):
@@ -212,8 +213,10 @@ def _write(
     for draft in kept:
         name = f"{draft.id}/{draft.meta['trial']}" if several else draft.id
         lines.append(record_of(draft, name) | {"id": name})
-    write_jsonl(out, lines)
     write_jsonl(out.with_suffix(".rejected.jsonl"), rejected)
+    if not lines and out.exists():
+        raise RunStopped(f"{out}: no answer is fit for training, so it stays as it was")
+    write_jsonl(out, lines)
     tokens = sum(sample.token_count for sample in samples)
     meta = {
         "questions": len(rows),

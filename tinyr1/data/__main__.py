@@ -28,13 +28,13 @@ from tinyr1.data import coding, math, science
 from tinyr1.data.clean import Draft
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
 from tinyr1.data.pipeline import Steps, build, check_file, is_right
-from tinyr1.data.sources import open_sources
+from tinyr1.data.sources import is_output, open_sources
 from tinyr1.errors import UserError, run_main
 from tinyr1.files import hash_files
 from tinyr1.log import Log
 from tinyr1.record import Message
 from tinyr1.sandbox import Level, open_sandbox
-from tinyr1.stats import mean
+from tinyr1.stats import mean, percentile
 from tinyr1.tokenizer import Tokenizer
 
 FAULTS = 20  # broken lines that inspect prints
@@ -160,6 +160,9 @@ def make(domain: str, c: DataConfig) -> None:
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
     _check_options(domain, c)
+    for path in c.decontaminate:
+        if is_output(path, out):
+            raise UserError(f"--decontaminate={path}: --out={out} would write it; choose another")
     sources = open_sources(names, out, c.hub_config, c.revision)
     if not c.tokenizer and not c.questions_only:
         log.warn("--tokenizer was not given: conversations of any length are kept")
@@ -236,7 +239,7 @@ def inspect(path: Path, c: InspectConfig) -> None:
         raise UserError(f"{path}: no rows")
     unit = "tokens" if tokenizer else "characters"
     ordered = sorted(lengths)
-    at = {p: ordered[min(len(ordered) - 1, int(p / 100 * len(ordered)))] for p in (5, 50, 95)}
+    at = {p: percentile(ordered, p) for p in (5, 50, 95)}
     print(f"{len(lengths):,} records, all well-formed")
     print(f"domains: {dict(domains)}")
     for source, count in sources.most_common(10):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import os
 import shutil
 import time
@@ -85,8 +86,7 @@ class Outputs:
         ends = (0, 0)
         paths = (work / "kept.jsonl", work / "rejected.jsonl")
         sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
-        there = before and all(size >= end for size, end in zip(sizes, before["ends"], strict=True))
-        if there and before["key"] == key:
+        if before.get("key") == key and all(map(operator.ge, sizes, before["ends"])):
             self.counts = Waterfall(**before["counts"])
             ends = before["ends"]
         self._files = [_opened(path, end) for path, end in zip(paths, ends, strict=True)]
@@ -123,14 +123,17 @@ class Outputs:
         self._saved = time.monotonic()
 
     def finish(self, out: Path, about: dict[str, Any]) -> None:
-        """Everything under its final name; FILE.partial is removed."""
+        """Everything under its final name; FILE.partial is removed.
+
+        Where no row is left, a FILE that is there already stays as it is.
+        """
         self._save()
-        values = asdict(self.counts) | {"sha256": hash_files([Path(self._files[0].name)])}
-        write_json(out.with_suffix(".meta.json"), values | about)
-        for file, target in zip(
-            self._files, (out, out.with_suffix(".rejected.jsonl")), strict=True
-        ):
-            os.replace(file.name, target)
+        kept, rejected = self._files
+        if self.counts.rows_out:
+            values = asdict(self.counts) | {"sha256": hash_files([Path(kept.name)])}
+            write_json(out.with_suffix(".meta.json"), values | about)
+            os.replace(kept.name, out)
+        os.replace(rejected.name, out.with_suffix(".rejected.jsonl"))
         fsync_directory(out.parent)
         self.close()
         shutil.rmtree(self._work)
@@ -216,6 +219,8 @@ def _prepare(
         question = row.get("problem") or row.get("question")
         found = {"id": row.get("uuid") or row.get("id"), "question": question, "text": why.text}
         return _Prepared(name, why.reason, {k: v for k, v in found.items() if v})
+    except (TypeError, AttributeError, ValueError):  # a field of another type than published
+        return _Prepared(name, "malformed", {})
     record = record_of(draft, name)
     try:
         tokens, unverified = _examine(draft, steps)

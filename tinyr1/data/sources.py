@@ -72,7 +72,7 @@ def open_sources(
 def _open(name: str, out: Path, config: str | None, revision: str | None) -> Source:
     path = Path(name)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not _ours(p, out))
+        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not is_output(p, out))
         if not found:
             raise UserError(f"--source={name}: no .parquet or .jsonl file in it")
         inside = real(path).name
@@ -80,7 +80,7 @@ def _open(name: str, out: Path, config: str | None, revision: str | None) -> Sou
     if path.exists():
         if path.suffix not in SUFFIXES:
             raise UserError(f"--source={name}: expected .parquet or .jsonl")
-        if _ours(path, out):
+        if is_output(path, out):
             raise UserError(f"--source={name}: --out={out} would write it; choose another --out")
         return Source(name, {path.name: path})
     if path.suffix in SUFFIXES or name.count("/") != 1 or name.startswith((".", "/")):
@@ -89,8 +89,8 @@ def _open(name: str, out: Path, config: str | None, revision: str | None) -> Sou
     return Source(name, config=config, revision=newest_commit(f"--source={name}", name, revision))
 
 
-def _ours(path: Path, out: Path) -> bool:
-    """Whether a run to `out` writes this file."""
-    made = {real(out), real(out.with_suffix(".rejected.jsonl"))}
+def is_output(path: Path, out: Path) -> bool:
+    """Whether a run to `out` (of this program, or of a teacher) writes this file."""
+    made = {real(out), *(real(out.with_suffix(s)) for s in (".rejected.jsonl", ".meta.json"))}
     whole = real(path)
     return whole in made or real(out.with_suffix(".partial")) in whole.parents

@@ -17,7 +17,12 @@ _OPENING = r"[ (\[{*_$\\\"'`]*(?:\\?(?:text|textbf|mathrm|mathbf|boxed) ?\{ ?)*\
 _STATEMENT = re.compile(
     r"(?:answer|choice|option)\W{0,4}"
     r"(?:(?:is|would be|must be|should be)(?: (?:therefore|thus|clearly))?[ :]|[:=])"
-    r" ?\**(?: ?(?:option|choice)\b)?" + _OPENING + r"(?P<letter>[A-Z])(?![A-Za-z'’])"
+    r" ?\**(?: ?(?:option|choice)\b)?" + _OPENING + r"(?P<letter>[A-Z])(?![\w'’]|-\w)"
+    # "A vitamin": the article, not the letter.
+    r"(?!(?<=A) (?!(?:because|since|as|is|for|and|or|with|due|which|by)\b)[a-z])"
+)
+_OTHER = (
+    r"[)}} ]*(?:or|and|[/,;&]) ?(?:(?:maybe|perhaps|possibly|also|option|choice) ?)*\(?([{}])\b"
 )
 _SUBJECT = re.compile(r"answer|choice|option", re.IGNORECASE)
 WINDOW = 120  # characters in which a statement must be complete
@@ -65,6 +70,6 @@ def _stated(text: str, letters: str) -> str | None:
         match = _STATEMENT.match(window)
         if match is None or match["letter"] not in letters:
             continue
-        other = re.match(rf"[)}} ]*(?:or|and|/|,) ?\(?([{letters}])\b", window[match.end() :])
+        other = re.match(_OTHER.format(letters), window[match.end() :])
         last = "" if other and other[1] != match["letter"] else match["letter"]
     return last

@@ -56,12 +56,19 @@ _SYNONYMS = (
     (r"\\[()\[\]]", ""),
     (r"\{,\}|,\\!", ","),
 )
-_UNIT_WORDS = {
-    "inches": "in",
-    "inch": "in",
-    "percent": "\\pct",
-    "degrees": "\\deg",
-    "degree": "\\deg",
+_UNIT_WORDS = {  # in the singular
+    **{"inche": "in", "inch": "in", "feet": "ft", "foot": "ft", "mile": "mi"},
+    **{"percent": "\\pct", "degree": "\\deg"},
+    **{"meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "kilometer": "km"},
+    **{
+        "gram": "g",
+        "kilogram": "kg",
+        "hour": "h",
+        "hr": "h",
+        "minute": "min",
+        "second": "s",
+        "sec": "s",
+    },
 }
 # Letters after a number are a unit if they are known as one, or are a noun set off by a space;
 # `3xy`, `12pi` and `5 million` are other numbers than 3, 12 and 5.
@@ -71,8 +78,15 @@ _UNIT = re.compile(
     "lit(er|re))s?|(mile|hour|minute|second|year|unit|dollar|cent|degree)s?|days|percent"
 )
 _NO_UNIT = re.compile(
-    "hundred|thousand|[mbtr]+illion|dozen|half|halves|(third|quarter|fourth|fifth|sixth)s?|squared|cubed|"
-    "factorial|times|plus|minus|over|choose|modulo|sqrt|root|(sin|cos|tan)h|infinity"
+    "(hundred|thousand|[mbtr]+illion)(th)?s?|dozens?|half|halves|(third|quarter|fourth|fifth|sixth)s?|"
+    "(seven|eigh|nin|ten|eleven|twelf)ths?|(zero|four|five|seven|eight|nine|eleven|twelve)|"
+    "squared|cubed|factorial|times|plus|minus|over|below|above|under|base|choose|modulo|sqrt|root|"
+    "(arc)?(sin|cos|tan)h?|infinity|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega"
+)
+# What makes more of the left side of an equation than a name: sin x = 5 and |x| = 5 are not x = 5.
+_FUNCTIONS = "(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs"
+_NO_NAME = re.compile(
+    rf"[|≠]|\\(?:frac|sqrt|ne|[bp]?mod|equiv|l?vert|lceil|lfloor|{_FUNCTIONS})|^(?:{_FUNCTIONS})[a-z]?$"
 )
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
@@ -216,10 +230,9 @@ def _split_unit(text: str) -> tuple[str, str]:
     nouns = (len(w) > 3 and not attached and not _NO_UNIT.fullmatch(w) for w in words)
     if not all(_UNIT.fullmatch(w) or noun for w, noun in zip(words, nouns, strict=True)):
         return text, ""
-    unit = _UNIT_WORDS.get(unit, unit)
     if not unit.startswith("\\") and len(unit) > 3:
         unit = unit.removesuffix("s")
-    return match["body"], unit + (match["power"] or "")
+    return match["body"], _UNIT_WORDS.get(unit, unit) + (match["power"] or "")
 
 
 def _plain(text: str) -> str:
@@ -259,7 +272,7 @@ def _names_something(left: str) -> bool:
     """Whether the left side of an equation is a name, or a sum of some, without coefficients."""
     bare = re.sub(r"_\{[^{}]*\}|_\w|\([^()]*\)", "", left)  # x_1, f(2)
     plain = re.fullmatch(r"(?!-)[^\d^!/*<>]*[A-Za-z][^\d^!/*<>]*", bare)
-    return bool(plain) and r"\frac" not in bare and r"\sqrt" not in bare
+    return bool(plain) and not _NO_NAME.search(bare)
 
 
 def _is_equation(value: Value) -> bool:

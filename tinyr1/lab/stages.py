@@ -165,12 +165,14 @@ class Lab:
             child = subprocess.Popen(argv, stdout=file, stderr=file, env=environment, cwd=self.out)
             with self.lock:
                 self.children.append(child)
-            code = child.wait()
-        done = code == 0 and (self.out / makes).exists()
-        row = {"name": name, "seconds": time.perf_counter() - started, "done": done}
-        with self.lock:
-            self.jobs.append(row)
-            self.jobs.rows.append(row)
+            try:
+                code = child.wait()
+            finally:  # of an interrupted one, too, the time counts
+                done = child.poll() == 0 and (self.out / makes).exists()
+                row = {"name": name, "seconds": time.perf_counter() - started, "done": done}
+                with self.lock:
+                    self.jobs.append(row)
+                    self.jobs.rows.append(row)
         if code:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise RunStopped(f"{name}: {script} ended with {code}: {lines[-1]} (see {log})")

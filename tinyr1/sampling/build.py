@@ -18,6 +18,7 @@ from tinyr1.chat import TemplateName, check_template, guess_template, stop_ids
 from tinyr1.config import check_range, flag, to_json
 from tinyr1.errors import UserError
 from tinyr1.files import real
+from tinyr1.log import Log
 from tinyr1.model import Qwen2
 from tinyr1.model_config import Qwen2Config
 from tinyr1.ranks import Ranks
@@ -84,7 +85,13 @@ class EngineConfig:
         check_range(self, 0, math.inf, "temperature", "top_k", "requests_per_minute")
         check_range(self, 1e-9, 1, "top_p")
         check_range(self, 1e-3, 1, "gpu_memory_utilization")
-        check_range(self, 1e-3, math.inf, "chunk_timeout")
+        check_range(self, 1e-3, 86_400, "chunk_timeout")
+        for field, least in (("temperature", 0.001), ("requests_per_minute", 0.01)):
+            if 0 < getattr(self, field) < least:
+                value = getattr(self, field)
+                raise UserError(f"{flag(field)}={value}: expected 0, or at least {least}")
+        if min(self.stop_token_ids, default=0) < 0:
+            raise UserError(f"--stop-token-ids={self.stop_token_ids}: expected token ids, from 0")
         if "" in self.stop:
             raise UserError("--stop='': expected a text of at least one character")
         if self.engine == "openai":
@@ -130,6 +137,11 @@ class Backend:
         if model and (self.engine != "openai" or (model / "config.json").exists()):
             shape = Qwen2Config.from_pretrained(model)
             self.max_model_len = config.max_model_len or shape.max_position_embeddings
+            if self.max_model_len > shape.max_position_embeddings:
+                Log(main=ranks.is_main).warn(
+                    f"--max-model-len={self.max_model_len}: beyond {model}'s "
+                    f"max_position_embeddings={shape.max_position_embeddings}"
+                )
         self.tokenizer = Tokenizer(model) if model else None
         if self.tokenizer and shape:
             self.tokenizer.check_size(shape.vocab_size)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyr1.errors import RunStopped
 from tinyr1.model import KVCache, Qwen2
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.draw import draw, uniforms
@@ -173,7 +174,10 @@ class Engine:
         hidden = self.model.model(tokens.to(self.device), cache=self.cache)  # (B, T, D)
         self.cache.first = 0
         last = torch.tensor([len(p.tokens) - 1 for p in prompts], device=self.device)
-        return self.model.lm_head(hidden[torch.arange(len(prompts), device=self.device), last])
+        logits = self.model.lm_head(hidden[torch.arange(len(prompts), device=self.device), last])
+        if not bool(logits.isfinite().all()):
+            raise RunStopped("the model's logits are not finite; python -m tinyr1.check looks why")
+        return logits
 
     # ------------------------------------------------------------ tokens out
 

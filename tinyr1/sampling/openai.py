@@ -32,6 +32,7 @@ from tinyr1.tokenizer import THINK_CLOSE, THINK_OPEN, Tokenizer
 Api = Literal["completions", "chat"]
 REFUSED_AT_ONCE = 3  # refusals before any answer: then it is not the prompts
 FAILED_IN_A_ROW = 16  # beyond the requests in flight: then the server does not work
+LONGEST_WAIT_S = 3600.0  # whatever a server asks for
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
@@ -247,7 +248,7 @@ class OpenAI:
                     if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
                         self._take(answer, data)
                         yield
-        except httpx.TransportError as error:  # no connection, or silence for too long
+        except httpx.RequestError as error:  # no connection, silence for too long, not to be read
             gone = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             raise RetryLater(f"{type(error).__name__}: {error}", unreachable=gone) from None
         if answer.finish_reason is None:
@@ -260,7 +261,7 @@ class OpenAI:
     def _refuse(self, prompt: Prompt, status: int, headers: Any, text: str) -> None:
         if status in RETRIED:
             try:
-                wait = float(headers.get("retry-after", ""))
+                wait = min(float(headers.get("retry-after", "")), LONGEST_WAIT_S)
             except ValueError:
                 wait = None
             raise RetryLater(f"HTTP {status}: {text[:200]}", wait)
@@ -298,13 +299,18 @@ class OpenAI:
     def _take(self, answer: _Answer, data: str) -> None:
         """One server-sent piece."""
         try:
-            piece = json.loads(data)
-        except ValueError:
-            raise RetryLater(f"a piece that is not JSON: {data[:100]!r}") from None
+            self._add(answer, json.loads(data))
+        except (ValueError, RecursionError, AttributeError, TypeError):
+            raise RetryLater(f"a piece that is none of this interface: {data[:100]!r}") from None
+
+    @staticmethod
+    def _add(answer: _Answer, piece: dict[str, Any]) -> None:
+        """What a piece holds; AttributeError or TypeError where it has another shape."""
         if piece.get("error"):
             raise RetryLater(f"the server says {json.dumps(piece['error'])[:200]}")
         if usage := piece.get("usage"):
-            answer.usage = usage.get("completion_tokens")
+            count = usage.get("completion_tokens")
+            answer.usage = count if type(count) is int and count >= 0 else None
         for choice in piece.get("choices") or ():
             delta = choice.get("delta") or {}
             answer.reasoning += delta.get("reasoning") or delta.get("reasoning_content") or ""

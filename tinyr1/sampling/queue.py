@@ -6,12 +6,14 @@ claims a request when it has room for one, so that slow samples delay nobody els
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch.distributed.rendezvous import rendezvous
 
+from tinyr1.errors import RunStopped
 from tinyr1.ranks import Ranks
 
 T = TypeVar("T")
@@ -21,7 +23,7 @@ class WorkQueue:
     """One counter and some meeting points, common to all ranks."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+        self.ranks, self._parent = ranks, os.getppid()
         self._store: Any = None
         if ranks.world_size > 1:
             self._store, *_ = next(iter(rendezvous("env://")))
@@ -31,13 +33,22 @@ class WorkQueue:
         if self._store is None:
             yield from items
             return
-        while (index := self._store.add("claimed", 1) - 1) < len(items):
+        while (index := self._add("claimed", 1) - 1) < len(items):
             yield items[index]
 
     def meet(self, name: str) -> None:
         """Wait until every rank is here. May take as long as the longest sample."""
         if self._store is None:
             return
-        self._store.add(name, 1)
-        while self._store.add(name, 0) < self.ranks.world_size:
+        self._add(name, 1)
+        while self._add(name, 0) < self.ranks.world_size:
             time.sleep(0.05)
+
+    def _add(self, name: str, count: int) -> int:
+        """Add to a counter; RunStopped where whoever started us is gone, and the store with it."""
+        try:
+            if os.getppid() == self._parent:
+                return self._store.add(name, count)
+        except RuntimeError:
+            pass
+        raise RunStopped("the launcher has ended; finished samples are kept, call it again")

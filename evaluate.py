@@ -11,12 +11,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1.config import parse
 from tinyr1.errors import run_main
-from tinyr1.evaluation import EvalConfig, ask, compare, evaluate, regrade, show_prompts
+from tinyr1.evaluation import EvalConfig, ask, compare, evaluate, prepare, regrade, show_prompts
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
-from tinyr1.sampling.build import share_among_replicas
+from tinyr1.sampling.build import share_among_replicas, starts_replicas
 
 
 def main() -> None:
@@ -25,6 +26,8 @@ def main() -> None:
     config = parse(EvalConfig, args, prog="evaluate.py [MODEL]")
     asked = config.ask is not None
     sampling = not (config.compare or config.show_prompts or config.regrade or asked)
+    if sampling and starts_replicas(config):
+        prepare(model, config, Log(main=False), Ranks())  # faults are said once, not by torchrun
     ranks = share_among_replicas(config) if sampling else Ranks.from_env()
     log = Log(config.quiet, ranks.is_main)
     if not (sampling or ranks.is_main):

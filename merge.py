@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 
+import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1 import plot
 
 gc.disable()  # nothing here makes cycles; collecting while torch is imported costs half a second

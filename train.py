@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 
+import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1.config import load_recipe, parse
 from tinyr1.errors import run_main
 from tinyr1.log import Log

@@ -147,6 +147,7 @@ def test_malformed_rows_are_dropped_by_reason_and_kept_aside(tmp_path):
                  correctness_math_verify=[True] * 2),
         math_row(6, generations=[None, GOOD], is_reasoning_complete=[True] * 2,
                  correctness_math_verify=[True] * 2),
+        math_row(7, finish_reasons=5),
     ]  # fmt: skip
     out = tmp_path / "math.jsonl"
     done = data("math", "--source", write_rows(tmp_path / "a.jsonl", rows), "--out", out)
@@ -155,7 +156,7 @@ def test_malformed_rows_are_dropped_by_reason_and_kept_aside(tmp_path):
     # The first of both is not well-formed.
     assert [row["meta"]["generation"] for row in kept] == [1, 1]
     aside = out.with_suffix(".rejected.jsonl").read_text().splitlines()
-    expected = ["empty_question", "malformed", "malformed", "not_verified"]
+    expected = ["empty_question", "malformed", "malformed", "not_verified", "malformed"]
     assert [json.loads(line)["reason"] for line in aside] == expected
     assert json.loads(aside[0])["messages"][1]["content"].startswith("<think>")
     order = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("- ")]
@@ -183,6 +184,16 @@ def test_a_run_does_not_read_what_it_writes(tmp_path):
     assert done.returncode == 2
     assert "choose another --out" in done.stderr
     assert len((folder / "a.jsonl").read_text().splitlines()) == 4
+    before = out.read_bytes()
+    for name in ("out.jsonl", "out.rejected.jsonl", "out.meta.json"):
+        done = data("math", "--source", folder, "--out", out, "--decontaminate", folder / name)
+        assert done.returncode == 2
+        assert "would write it" in done.stderr
+    none = write_rows(tmp_path / "none.jsonl", [math_row(1, answer="proof")])
+    done = data("math", "--source", none, "--out", out, "--quiet")
+    assert done.returncode == 2
+    assert "no row is left" in done.stderr
+    assert out.read_bytes() == before  # what was there stays
     other = tmp_path / "other"
     other.mkdir()
     row = {"question": "Why so?", "solution": "", "cot_type": "science"}

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 from conftest import make_checkpoint, run, strongest_sandbox, task_rows, write_rows
+from safetensors.torch import load_file, save_file
 
 from tinyr1 import evaluation as evaluation_module
 from tinyr1.evaluation import EvalConfig, grade_samples
 from tinyr1.lab.world import DOMAINS, World, task_row
 from tinyr1.log import Log
-from tinyr1.record import Sample
+from tinyr1.record import Grade, Sample
 from tinyr1.scores import summarise
 
 
@@ -157,6 +158,12 @@ def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
         ("few --out x --task-file {tasks}", "few: the tokenizer has the id"),
         ("{tiny} --ask \udcff", "--ask=\\udcff: expected UTF-8 text"),
         ("--compare other other", "other/grades.jsonl:1: expected task, id and correct"),
+        ("{tiny} --out x --task-file nowhere.jsonl --replicas 2", "nowhere.jsonl: no such file"),
+        ("{tiny} --out x --task-file {tasks} --temperature 1e-300", "--temperature=1e-300"),
+        ("{tiny} --out x --task-file {tasks} --chunk-timeout 1e300", "--chunk-timeout=1e+300"),
+        ("{tiny} --out x --task-file {tasks} --stop-token-ids -5", "--stop-token-ids=(-5,)"),
+        ("--regrade minus.jsonl --task-file {tasks} --out x", "minus.jsonl:1: token_count=-7"),
+        ("--regrade text.jsonl --task-file {tasks} --out x", "text.jsonl:1: think_open='false'"),
         ("--compare no no", "no: results.json is not an evaluation's"),
         ("{tiny} --ask a --stop \udcff", "--stop=\\udcff: expected UTF-8 text"),
         ("--compare {tiny}", "at least two"),
@@ -173,6 +180,8 @@ def test_bad_arguments_exit_2_without_traceback(tiny, tasks, tmp_path, arguments
     write_rows(
         tmp_path / "marked.jsonl", [row | {"task": "math", "id": "1", "prompt": "<｜User｜>"}]
     )
+    write_rows(tmp_path / "minus.jsonl", [sample | {"token_count": -7}])
+    write_rows(tmp_path / "text.jsonl", [sample | {"think_open": "false"}])
     few = shutil.copytree(tiny, tmp_path / "few")
     config = json.loads((few / "config.json").read_text()) | {"vocab_size": 64}
     (few / "config.json").write_text(json.dumps(config))
@@ -248,3 +257,57 @@ def test_verdicts_do_not_depend_on_jobs_and_equal_programs_run_once(tmp_path, mo
     reasons = ["", "wrong_answer", "runtime_error", "compile_error"] * 3
     assert [g.reason for g in verdicts[0]] == reasons
     assert len(runs) == 2 * len(programs)
+
+
+def test_votes_are_values_of_the_trials_that_every_question_has():
+    def graded(name, answers, right="2"):
+        rows.append({"task": "math", "id": name, "kind": "math", "prompt": "?", "answer": right})
+        for trial, answer in enumerate(answers):
+            samples.append(Sample("math", name, trial, f"\\boxed{{{answer}}}", 9, "stop"))
+
+    config, log = EvalConfig(sandbox="rlimits"), Log(quiet=True)
+    rows, samples = [], []
+    graded("1", ["2", "0.5", "1/2", "\\frac12"])  # one half has three votes
+    figures = summarise(samples, grade_samples(rows, samples, config, log), rows)["math"]
+    assert (figures["pass_at_1"], figures["maj_at_k"]) == (0.25, {"4": 0.0})
+    rows, samples = [], []
+    graded("1", ["3"])
+    graded("2", ["3", "2", "2"])
+    figures = summarise(samples, grade_samples(rows, samples, config, log), rows)["math"]
+    assert (figures["pass_at_k"], figures["maj_at_k"]) == ({"1": pytest.approx(1 / 3)}, {"1": 0})
+    rows[0]["kind"] = rows[1]["kind"] = "code"
+    grades = [Grade("math", s.id, s.trial, False, s.text, "wrong_answer") for s in samples]
+    assert summarise(samples, grades, rows)["math"]["maj_at_k"] == {}
+
+
+def test_regrading_is_the_same_whatever_order_the_samples_have(tasks, tmp_path):
+    rows = [json.loads(line) for line in tasks.read_text().splitlines()]
+    row = next(row for row in rows if row["kind"] == "math")
+    samples = [
+        {"task": row["task"], "id": row["id"], "trial": i, "text": f"\\boxed{{{i}}}",
+         "token_count": 5, "finish_reason": "stop"} for i in range(3)
+    ]  # fmt: skip
+    written = []
+    for name, order in (("a", samples), ("b", samples[::-1])):
+        file = write_rows(tmp_path / f"{name}.jsonl", order)
+        done = evaluate("--regrade", file, "--task-file", tasks, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        written.append(
+            [(tmp_path / name / f).read_bytes() for f in ("grades.jsonl", "results.json")]
+        )
+    assert written[0] == written[1]
+
+
+def test_weights_that_are_no_numbers_get_no_score(tiny, tasks, tmp_path):
+    broken = shutil.copytree(tiny, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"][:] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    done = evaluate(
+        broken, "--task-file", tasks, "--out", tmp_path / "out", "--preset", "plain",
+        "--max-tokens", 5,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(
+        "stopped: the model's logits are not finite; python -m tinyr1.check looks why"
+    )

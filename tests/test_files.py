@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from conftest import ROOT
@@ -147,6 +149,29 @@ def test_read_jsonl_names_file_and_line(tmp_path):
         list(read_jsonl(tmp_path / "none"))
     with pytest.raises(UserError, match="directory"):
         list(read_jsonl(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert list(read_jsonl(tmp_path / "a.jsonl")) == [(1, {"a": 1})]
+    assert read_json(tmp_path / "a.jsonl") == {"a": 1}
+
+
+@pytest.mark.parametrize("script", ["train.py", "merge.py", "evaluate.py"])
+def test_ctrl_c_during_the_imports_is_quiet(script):
+    def as_in_a_terminal():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        [sys.executable, ROOT / script, "--help"],
+        preexec_fn=as_in_a_terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(0.6)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert b"Traceback" not in said
 
 
 def test_lock_is_exclusive(tmp_path):

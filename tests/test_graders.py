@@ -6,6 +6,8 @@ import pytest
 from conftest import SHARED_DATA, strongest_sandbox
 
 from tinyr1.graders import grade
+from tinyr1.graders.choice import choice_letter
+from tinyr1.graders.code import _equal_values
 
 CASES = SHARED_DATA / "grading_cases"
 needs_cases = pytest.mark.skipif(not CASES.exists(), reason="the shared grading cases are absent")
@@ -115,6 +117,21 @@ def test_thinking_rule(answer, response, options, correct, reason):
         ("5", "500", False),
         ("0.28", "28", False),
         ("2*3", "23", False),
+        ("100 ft", "100 feet", True),
+        ("5 hours", "5 hr", True),
+        ("5", "5 millions", False),
+        ("5", r"5\text{ thousands}", False),
+        ("2", "2 tenths", False),
+        ("2", "2 alpha", False),
+        ("7", "7 below zero", False),
+        ("101", "101 base four", False),
+        ("5", "|x|=5", False),
+        ("5", r"\sin x=5", False),
+        ("5", "ln x = 5", False),
+        ("5", r"x \ne y = 5", False),
+        ("5", r"x \mod y = 5", False),
+        ("5", "second = 5", True),
+        ("5", r"S_5 = 5", True),
         ("23", "2*3", False),
         ("6", "2*3", True),
         (r"3\frac{1}{2}", "3.5", True),
@@ -275,3 +292,30 @@ def test_the_last_complete_block_counts():
         grade(row, "```python\nprint(2)\n```</think>no code", sandbox="rlimits").reason
         == "no_answer"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is B12", None),
+        ("Answer: D-glucose", None),
+        ("Final Answer: A vitamin is it", None),
+        ("The answer is (A) or maybe (B)", None),
+        ("Answer: C & D", None),
+        ("Answer: C; D", None),
+        ("Answer: C or option D", None),
+        ("Answer: A because it is", "A"),
+        ("Answer: B - it is", "B"),
+        ("The answer is A.", "A"),
+    ],
+)
+def test_only_a_letter_that_is_marked_as_one_counts(text, letter):
+    assert choice_letter(text) == letter
+
+
+def test_numbers_of_any_length_are_compared():
+    digits = "1" + "0" * 5000
+    assert _equal_values(digits, digits)
+    assert not _equal_values(digits, digits[:-1] + "1")
+    assert not _equal_values("1", "true")
+    assert _equal_values("3.0", "3")

@@ -8,7 +8,19 @@ from pathlib import Path
 import tinyr1
 
 ROWS = [
-    ["errors", "record", "files", "config", "log", "stats", "plot", "ranks", "paper", "published"],
+    [
+        "start",
+        "errors",
+        "record",
+        "files",
+        "config",
+        "log",
+        "stats",
+        "plot",
+        "ranks",
+        "paper",
+        "published",
+    ],
     [
         "weights",
         "tokenizer",

@@ -14,6 +14,7 @@ from tinyr1.stats import (
     paired_difference,
     pass_at_1,
     pass_at_k,
+    percentile,
     standard_error,
 )
 
@@ -101,3 +102,8 @@ def test_flips():
     a = {"1": [True, True], "2": [False, True], "3": [True, False]}
     b = {"1": [True, False], "2": [True, True], "3": [True, False], "4": [True]}
     assert flips(a, b) == (1, 1)
+
+
+def test_percentiles_are_nearest_ranks():
+    assert [percentile(range(1, 21), p) for p in (5, 50, 95, 100)] == [1, 10, 19, 20]
+    assert percentile([7], 5) == percentile([7], 95) == 7

@@ -96,6 +96,8 @@ def test_trials_by_preset():
         ({"kind": "code", "tests": TESTS | {"outputs": []}}, "1 inputs but 0 outputs"),
         ({"kind": "code", "tests": TESTS | {"inputs": [], "outputs": []}}, "non-empty"),
         ({"kind": "code", "tests": TESTS | {"inputs": [1]}}, "must be a string"),
+        ({"kind": "code", "tests": TESTS | {"fn_name": ""}}, "fn_name=''"),
+        ({"kind": "code", "tests": TESTS | {"fn_name": 5}}, "fn_name=5"),
     ],
 )
 def test_broken_rows_name_file_line_and_field(tmp_path, change, message):

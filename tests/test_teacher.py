@@ -133,5 +133,18 @@ def test_a_local_model_and_bad_questions(tiny, tmp_path):
         done = teacher(tiny, "--questions", questions, "--out", tmp_path / "o.jsonl", *common)
         assert done.returncode == 2
         assert message in done.stderr
+    write_rows(questions, [ROW])
+    kept = write_rows(tmp_path / "kept.jsonl", [ROW])
+    before = kept.read_bytes()
+    done = teacher(tiny, "--questions", questions, "--out", kept, *common)
+    assert done.returncode == 1  # nothing is fit for training
+    assert done.stderr.strip().endswith("so it stays as it was")
+    assert kept.read_bytes() == before
+    rejected = write_rows(tmp_path / "o.rejected.jsonl", [ROW])
+    for name, more in ((rejected, ()), ("nowhere.jsonl", ("--replicas", 2))):
+        done = teacher(tiny, "--questions", name, "--out", tmp_path / "o.jsonl", *common, *more)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+    assert rejected.read_text() == json.dumps(ROW) + "\n"
     done = teacher("--questions", questions, "--out", tmp_path / "o.jsonl")
     assert done.returncode == 2

@@ -13,6 +13,7 @@ import importlib
 import io
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -59,6 +60,8 @@ def _ready_streams() -> None:
 def run_main(main: Callable[[], int | None]) -> None:
     """Call `main` and leave the process with the exit code that fits how it ended."""
     _ready_streams()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of tinyr1.start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main() or 0
         sys.stdout.flush()  # a closed pipe must show here, not at interpreter exit

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -31,7 +31,7 @@ from tinyr1.files import hash_json, owned, read_jsonl, read_object, real, write_
 from tinyr1.graders import SandboxUnavailable, SymbolicJudge, also_released, also_symbolic, grade
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
-from tinyr1.record import Grade, Sample
+from tinyr1.record import Grade, Prompt, Sample
 from tinyr1.sampling.build import Backend, EngineConfig
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
@@ -127,13 +127,21 @@ def show_prompts(model: Path | None, config: EvalConfig) -> None:
         print(json.dumps(line, ensure_ascii=False))
 
 
-def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> None:
-    """Sample what is missing in --out, grade everything, write results and report."""
+class Prepared(NamedTuple):
+    """An evaluation of which all is known but the samples."""
+
+    out: Path
+    rows: list[dict[str, Any]]
+    backend: Backend
+    prompts: list[Prompt]
+
+
+def prepare(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> Prepared:
+    """Everything that can be wrong is found here, before hours of sampling."""
     if model is None and not config.model_name:
         raise UserError("MODEL: required as the first argument; see evaluate.py --help")
     out = given(config.out, "--out")
     rows = load_rows(config)
-    # What can fail for want of a sandbox fails before hours of sampling.
     check_graders(rows, config, log)
     backend = Backend(model, config, ranks)
     opens = backend.tokenizer.opens_thinking() if backend.tokenizer else False
@@ -141,6 +149,12 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
         rows, backend.tokenizer, backend.template, config.preset, config.trials, opens, config.seed
     )
     backend.check_lengths(prompts)
+    return Prepared(out, rows, backend, prompts)
+
+
+def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> None:
+    """Sample what is missing in --out, grade everything, write results and report."""
+    out, rows, backend, prompts = prepare(model, config, log, ranks)
     record = backend.record() | {"preset": config.preset}
     work = WorkQueue(ranks)
     with ranks.owning(out):

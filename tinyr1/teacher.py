@@ -16,8 +16,9 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1.chat import render_prompt
 from tinyr1.config import check_range, given, parse
 from tinyr1.data.clean import Draft, Dropped, check, split_think
@@ -28,7 +29,7 @@ from tinyr1.files import hash_files, read_jsonl, write_json, write_jsonl
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.record import Domain, Message, Prompt, Sample, check_text
-from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas
+from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas, starts_replicas
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
@@ -168,19 +169,33 @@ def select(
     return kept, rejected
 
 
-def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
-    """Ask, select, write."""
+class Prepared(NamedTuple):
+    """What will be asked, and of whom."""
+
+    out: Path
+    rows: list[dict[str, Any]]
+    backend: Backend
+    prompts: list[Prompt]
+
+
+def prepare(model: Path | None, c: TeacherConfig, ranks: Ranks) -> Prepared:
+    """Everything that can be wrong is found here."""
     questions, out = given(c.questions, "--questions"), given(c.out, "--out")
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
     if is_output(questions, out):
         raise UserError(f"--questions={questions}: --out={out} would write it; choose another")
-    log = Log(c.quiet, ranks.is_main)
     rows = load_questions(questions)
     if c.reject_wrong and any(row.get("tests") for row in rows):
         open_sandbox(c.sandbox)
     backend = Backend(model, c, ranks)
-    prompts = make_prompts(rows, backend, c)
+    return Prepared(out, rows, backend, make_prompts(rows, backend, c))
+
+
+def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
+    """Ask, select, write."""
+    out, rows, backend, prompts = prepare(model, c, ranks)
+    log = Log(c.quiet, ranks.is_main)
     settings = backend.record()
     work, queue = out.with_suffix(".work"), WorkQueue(ranks)
     with ranks.owning(work):
@@ -189,6 +204,7 @@ def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
             backend.open, prompts, work, settings, log, queue, budget, partial=True
         )
         if ranks.is_main:
+            questions = given(c.questions, "--questions")
             about = {"questions_sha256": hash_files([questions]), "settings": settings}
             _write(out, rows, samples, c, about, log)
     queue.meet("finished")
@@ -243,6 +259,8 @@ def main() -> None:
     args = sys.argv[1:]
     model = Path(args.pop(0)) if args and not args[0].startswith("-") else None
     config = parse(TeacherConfig, args, prog="python -m tinyr1.teacher [MODEL]")
+    if starts_replicas(config):
+        prepare(model, config, Ranks())  # faults are said once, not by torchrun
     teach(model, config, share_among_replicas(config))
 
 

@@ -21,6 +21,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1 import plot
 from tinyr1.chat import TemplateName, guess_template, marked, render
 from tinyr1.config import check_range, flag, given, parse, to_json

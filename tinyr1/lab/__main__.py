@@ -6,6 +6,7 @@ import signal
 import sys
 from types import FrameType
 
+import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1.config import given, parse
 from tinyr1.errors import run_main
 from tinyr1.files import owned, real

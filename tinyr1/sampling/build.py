@@ -102,10 +102,15 @@ class EngineConfig:
                 raise UserError(f"--base-url={self.base_url}: expected http:// or https://")
 
 
+def starts_replicas(config: EngineConfig) -> bool:
+    """Whether this process is to become a torchrun of its replicas."""
+    return config.replicas > 1 and Ranks.from_env().world_size == 1
+
+
 def share_among_replicas(config: EngineConfig) -> Ranks:
     """This process among its replicas; with --replicas it becomes a torchrun of so many."""
     ranks = Ranks.from_env()
-    if config.replicas > 1 and ranks.world_size == 1:
+    if starts_replicas(config):
         launcher = ["-m", "torch.distributed.run", "--standalone"]
         launcher.append(f"--nproc-per-node={config.replicas}")
         script = sys.argv if sys.argv[0].endswith("evaluate.py") else _as_module(sys.argv)

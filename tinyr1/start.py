@@ -1,0 +1,9 @@
+"""Imported first by every program: Ctrl-C during the imports, a second or more, ends it quietly.
+
+`errors.run_main` takes over when the program runs. A process that ignores SIGINT goes on so.
+"""
+
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

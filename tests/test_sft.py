@@ -687,3 +687,11 @@ def test_an_end_of_answer_that_stops_nothing_is_warned_of(tiny, data, tmp_path):
     (model / "generation_config.json").write_text("{}")
     prepare(TrainConfig(model=model, data=(data,), cache_dir=tmp_path / "c"), said := Said())
     assert "names as a stop" in said.lines[0]
+
+
+def test_an_evaluation_and_an_export_in_a_step_without_a_checkpoint(tiny, data, tmp_path):
+    out = tmp_path / "run"
+    more = ["--eval-data", data, "--eval-every", 2, "--export-every", 2, "--save-every", 100]
+    done = train(tiny, data, out, "--max-steps", 3, *more)
+    assert done.returncode == 0, done.stderr
+    assert (out / "exports" / "step-000002" / "config.json").exists()

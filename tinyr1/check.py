@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1.chat import TEMPLATE_END, guess_template
 from tinyr1.errors import RunStopped, UserError, run_main
 from tinyr1.files import read_object

@@ -226,9 +226,8 @@ def regrade(config: EvalConfig, log: Log) -> None:
     record: dict[str, Any] = {"regraded": True}
     before = out / "results.json"
     if before.exists() and real(file).parent == real(out):
-        record = (
-            read_object(before).get("settings", {}) | record
-        )  # a run's own: they were made with these
+        # A run's own samples: they were made with these.
+        record = read_object(before).get("settings", {}) | record
     with owned(out):
         finish(out, rows, samples, config, record, log)
 

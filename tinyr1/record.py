@@ -208,7 +208,7 @@ class Sample(Trial):
             value = fields.get(name)
             if type(value) is not int or not 0 <= value < 1 << 31:
                 raise ValueError(f"{name}={value!r}: expected a whole number from 0")
-        if type(fields.get("think_open", False)) is not bool:
+        if type(fields.get("think_open") or False) is not bool:
             raise ValueError(f"think_open={fields['think_open']!r}: expected true or false")
         if fields.get("finish_reason") not in get_args(FinishReason):
             raise ValueError(
@@ -229,7 +229,7 @@ class Sample(Trial):
             token_count=fields["token_count"],
             finish_reason=fields["finish_reason"],
             seed=fields.get("seed"),
-            think_open=fields.get("think_open", False),
+            think_open=fields.get("think_open") or False,
             choice_order=None if order is None else tuple(cast("list[int]", order)),
         )
 

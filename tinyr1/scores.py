@@ -104,7 +104,8 @@ def _vote(sample: Sample, verdict: Grade) -> str | None:
         return None
     if sample.choice_order:
         return str(sample.choice_order[LETTERS.index(verdict.extracted)])
-    return repr(parse(verdict.extracted))
+    value = parse(verdict.extracted)
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def _has_thought(text: str) -> bool:

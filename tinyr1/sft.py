@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -220,6 +220,7 @@ class Run:
         sums = torch.zeros((), device=self.ranks.device)
         for batch in self.held_out.batches(self.held_out.all_packs(), self.ranks):
             sums += forward(self.model, batch, self.ranks.device)
+        cast("Any", self.model).reshard()  # a backward would; an export needs the shards
         targets = sum(self.held_out.corpus.target_counts)
         return float(self.ranks.sum(sums)) / max(targets, 1)
 

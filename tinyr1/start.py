@@ -1,6 +1,7 @@
-"""Imported first by every program: Ctrl-C during the imports, a second or more, ends it quietly.
+"""Imported first by the scripts: Ctrl-C during the imports, a second or more, ends it quietly.
 
-`errors.run_main` takes over when the program runs. A process that ignores SIGINT goes on so.
+Never by a module that others import: their signals are theirs. `errors.run_main` takes over when
+the program runs. A process that ignores SIGINT goes on so.
 """
 
 import signal

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1.chat import render_prompt
 from tinyr1.config import check_range, given, parse
 from tinyr1.data.clean import Draft, Dropped, check, split_think

@@ -17,13 +17,11 @@ _OPENING = r"[ (\[{*_$\\\"'`]*(?:\\?(?:text|textbf|mathrm|mathbf|boxed) ?\{ ?)*\
 _STATEMENT = re.compile(
     r"(?:answer|choice|option)\W{0,4}"
     r"(?:(?:is|would be|must be|should be)(?: (?:therefore|thus|clearly))?[ :]|[:=])"
-    r" ?\**(?: ?(?:option|choice)\b)?" + _OPENING + r"(?P<letter>[A-Z])(?![\w'’]|-\w)"
-    # "A vitamin": the article, not the letter.
-    r"(?!(?<=A) (?!(?:because|since|as|is|for|and|or|with|due|which|by)\b)[a-z])"
+    r" ?\**(?: ?(?:option|choice)\b)?"
+    + _OPENING
+    + r"(?P<letter>[A-Z])(?![A-Za-z0-9'’]|-[A-Za-z0-9])"
 )
-_OTHER = (
-    r"[)}} ]*(?:or|and|[/,;&]) ?(?:(?:maybe|perhaps|possibly|also|option|choice) ?)*\(?([{}])\b"
-)
+_OTHER = r"[)}} ]*(?:or|and|[/,&]) ?(?:(?:maybe|perhaps|possibly|also|option|choice) ?)*\(?([{}])\b"
 _SUBJECT = re.compile(r"answer|choice|option", re.IGNORECASE)
 WINDOW = 120  # characters in which a statement must be complete
 

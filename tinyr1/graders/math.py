@@ -86,7 +86,7 @@ _NO_UNIT = re.compile(
 # What makes more of the left side of an equation than a name: sin x = 5 and |x| = 5 are not x = 5.
 _FUNCTIONS = "(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs"
 _NO_NAME = re.compile(
-    rf"[|≠]|\\(?:frac|sqrt|ne|[bp]?mod|equiv|l?vert|lceil|lfloor|{_FUNCTIONS})|^(?:{_FUNCTIONS})[a-z]?$"
+    rf"[|≠]|\\(?:frac|sqrt|ne|[bp]?mod|equiv|l?vert|lceil|lfloor|{_FUNCTIONS})|^(?:{_FUNCTIONS})[xyz]?$"
 )
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")

@@ -174,10 +174,7 @@ class Engine:
         hidden = self.model.model(tokens.to(self.device), cache=self.cache)  # (B, T, D)
         self.cache.first = 0
         last = torch.tensor([len(p.tokens) - 1 for p in prompts], device=self.device)
-        logits = self.model.lm_head(hidden[torch.arange(len(prompts), device=self.device), last])
-        if not bool(logits.isfinite().all()):
-            raise RunStopped("the model's logits are not finite; python -m tinyr1.check looks why")
-        return logits
+        return self.model.lm_head(hidden[torch.arange(len(prompts), device=self.device), last])
 
     # ------------------------------------------------------------ tokens out
 
@@ -192,6 +189,8 @@ class Engine:
 
     def _extend(self, rows: list[_Row], logits: Tensor) -> None:
         """Draw the next token of each row from its logits (B, V)."""
+        if not bool(logits.isfinite().all()):
+            raise RunStopped("the model's logits are not finite; python -m tinyr1.check looks why")
         keys = np.array([row.key for row in rows], dtype=np.uint64)
         positions = np.array([len(row.tokens) for row in rows])
         u = torch.from_numpy(uniforms(keys, positions)).to(self.device)

@@ -310,7 +310,7 @@ class OpenAI:
             raise RetryLater(f"the server says {json.dumps(piece['error'])[:200]}")
         if usage := piece.get("usage"):
             count = usage.get("completion_tokens")
-            answer.usage = count if type(count) is int and count >= 0 else None
+            answer.usage = count if type(count) is int and 0 <= count < 1 << 31 else None
         for choice in piece.get("choices") or ():
             delta = choice.get("delta") or {}
             answer.reasoning += delta.get("reasoning") or delta.get("reasoning_content") or ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -130,7 +129,7 @@ def _check_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     Rows and trials may be added to a run: only what is there already must have stayed the same.
     """
     known: dict[str, str] = read_object(path) if path.exists() else {}
-    mine = {json.dumps(p.key, ensure_ascii=False): p.fingerprint() for p in prompts}
+    mine = {f"{p.task}/{p.id}/{p.trial}": p.fingerprint() for p in prompts}
     for name, value in mine.items():
         if known.get(name, value) != value:
             raise UserError(

@@ -135,6 +135,9 @@ def test_the_templates_end_token_stops_sampling_too(tiny, tmp_path):
     eos, im_end = tokenizer.special(chat.EOS), tokenizer.special(chat.IM_END)
     assert stop_ids(tokenizer, "qwen") == (eos, im_end)
     assert stop_ids(tokenizer, "deepseek_r1") == (eos,)
+    talk = Message("user", "a"), Message("assistant", f"b {chat.EOS} c")
+    with pytest.raises(ValueError, match="the assistant message contains '<"):
+        render(tokenizer, talk, "qwen")  # it would be a target that ends the answer in its middle
 
 
 def test_tokenizer_faults_are_named(tmp_path):

@@ -83,8 +83,12 @@ def test_journal_refuses_rows_that_it_never_wrote(tmp_path, row):
     path = tmp_path / "j.jsonl"
     path.write_text('{"n": 1}\n' + row + "\n")
     with pytest.raises(UserError, match="damaged after byte 9"):
-        Journal(path, "n")
+        Journal(path, n=int)
+    path.write_text('{"n": 1}\n{"n": "two"}\n')
+    with pytest.raises(UserError, match=r"damaged after byte 9 \(n='two'\); move it away"):
+        Journal(path, n=int)
     if row == "[1]":
+        path.write_text(row + "\n")
         with pytest.raises(UserError, match=r"\(expected a JSON object\); move it away"):
             Journal(path)
 

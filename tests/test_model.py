@@ -139,7 +139,10 @@ def test_published_config_style_equals_new_style(pair):
         ({"rope_scaling": "yarn"}, "rope_scaling='yarn': expected an object or null"),
         ({"layer_types": 1}, "layer_types=1"),
         ({"rope_scaling": {"type": "yarn", "factor": math.nan}}, "factor=nan"),
-        ({"rope_theta": None}, "rope_theta=None"),
+        (
+            {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}},
+            "rope_theta=1000000.0: its rope object says 10000.0; keep one",
+        ),
         (
             {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"type": "yarn", "factor": 2}},
             "rope_scaling=.*: differs from rope_parameters=",
@@ -160,6 +163,23 @@ def test_config_that_cannot_be_honoured_is_refused_by_field_name(change, field):
     Qwen2Config.from_dict(config)
     with pytest.raises(UserError, match=field):
         Qwen2Config.from_dict(config | change)
+
+
+def test_nulls_and_both_notations_of_the_same_rope():
+    config = {
+        "model_type": "qwen2", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4,
+    }  # fmt: skip
+    plain = Qwen2Config.from_dict(config)
+    nulls = ("rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling", "head_dim")
+    assert Qwen2Config.from_dict(config | dict.fromkeys(nulls)) == plain
+    old = {"type": "yarn", "factor": 2, "rope_theta": 1e6}
+    new = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e6}
+    both = config | {"rope_theta": 1e6, "rope_scaling": old, "rope_parameters": new}
+    assert Qwen2Config.from_dict(both) == Qwen2Config.from_dict(config | {"rope_parameters": new})
+    yarn = [Qwen2Config.from_dict(config | {"rope_scaling": old | t}).yarn
+            for t in ({}, {"truncate": True}, {"truncate": None})]  # fmt: skip
+    assert [y.truncate for y in yarn] == [True, True, False]  # null as transformers takes it
 
 
 def test_tensor_shapes_of_the_32b_model_sum_to_its_parameter_count():

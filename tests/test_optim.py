@@ -14,6 +14,8 @@ from tinyr1.optim import (
 
 
 def test_schedules_by_hand():
+    assert learning_rate(7, 100, 1.0, "constant", 0.07) == 1.0  # and not the 8th step
+
     def rates(schedule, warmup):
         return [round(learning_rate(s, 10, 1.0, schedule, warmup), 4) for s in range(1, 11)]
 

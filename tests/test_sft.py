@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, make_checkpoint, metrics, run, training_rows, write_rows
 
+from tinyr1 import checkpoint
 from tinyr1.corpus import Rendering, build_corpus
 from tinyr1.errors import UserError
 from tinyr1.files import owned
@@ -24,12 +25,14 @@ from tinyr1.flops import TrainingFlops, peak_tflops
 from tinyr1.log import Log
 from tinyr1.model import Qwen2
 from tinyr1.model_config import Qwen2Config
-from tinyr1.ranks import Ranks
+from tinyr1.ranks import Ranks, StopSignal
 from tinyr1.sft import forward, train_step
+from tinyr1.sft import train as run_sft
 from tinyr1.tokenizer import Tokenizer
 from tinyr1.train_plan import Plan, TrainConfig, prepare
 from tinyr1.weights import Checkpoint
 
+QUIET = Log(quiet=True)
 SMALL = "--batch-size 4 --seq-len 128 --lr 1e-3 --warmup-ratio 0 --optim-dtype fp32 --quiet"
 
 
@@ -124,16 +127,28 @@ def test_two_ranks_equal_one_with_16_bit_moments(tiny, data, tmp_path):
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, two, strict=True)) < 1e-5
 
 
+def test_the_sums_of_a_run_that_ends_within_an_epoch(tiny, data, tmp_path):
+    config = TrainConfig(model=tiny, data=(data,), seq_len=128, batch_size=4, cache_dir=tmp_path)
+    for max_steps in (1, 3, 7, 0):
+        config = dataclasses.replace(config, max_steps=max_steps, epochs=3)
+        plan = prepare(config, QUIET).plan
+        packs = [pack for step in range(1, plan.total_steps + 1) for pack in plan.packs(step)]
+        assert plan.total(lambda p: p.token_count) == sum(p.token_count for p in packs)
+        assert plan.total(plan.pack_flops) == pytest.approx(sum(map(plan.pack_flops, packs)))
+    assert plan.packs_per_epoch % 4  # the last step of an epoch is a short one
+
+
 def test_only_whole_checkpoints_of_ours_count(one_rank, tiny, data, tmp_path):
     shutil.copytree(one_rank, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     (step,) = (p for p in folder.iterdir() if p.name == f"step-{len(metrics(one_rank)):06d}")
     shutil.copytree(step, folder / "step-000001-kept-by-hand")
+    shutil.copytree(step, folder / "step-7")
     (folder / "step-000099.partial").mkdir()
     done = train(tiny, data, tmp_path / "run", "--epochs", "3")
     assert done.returncode == 0, done.stderr
     names = {path.name for path in folder.iterdir()}
-    assert "step-000001-kept-by-hand" in names
+    assert {"step-000001-kept-by-hand", "step-7"} <= names
     assert not [name for name in names if name.endswith(".partial")]
 
 
@@ -468,6 +483,106 @@ def test_an_export_that_was_cut_off_is_done_again(tiny, data, tmp_path):
     assert largest_difference(weights(out), exported) > 0
 
 
+def test_other_types_and_exports_that_were_cut_off_are_made_on_resume(tiny, data, tmp_path):
+    out, extra = tmp_path / "run", ("--max-steps", "2", "--export-every", "1", "--keep", "2")
+    assert train(tiny, data, out, *extra, "--save-every", "1").returncode == 0
+    step = out / "exports" / "step-000001"
+    exported = weights(step)
+    # As if kill -9 had come in the export of step 1: its checkpoint is whole, what follows is not.
+    (step / "config.json").unlink()
+    os.replace(step / "model.safetensors", step / "model.safetensors.partial")
+    shutil.rmtree(out / "checkpoints" / "step-000002")
+    (out / "config.json").unlink()
+    assert train(tiny, data, out, *extra).returncode == 0
+    assert largest_difference(weights(step), exported) == 0
+    assert not list(out.rglob("*.partial"))
+    before = weights(out)
+    done = train(tiny, data, out, *extra, "--export-dtype", "bf16")
+    assert done.returncode == 0, done.stderr
+    assert {w.dtype for w in weights(out).values()} == {torch.bfloat16}
+    assert largest_difference(weights(out), before) < 1e-2
+
+
+def test_a_signal_in_the_last_step_costs_no_evaluation(tiny, data, tmp_path, monkeypatch):
+    """An earlier step's is left out: it is made again by nobody, but nothing rests on it."""
+
+    class Stopped(StopSignal):
+        def __init__(self):
+            super().__init__()
+            self.requested = True
+
+    monkeypatch.setattr("tinyr1.sft.StopSignal", Stopped)
+    config = TrainConfig(
+        model=tiny, data=(data,), out=tmp_path / "run", max_steps=2, batch_size=4, seq_len=128,
+        eval_data=(data,), eval_every=1,
+    )  # fmt: skip
+    for _ in range(2):
+        run_sft(config, QUIET, Ranks())
+    rows = metrics(tmp_path / "run")
+    assert ["eval_loss" in row for row in rows] == [False, True]
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_old_checkpoint_loses_its_name_before_its_files(one_rank, tiny, data, tmp_path):
+    shutil.copytree(one_rank, tmp_path / "run")
+    (step,) = (tmp_path / "run" / "checkpoints").iterdir()
+    removed = []
+
+    def dies(path, *_, **__):
+        removed.append(path.name)
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint._remove(step)
+    assert removed == [f"{step.name}.old.partial"] * 2
+    assert checkpoint.completed_steps(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("damage", ["settings", ".metadata"])
+def test_a_damaged_checkpoint_is_named(one_rank, tiny, data, tmp_path, damage):
+    shutil.copytree(one_rank, tmp_path / "run")
+    (step,) = (tmp_path / "run" / "checkpoints").iterdir()
+    (step / "meta.json").write_text('{"settings": []}' if damage == "settings" else "{}")
+    (step / ".metadata").unlink()
+    done = train(tiny, data, tmp_path / "run", "--epochs", "3")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {step}: a damaged checkpoint; remove it to continue from an older one\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["offsets.npy", "target_counts.npy", "ids.json", "meta.json", "tokens.bin"]
+)
+@pytest.mark.parametrize("content", [b"", b"{}", b"x" * 3000])
+def test_a_damaged_cache_is_made_again(tiny, data, tmp_path, name, content):
+    rendering = Rendering(Tokenizer(tiny), max_len=128)
+    whole = build_corpus((data,), rendering, tmp_path, QUIET)
+    tokens = [whole.read(i)[0].tolist() for i in range(len(whole))]
+    (tmp_path / whole.key / name).write_bytes(content)
+    again = build_corpus((data,), rendering, tmp_path, QUIET)
+    assert [again.read(i)[0].tolist() for i in range(len(again))] == tokens
+    assert (again.ids, again.meta, again.target_counts) == (
+        whole.ids,
+        whole.meta,
+        whole.target_counts,
+    )
+
+
+def test_what_one_rank_meets_is_no_traceback_on_the_others(tiny, data, tmp_path):
+    arguments = ("--max-steps", "2")
+    assert train(tiny, data, tmp_path / "run", *arguments).returncode == 0
+    (tmp_path / "run" / "config.json").unlink()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": "one"}\n')
+    done = train(tiny, data, tmp_path / "run", *arguments, ranks=2)
+    assert "metrics.jsonl: damaged after byte 0 (step='one')" in done.stderr
+    ours = done.stderr.partition("torch/distributed/elastic")[0]  # then torchrun's own
+    assert "Traceback" not in ours, ours
+
+
 def test_full_disk_is_one_line_and_exit_1(tiny, data, tmp_path):
     arguments = f"--model {tiny} --data {data} --out {tmp_path / 'run'} {SMALL} --max-steps 1"
     command = f"ulimit -f 100; exec {sys.executable} {ROOT / 'train.py'} coding {arguments}"
@@ -627,6 +742,8 @@ def test_dealing_by_cost_leaves_ranks_little_to_wait_for():
 
 def test_peak_of_known_cards():
     assert peak_tflops("NVIDIA H800") == peak_tflops("NVIDIA H100 80GB HBM3") == 989
+    assert peak_tflops("NVIDIA H100 PCIe") == 756
+    assert peak_tflops("NVIDIA H100 NVL") == peak_tflops("NVIDIA H200 NVL") == 835
     assert peak_tflops("some other card") is None
 
 

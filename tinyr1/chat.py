@@ -60,10 +60,12 @@ def stop_ids(tokenizer: Tokenizer, template: TemplateName) -> tuple[int, ...]:
     return tuple(sorted({*tokenizer.eos_ids(), end}))
 
 
-def check_markers(messages: tuple[Message, ...], template: TemplateName) -> None:
-    """ValueError where a message contains a marker: it would become a turn of its own."""
+def check_markers(
+    tokenizer: Tokenizer, messages: tuple[Message, ...], template: TemplateName
+) -> None:
+    """ValueError where a message contains a marker: it would begin a turn, or end one."""
     for message in messages:
-        for token in TEMPLATE_TOKENS[template]:
+        for token in (*TEMPLATE_TOKENS[template], *tokenizer.end_markers):
             if token in message.content:
                 raise ValueError(f"content: the {message.role} message contains {token!r}")
 
@@ -80,7 +82,7 @@ def render(
     generation prompt does; by default the model learns to write it itself. ValueError for a
     message that contains a marker of the template.
     """
-    check_markers(messages, template)
+    check_markers(tokenizer, messages, template)
     tokens: list[int] = []
     is_target: list[bool] = []
 
@@ -125,7 +127,7 @@ def render_prompt(
 
     ValueError for a message that contains a marker of the template.
     """
-    check_markers(messages, template)
+    check_markers(tokenizer, messages, template)
     ids: list[int] = []
     for i, message in enumerate(messages):
         ids += _turn_ids(tokenizer, message, template, first=i == 0)

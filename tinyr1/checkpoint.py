@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 
-from tinyr1.errors import RunStopped
+from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import fsync_directory, read_object, write_json
 from tinyr1.model import Qwen2
 from tinyr1.ranks import Ranks
@@ -50,7 +50,7 @@ def completed_steps(out: Path) -> list[int]:
     """Steps with a whole checkpoint, in order."""
     folder = out / "checkpoints"
     found = folder.glob("step-*/meta.json") if folder.is_dir() else []
-    names = (re.fullmatch(r"step-(\d+)", path.parent.name) for path in found)
+    names = (re.fullmatch(r"step-(\d{6,})", path.parent.name) for path in found)
     return sorted(int(name[1]) for name in names if name)  # copies that people made are theirs
 
 
@@ -98,11 +98,12 @@ class Saver:
             written.result()
         if self.ranks.is_main:
             write_json(partial / "meta.json", meta)
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                _remove(final)
             os.replace(partial, final)
             fsync_directory(final.parent)
             for old in completed_steps(self.out)[: -self.keep]:
-                shutil.rmtree(step_path(self.out, old))
+                _remove(step_path(self.out, old))
 
     def wait(self) -> None:
         """Return when nothing is being written any more; RunStopped if it failed."""
@@ -112,9 +113,21 @@ class Saver:
             self.ranks.barrier()
 
 
-def read_meta(out: Path, step: int) -> dict[str, Any]:
-    """What `save` was given as `meta`, and the step."""
-    return read_object(step_path(out, step) / "meta.json")
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint that, cut short in between, does not pass for a whole one."""
+    going = checkpoint.with_name(checkpoint.name + ".old.partial")
+    shutil.rmtree(going, ignore_errors=True)
+    os.replace(checkpoint, going)
+    shutil.rmtree(going)
+
+
+def read_settings(out: Path, step: int) -> dict[str, Any]:
+    """The settings that `save` was given in `meta`; UserError where the checkpoint is damaged."""
+    folder = step_path(out, step)
+    settings = read_object(folder / "meta.json").get("settings")
+    if not isinstance(settings, dict) or not (folder / ".metadata").exists():
+        raise UserError(f"{folder}: a damaged checkpoint; remove it to continue from an older one")
+    return settings
 
 
 def load(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

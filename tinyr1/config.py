@@ -100,8 +100,10 @@ def _kind(hint: Any) -> str:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The resolved config as plain JSON values (paths as strings, tuples as lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """The resolved config as plain JSON values (paths as strings, tuples as lists, inf as text)."""
+    values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    infinite = {name: str(value) for name, value in values.items() if value == math.inf}
+    return values | infinite
 
 
 def flag(field: str) -> str:

@@ -1,7 +1,8 @@
 """Records to tokens, once: a memory-mapped cache that every rank and every later run maps.
 
-CACHE/<key>/ holds tokens.bin (int32), is_target.bin (one byte a token), offsets.npy and meta.json.
-The key hashes everything that decides the tokens: data files, tokenizer, template, length limit.
+CACHE/<key>/ holds tokens.bin (int32) and is_target.bin (one byte a token), of each document where
+it begins, how many targets it has and its id (offsets.npy, target_counts.npy, ids.json), and
+meta.json. The key hashes all that decides the tokens: data, tokenizer, template, length limit.
 Over-long examples are dropped and counted, never cut: a cut one has no </think> and no EOS.
 """
 
@@ -55,6 +56,21 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def is_consistent(self) -> bool:
+        """Whether the files have the documents, tokens and targets that meta.json counts."""
+        tokens, sums = (
+            self._offsets[-1],
+            (sum(self.lengths), len(self._tokens), len(self._is_target)),
+        )
+        counts = {len(self), len(self.ids), len(self.target_counts), self.meta.get("documents")}
+        return (
+            len(counts) == 1
+            and min(self.lengths) > 0
+            and {tokens, self.meta.get("tokens"), *sums} == {tokens}
+            and self.meta.get("target_tokens") == sum(self.target_counts)
+            and {"dropped_over_long", "longest"} <= self.meta.keys()
+        )
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (int32) and target mask (bool) of document i; views of the mapped files."""
@@ -114,13 +130,11 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a cache has all that its meta.json, which is written last, promises."""
-    if not (folder / "meta.json").exists():
+    """Whether a cache can be read and its files agree; one that was damaged is made again."""
+    try:
+        return Corpus(folder).is_consistent()
+    except (UserError, OSError, ValueError, TypeError, EOFError):
         return False
-    tokens = read_object(folder / "meta.json")["tokens"]
-    sizes = {"tokens.bin": 4 * tokens, "is_target.bin": tokens}
-    files = ((folder / name, size) for name, size in sizes.items())
-    return all(file.exists() and file.stat().st_size == size for file, size in files)
 
 
 def _tokenise(folder: Path, data: tuple[Path, ...], rendering: Rendering, log: Log) -> None:

@@ -34,11 +34,12 @@ from tinyr1.ranks import Ranks
 from tinyr1.record import Grade, Prompt, Sample
 from tinyr1.sampling.build import Backend, EngineConfig
 from tinyr1.sampling.queue import WorkQueue
-from tinyr1.sampling.run import sample_missing
+from tinyr1.sampling.run import prompt_hashes, sample_missing
 from tinyr1.sandbox import Level, end_all, open_sandbox
 from tinyr1.scores import load_outcomes, summarise
 from tinyr1.tasks import Preset, in_order, load_task_file, make_prompts, prompt_text
 
+FIGURES = ("pass_at_1", "question_se")  # of a task, that --compare needs
 PAGE_CHARACTERS = 30_000_000  # of samples in report.html; a browser opens no page of a gigabyte
 
 
@@ -112,11 +113,11 @@ def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def show_prompts(model: Path | None, config: EvalConfig) -> None:
+def show_prompts(model: Path | None, config: EvalConfig, log: Log) -> None:
     """Print every prompt; without a model, in the DeepSeek-R1 template of today."""
     tokenizer, template, opens = None, "deepseek_r1", True
     if model is not None:
-        backend = Backend(model, replace(config, engine="torch"), Ranks())
+        backend = Backend(model, replace(config, engine="torch"), Ranks(), log)
         tokenizer, template = backend.tokenizer, backend.template
         opens = bool(tokenizer and tokenizer.opens_thinking())
     for p in make_prompts(
@@ -143,7 +144,7 @@ def prepare(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> P
     out = given(config.out, "--out")
     rows = load_rows(config)
     check_graders(rows, config, log)
-    backend = Backend(model, config, ranks)
+    backend = Backend(model, config, ranks, log)
     opens = backend.tokenizer.opens_thinking() if backend.tokenizer else False
     prompts = make_prompts(
         rows, backend.tokenizer, backend.template, config.preset, config.trials, opens, config.seed
@@ -162,8 +163,7 @@ def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> 
         samples = sample_missing(backend.open, prompts, out, record, log, work)
         if ranks.is_main:
             _note_time(out / "timing.json", time.perf_counter() - started, ranks, backend)
-            hashes = {"/".join(map(str, p.key)): p.fingerprint() for p in prompts}
-            about = backend.versions() | {"prompts_sha256": hash_json(hashes)}
+            about = backend.versions() | {"prompts_sha256": hash_json(prompt_hashes(prompts))}
             finish(out, rows, samples, config, record | about, log)
     work.meet("finished")
 
@@ -182,7 +182,7 @@ def _note_time(path: Path, seconds: float, ranks: Ranks, backend: Backend) -> No
 
 def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
     """Print the answer to one question as it comes."""
-    backend = Backend(model, config, Ranks())
+    backend = Backend(model, config, Ranks(), log)
     row = {"task": "ask", "id": "0", "kind": "math", "prompt": given(config.ask, "--ask")}
     (prompt,) = make_prompts([row], backend.tokenizer, backend.template, "plain", 1, False)
     backend.check_lengths([prompt])
@@ -350,7 +350,10 @@ def compare(config: EvalConfig, log: Log) -> None:
 def _finished_tasks(folder: Path) -> dict[str, Any]:
     tasks = read_object(folder / "results.json").get("tasks")
     if not isinstance(tasks, dict) or not all(
-        isinstance(t, dict) and {"pass_at_1", "question_se"} <= t.keys() for t in tasks.values()
+        isinstance(t, dict) and all(type(t.get(k)) in (int, float) for k in FIGURES)
+        for t in tasks.values()
     ):
-        raise UserError(f"{folder}: results.json is not an evaluation's (no tasks in it)")
+        raise UserError(
+            f"{folder}: results.json is not an evaluation's (no tasks with {' and '.join(FIGURES)})"
+        )
     return tasks

@@ -44,15 +44,13 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:  # the name that people know
             file.write(_encoded(data) if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
+            os.replace(temporary, path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # the name that people know
         raise
     fsync_directory(path.parent)
 
@@ -113,14 +111,24 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: not UTF-8 text ({error})") from None
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from within says `path`: a file descriptor has no name of its own."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 class Journal:
     """An append-only JSONL file. Each row is on disk when `append` returns.
 
     A row that a crash cut short is removed when the journal is opened again. UserError where a
-    row is no JSON object with all of `fields`.
+    row is no JSON object with `fields` of these types.
     """
 
-    def __init__(self, path: Path, *fields: str) -> None:
+    def __init__(self, path: Path, **fields: type | tuple[type, ...]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.rows: list[dict[str, Any]] = []
@@ -128,8 +136,11 @@ class Journal:
         for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
             try:
                 row = json.loads(line)
-                if not isinstance(row, dict) or not row.keys() >= set(fields):
-                    raise ValueError(" with ".join(["expected a JSON object", *fields]))
+                if not isinstance(row, dict):
+                    raise ValueError("expected a JSON object")
+                for field, kind in fields.items():
+                    if not isinstance(row.get(field), kind):
+                        raise ValueError(f"{field}={row.get(field)!r}")
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{path}: damaged after byte {kept} ({error}); move it away to start anew"
@@ -141,10 +152,11 @@ class Journal:
             self._file.truncate(kept)
 
     def append(self, *rows: dict[str, Any]) -> None:
-        for row in rows:
-            self._file.write(_encoded(json.dumps(row, ensure_ascii=False) + "\n"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            for row in rows:
+                self._file.write(_encoded(json.dumps(row, ensure_ascii=False) + "\n"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

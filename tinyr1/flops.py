@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from tinyr1.model import tensor_shapes
 from tinyr1.model_config import Qwen2Config
 
-# Dense bf16 peak of a GPU in TFLOP/s, by a part of its name (the makers' data sheets).
-PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "H800": 989, "A100": 312, "A800": 312}
+# Dense bf16 peak of a GPU in TFLOP/s, by a part of its name, the longer one first (the makers'
+# data sheets). PCIe and NVL cards have fewer cores or slower ones.
+PEAK_TFLOPS = {
+    **{"B200": 2250, "H200 NVL": 835, "H100 NVL": 835, "H100 PCIe": 756, "H800 PCIe": 756},
+    **{"H200": 989, "H100": 989, "H800": 989, "A100": 312, "A800": 312},
+}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tinyr1.quartiles import (
     order_statistics,
     quartile_ranks,
 )
+from tinyr1.ranks import one_core
 from tinyr1.weights import matrix_shape, row_parts
 
 # Shapes: N rows of the last dimension W. A tensor of any rank is seen as (N, W).
@@ -218,13 +219,9 @@ class ExactFusion:
 def exact_fusion(left: Tensor, right: Tensor, options: FusionOptions) -> tuple[Tensor, FusionStats]:
     """`ExactFusion` of tensors in memory."""
     shape = matrix_shape(tuple(left.shape))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # or a long row's sum would depend on how many there are
-    try:
+    with one_core():
         fusion = ExactFusion(left.reshape(shape), right.reshape(shape), shape, options, left.device)
         merged = torch.cat([fusion[part] for part in fusion.parts])
-    finally:
-        torch.set_num_threads(threads)
     return merged.view(left.shape), fusion.stats
 
 

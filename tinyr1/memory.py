@@ -25,7 +25,6 @@ from tinyr1.log import Log
 from tinyr1.model import Qwen2, parameter_count
 from tinyr1.model_config import Qwen2Config
 from tinyr1.parallel import Sharding, make_mesh, shard
-from tinyr1.record import Pack
 from tinyr1.tokenizer import TOKENIZER_FILES
 from tinyr1.train_plan import Plan, TrainConfig, describe, prepare
 from tinyr1.weights import DTYPES
@@ -186,9 +185,7 @@ def print_plan(config: TrainConfig, log: Log) -> None:
 
 
 def _hours(config: TrainConfig, plan: Plan) -> str:
-    packs: list[Pack] = plan.all_packs()
-    epochs = plan.total_steps / plan.steps_per_epoch
-    total = epochs * sum(plan.pack_flops(pack) for pack in packs)
+    total = plan.total(plan.pack_flops)
     speed = config.world_size * config.peak_tflops * 1e12 * config.assumed_mfu
     return (
         f"work: {total:.2e} floating-point operations; about {total / speed / 3600:.1f} hours on "

@@ -104,7 +104,7 @@ class MergeConfig:
     shard_size: float | None = None
     """Largest output shard in GB (by default Left's shards are kept as they are)."""
     threads: int = 0
-    """Tensors that streaming methods merge at a time (0: one a core, at most 8)."""
+    """Tensors merged at a time (0: one a core, at most 8; one where whole tensors are held)."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the arithmetic is done."""
     allow_nonfinite: bool = False
@@ -189,8 +189,6 @@ class Merge:
             name: spec._replace(dtype=dtype) if dtype and spec.is_floating else spec
             for name, spec in self.left.specs.items()
         }
-        if config.threads and not self.streams:
-            raise UserError(f"--threads: --method {config.method} merges one tensor at a time")
         self.check()
 
     @property
@@ -227,26 +225,35 @@ class Merge:
 
     @property
     def thread_count(self) -> int:
-        """Tensors merged at a time; whole tensors go one by one, each on all cores."""
-        if not self.streams or self.config.device == "cuda":
+        """Tensors merged at a time, each on one core; by default whole ones go one by one."""
+        if self.config.device == "cuda":
             return 1
         own_cores = max(1, core_count() // self.ranks.local_world_size)
-        return self.config.threads or min(MAX_THREADS, own_cores)
+        return self.config.threads or (min(MAX_THREADS, own_cores) if self.streams else 1)
 
     @property
     def memory_bytes(self) -> int:
         """Resident memory that will not be exceeded."""
-        largest = max(4 * spec.element_count for spec in self.specs.values())
-        if self.config.method == "arcee_fusion" and self.config.arithmetic != "exact":
-            return RESIDENT_BYTES + COPIES[self.config.arithmetic] * largest
         if not self.streams:
-            copies = METHODS[self.config.method].copies(len(self.models))
-            return RESIDENT_BYTES + copies * largest
+            return RESIDENT_BYTES + self.copies * self.largest_bytes
         # A row is never cut. A chunk of rows has two buffers in each merge of a chain, and more in
         # passing; a row that goes by the closed form is whole in float64, a dozen times.
         row = 4 * max(spec.shape[-1] if spec.shape else 1 for spec in self.specs.values())
         chunks = (10 + 4 * len(self.then)) * max(4 * CHUNK_ELEMENTS, row)
         return RESIDENT_BYTES + self.thread_count * (chunks + 28 * row)
+
+    @property
+    def copies(self) -> int:
+        """Of a tensor in float32, where whole tensors are held."""
+        if self.config.method == "arcee_fusion":
+            return COPIES[self.config.arithmetic]
+        return METHODS[self.config.method].copies(len(self.models))
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of the tensors that are at work at once, in float32."""
+        sizes = sorted((4 * spec.element_count for spec in self.specs.values()), reverse=True)
+        return sum(sizes[: self.thread_count])
 
     @property
     def layout(self) -> dict[str, str] | None:
@@ -422,11 +429,10 @@ def plan_lines(merge: Merge) -> list[str]:
     lines += [f"left out: {name}, a copy of the embedding" for name in merge.left.dropped]
     held = f"{merge.thread_count} threads, streamed"
     if not merge.streams:
-        largest = max(4 * spec.element_count for spec in merge.specs.values())
-        copies = METHODS[merge.config.method].copies(len(merge.models))
-        if merge.config.method == "arcee_fusion":
-            copies = COPIES[merge.config.arithmetic]
-        held = f"{copies} copies of the largest tensor, {largest:,} bytes in float32"
+        of = "tensor" if merge.thread_count == 1 else f"{merge.thread_count} tensors"
+        held = (
+            f"{merge.copies} copies of the largest {of}, {merge.largest_bytes:,} bytes in float32"
+        )
     lines.append(f"memory: below {merge.memory_bytes / 1e6:,.0f} MB ({held})")
     return lines
 

@@ -32,7 +32,7 @@ from tinyr1.merge_card import write_card
 from tinyr1.merge_plan import Merge, MergeConfig, main_dtype, plan_lines, warn_differences
 from tinyr1.methods import METHODS
 from tinyr1.quartiles import count_true, differing
-from tinyr1.ranks import Ranks
+from tinyr1.ranks import Ranks, one_core
 from tinyr1.weights import (
     Checkpoint,
     CheckpointWriter,
@@ -242,10 +242,10 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     warn_differences(merge, log)
     if config.dry_run:
         return
-    if ranks.world_size > 1:
-        ranks.connect(gpu=config.device == "cuda", patience=timedelta(days=7))
     started = time.perf_counter()
-    with ranks.owning(merge.partial):
+    with ranks.owning(merge.partial), ranks.listening():
+        if ranks.world_size > 1:
+            ranks.connect(gpu=config.device == "cuda", patience=timedelta(days=7))
         _merge_into(merge.partial, merge, ranks, log)
     took = time.perf_counter() - started
     log.say(f"merged {len(merge.specs)} tensors in {took:.1f} s: {merge.out}")
@@ -292,7 +292,7 @@ def _entries(journals: Iterable[Path]) -> dict[str, Entry]:
     """What journals have, by tensor name."""
     rows: dict[str, Entry] = {}
     for path in sorted(journals):
-        with Journal(path, "name") as journal:
+        with Journal(path, name=str) as journal:
             rows |= {row.pop("name"): row for row in journal.rows}
     return rows
 
@@ -327,7 +327,7 @@ def _write_tensors(merge: Merge, partial: Path, ranks: Ranks, log: Log) -> None:
         Journal(partial / f"merge_journal.{ranks.rank:05d}.jsonl") as journal,
         _writer(merge, partial, resume=True) as writer,
         log.bar(total=merge.output_bytes // ranks.world_size, unit="B", unit_scale=True) as bar,
-        _one_core_each(merge.streams),
+        one_core(),  # there are as many tensors at work as cores
     ):
         bar.update(sum(merge.specs[n].byte_count for n in done) // ranks.world_size)
         pending: list[Entry] = []
@@ -387,17 +387,6 @@ def _share(merge: Merge, names: Iterable[str], ranks: Ranks) -> list[str]:
     return mine
 
 
-@contextmanager
-def _one_core_each(streams: bool) -> Iterator[None]:
-    """Within, a torch operation uses one core: there are as many tensors at work as cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if streams else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _finish(partial: Path, merge: Merge) -> None:
     """Name the shards, add the other files, and give the directory its name last."""
     entries = _entries(partial.glob("merge_journal*.jsonl"))
@@ -408,10 +397,10 @@ def _finish(partial: Path, merge: Merge) -> None:
     copy_side_files(merge.left.path, partial, main_dtype(merge))
     write_card(partial, report)
     write_json(partial / "merge_report.json", report)
-    for journal in partial.glob("merge_journal*.jsonl"):
-        journal.unlink()
-    (partial / "merge_state.json").unlink()
     if merge.out.exists():
         merge.out.rmdir()  # empty, or we would not be here
     os.replace(partial, merge.out)
     fsync_directory(merge.out.parent)
+    # Only now: without these a merge that was cut short could not be continued.
+    for own in (*merge.out.glob("merge_journal*.jsonl"), merge.out / "merge_state.json"):
+        own.unlink()

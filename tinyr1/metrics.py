@@ -27,7 +27,7 @@ class Metrics:
         if quiet:
             return
         path = out / "metrics.jsonl"
-        with Journal(path, "step") as journal:
+        with Journal(path, step=int) as journal:
             self._rows = [row for row in journal.rows if row["step"] <= step]
         write_jsonl(path, self._rows)
         self._journal = Journal(path)

@@ -85,53 +85,70 @@ class Qwen2Config:
 
 
 class _Fields:
-    """A JSON object whose values are read by type; UserError names the field that has another."""
+    """A JSON object whose values are read by type; UserError names the field that has another.
+
+    What is null or missing has its default.
+    """
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
         self.raw, self.where = raw, where
+
+    def _value(self, name: str, default: Any) -> Any:
+        return default if self.raw.get(name) is None else self.raw[name]
 
     def _wrong(self, name: str, expected: str) -> UserError:
         return UserError(f"{self.where}: {name}={self.raw.get(name)!r}: expected {expected}")
 
     def whole(self, name: str, default: int | None = None) -> int:
-        """A size; `default` where it is null or missing."""
-        value = default if self.raw.get(name) is None else self.raw[name]
+        """A size."""
+        value = self._value(name, default)
         if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
             raise self._wrong(name, f"a whole number from 1 to {LARGEST_SIZE}")
         return value
 
     def number(self, name: str, default: float, low: float) -> float:
-        value = self.raw.get(name, default)
+        value = self._value(name, default)
         if type(value) not in (int, float) or not low <= value <= LARGEST_NUMBER:
             raise self._wrong(name, f"a number from {low:g} to {LARGEST_NUMBER:g}")
         return float(value)
 
     def truth(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name, default)
+        value = self._value(name, default)
         if type(value) is not bool:
             raise self._wrong(name, "true or false")
         return value
 
 
 def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What is said of the rotary embedding, under its old name or its new one, with rope_theta."""
+    """What is said of the rotary embedding, in an object of the old name or the new, or at the top.
+
+    UserError where two places say different things.
+    """
+    said = {"rope_theta": raw.get("rope_theta")}
+    objects = {name: raw.get(name) for name in ("rope_scaling", "rope_parameters")}
     found: list[dict[str, Any]] = []
-    for name in ("rope_scaling", "rope_parameters"):
-        value = raw.get(name)
+    for name, value in objects.items():
         if value is not None and not isinstance(value, Mapping):
             raise UserError(f"{where}: {name}={value!r}: expected an object or null")
-        found += [dict(value)] if value else []
+        if value:
+            kind = value.get("rope_type", value.get("type"))  # the new name or the old one
+            found.append({k: v for k, v in value.items() if k != "type"} | {"rope_type": kind})
     if len(found) == 2 and found[0] != found[1]:
         raise UserError(
-            f"{where}: rope_scaling={found[0]}: differs from rope_parameters={found[1]}; keep one"
+            f"{where}: rope_scaling={found[0]}: differs from rope_parameters={found[1]}"
         )
-    theta = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
-    # A null says nothing, but for `truncate`, where it would say no.
-    return theta | {k: v for f in found for k, v in f.items() if v is not None or k == "truncate"}
+    for key, value in found[0].items() if found else ():
+        if said.get(key) is None:
+            said[key] = value
+        elif value not in (None, said[key]):
+            raise UserError(
+                f"{where}: {key}={said[key]!r}: its rope object says {value!r}; keep one"
+            )
+    return said
 
 
 def _rope_type(rope: Mapping[str, Any]) -> Any:
-    return rope.get("rope_type", rope.get("type", "default"))
+    return rope.get("rope_type") or "default"
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], rope: Mapping[str, Any], where: str) -> None:
@@ -176,5 +193,5 @@ def _yarn(rope: _Fields, max_positions: int) -> Yarn:
         attention_factor=rope.number("attention_factor", attention, low=1e-6),
         beta_fast=rope.number("beta_fast", 32.0, low=0.0) or 32.0,
         beta_slow=rope.number("beta_slow", 1.0, low=0.0) or 1.0,
-        truncate=rope.truth("truncate", True),
+        truncate=rope.truth("truncate", "truncate" not in rope.raw),  # a null says no
     )

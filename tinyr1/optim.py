@@ -21,7 +21,7 @@ def learning_rate(
     step: int, total_steps: int, peak: float, schedule: Schedule, warmup_ratio: float
 ) -> float:
     """The rate of step 1..total_steps: linear warm-up, then constant, or down towards 0."""
-    warmup = math.ceil(warmup_ratio * total_steps)
+    warmup = math.ceil(round(warmup_ratio * total_steps, 6))  # 0.07 * 100 is a little over 7
     if step <= warmup:
         return peak * step / max(warmup, 1)
     progress = (step - 1 - warmup) / max(total_steps - warmup, 1)

@@ -92,6 +92,7 @@ def make_batch(
     start = 0
     for pack in packs:
         counts: list[int] = []
+        lengths: list[int] = []
         for document in pack.documents:
             document_tokens, is_target = read(document)
             # Row t predicts token t + 1 of its own document; its last row predicts nothing.
@@ -101,9 +102,8 @@ def make_batch(
             targets.append(document_tokens[1:][predicts])
             counts.append(len(predicts))
             start += len(document_tokens)
-            segment_lengths.append(len(document_tokens))
-        if packing == "naive":
-            segment_lengths[-len(pack.documents) :] = [pack.token_count]
+            lengths.append(len(document_tokens))
+        segment_lengths += [sum(lengths)] if packing == "naive" else lengths
         weights += _weights(counts, weighting)
     token_count = start
     padding = max(1, -(-start // multiple)) * multiple - start

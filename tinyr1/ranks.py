@@ -6,8 +6,10 @@ One process is a group of one: the same code runs on a laptop, on one GPU and on
 from __future__ import annotations
 
 import os
+import re
 import signal
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -83,10 +85,18 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all ranks; RunStopped where another one has ended."""
         if self.world_size > 1:
-            try:
+            with self.listening():
                 dist.barrier()
-            except RuntimeError:
-                raise RunStopped("another rank has ended; its message says why") from None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """RunStopped instead of what a collective raises where another rank has ended."""
+        try:
+            yield
+        except RuntimeError as error:  # gloo has no class of its own for it
+            if not re.search(r"gloo|(closed|reset) by peer", str(error), re.IGNORECASE):
+                raise
+            raise RunStopped("another rank has ended; its message says why") from None
 
 
 class StopSignal:
@@ -114,3 +124,14 @@ def core_count() -> int:
     """CPU cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Within, no sum depends on how many cores there are: torch would split a long one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

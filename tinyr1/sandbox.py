@@ -127,8 +127,12 @@ class Sandbox:
 
     def close(self) -> None:
         """End the server and with it whatever still runs."""
-        self._server.kill()
-        self._server.wait()
+        self._server.terminate()  # its last act is to end the program at work
+        try:
+            self._server.wait(5)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
         for pipe in (self._server.stdin, self._server.stdout):
             if pipe is not None and not pipe.closed:
                 pipe.close()
@@ -145,13 +149,9 @@ class Sandbox:
 
 
 def end_all() -> None:
-    """End every sandbox of this process and the programs in it: nobody waits for these now.
-
-    Only those whose programs end with their server; others run into their limits.
-    """
+    """End every sandbox of this process and the programs in it: nobody waits for these now."""
     for sandbox in list(_running):
-        if sandbox.level == "namespaces":
-            sandbox.close()
+        sandbox.close()
 
 
 _open = threading.local()

@@ -86,6 +86,7 @@ def die_with_parent() -> None:
 
 def keeper(job: Job, out_fd: int, status_fd: int) -> NoReturn:
     """Enter new namespaces, start init in them and wait for it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server's handler
     os.setsid()
     die_with_parent()
     if job["level"] == "rlimits":
@@ -200,20 +201,17 @@ def program(job: Job, out_fd: int) -> NoReturn:
         os.close(3)
     if job["level"] == "namespaces":
         give_up_privileges(job["user"])
-    memory = job["memory_mb"] << 20
-    cpu = int(job["timeout_s"]) + 1
-    processes = (
-        [("NPROC", 64)] if job["level"] == "namespaces" else []
-    )  # else the user's others count
-    for name, limit in (
-        *processes,
-        ("AS", memory),
-        ("CPU", cpu),
-        ("FSIZE", 16 << 20),
-        ("NOFILE", 64),
-        ("CORE", 0),
-    ):
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+    limits = {
+        resource.RLIMIT_AS: job["memory_mb"] << 20,
+        resource.RLIMIT_CPU: int(job["timeout_s"]) + 1,
+        resource.RLIMIT_FSIZE: 16 << 20,
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_CORE: 0,
+    }
+    if job["level"] == "namespaces":  # else the user's other processes count, too
+        limits[resource.RLIMIT_NPROC] = 64
+    for kind, limit in limits.items():
+        resource.setrlimit(kind, (limit, limit))
     os.environ.clear()
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), encoding="utf-8")
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w")), encoding="utf-8")
@@ -260,6 +258,23 @@ def run(job: Job) -> int:
 # ---------------------------------------------------------------- the server
 
 
+running: list[int] = []  # the keeper of the job at work
+
+
+def end_job(pid: int) -> None:
+    """End a job by its keeper; in case of rlimits, everything in the program's session."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # not yet a group of its own
+        os.kill(pid, signal.SIGKILL)
+
+
+def end_server(number: int, frame: Any) -> NoReturn:
+    for pid in running:
+        end_job(pid)
+    os._exit(0)
+
+
 def serve_job(job: Job) -> dict[str, Any]:
     """Run one job; returns the reply."""
     out_read, out_write = os.pipe()
@@ -271,6 +286,7 @@ def serve_job(job: Job) -> dict[str, Any]:
         os.close(status_read)
         keeper(job, out_write, status_write)
         os._exit(1)
+    running.append(pid)
     os.close(out_write)
     os.close(status_write)
     deadline = started + job["timeout_s"]
@@ -295,10 +311,8 @@ def serve_job(job: Job) -> dict[str, Any]:
             break
         if job["level"] == "rlimits" and status_read not in waiting:
             break  # a process that the program left behind may hold the pipe open for ever
-    try:  # in case of rlimits: everything in the program's session
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(pid, signal.SIGKILL)
+    end_job(pid)
+    running.remove(pid)
     os.waitpid(pid, 0)
     os.close(out_read)
     os.close(status_read)
@@ -324,6 +338,7 @@ def read_exactly(fd: int, count: int) -> bytes:
 def main() -> NoReturn:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, end_server)
     jobs, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -334,8 +349,11 @@ def main() -> NoReturn:
         (size,) = struct.unpack("<I", read_exactly(jobs, 4))
         reply = json.dumps(serve_job(json.loads(read_exactly(jobs, size)))).encode()
         data = struct.pack("<I", len(reply)) + reply
-        while data:
-            data = data[os.write(replies, data) :]
+        try:
+            while data:
+                data = data[os.write(replies, data) :]
+        except BrokenPipeError:  # the other side is gone
+            os._exit(0)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def summarise(
 
 
 def _is_code(about: dict[tuple[str, str], Any], pairs: Sequence[tuple[Sample, Grade]]) -> bool:
-    row = about.get((pairs[0][0].task, pairs[0][0].id), {})
-    return row.get("kind") == "code"
+    kinds = {about.get((sample.task, sample.id), {}).get("kind") for sample, _ in pairs}
+    return "code" in kinds
 
 
 def _figures(pairs: Sequence[tuple[Sample, Grade]], code: bool = False) -> dict[str, Any]:
@@ -118,7 +118,8 @@ def load_outcomes(folder: Path) -> dict[str, dict[str, list[bool]]]:
     outcomes: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     path = folder / "grades.jsonl"
     for number, row in read_jsonl(path):
-        if not isinstance(row, dict) or type(row.get("correct")) is not bool:
+        kinds = [type(row.get(k)) for k in ("task", "id", "correct")] if type(row) is dict else []
+        if kinds != [str, str, bool]:
             raise UserError(f"{path}:{number}: expected task, id and correct (true or false)")
-        outcomes[str(row.get("task"))][str(row.get("id"))].append(row["correct"])
+        outcomes[row["task"]][row["id"]].append(row["correct"])
     return outcomes

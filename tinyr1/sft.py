@@ -25,7 +25,7 @@ from tinyr1 import checkpoint
 from tinyr1.check import warn_of_faults
 from tinyr1.config import given, to_json
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import real, write_json
+from tinyr1.files import read_object, real, write_json
 from tinyr1.flops import peak_tflops
 from tinyr1.log import Log
 from tinyr1.metrics import Metrics
@@ -36,7 +36,7 @@ from tinyr1.parallel import Sharding, clip_gradients, load_weights, make_mesh, s
 from tinyr1.ranks import Ranks, StopSignal
 from tinyr1.record import Batch
 from tinyr1.train_plan import Prepared, TrainConfig, check_trajectory, describe, prepare, trajectory
-from tinyr1.weights import DTYPES, Checkpoint
+from tinyr1.weights import DTYPES, Checkpoint, dtype_name
 
 MAX_BAD_STEPS = 3  # non-finite steps in a row before the run stops
 
@@ -106,6 +106,7 @@ class Run:
         self.source = given(config.model, "--model")
         self.out = given(config.out, "--out")
         self.compute_dtype = config.compute_dtype(ranks.device)
+        self.export_dtype = DTYPES.get(config.export_dtype or "", self.compute_dtype)
         model_config = Qwen2Config.from_pretrained(self.source)
         weights = Checkpoint(self.source)
         self.fingerprint = weights.fingerprint()
@@ -148,8 +149,8 @@ class Run:
                 f"--out={self.out}: its checkpoints go to step {done[-1]}, this run has only "
                 f"{self.plan.total_steps}; use more --epochs or --max-steps, or another --out"
             )
-        meta = checkpoint.read_meta(self.out, done[-1])
-        check_trajectory(self.trajectory, meta.get("settings", {}), self.out)
+        settings = checkpoint.read_settings(self.out, done[-1])
+        check_trajectory(self.trajectory, settings, self.out)
         checkpoint.load(self.out, done[-1], self.model, self.optimizer)
         self.log.say(f"resuming after step {done[-1]} of {self.plan.total_steps}")
         return done[-1]
@@ -161,9 +162,14 @@ class Run:
 
     def export(self, out: Path) -> None:
         """Write the model as a Hugging Face checkpoint."""
-        dtype = self.config.export_dtype
-        export_dtype = DTYPES[dtype] if dtype else self.compute_dtype
-        checkpoint.export(self.model, self.source, out, export_dtype, self.ranks)
+        checkpoint.export(self.model, self.source, out, self.export_dtype, self.ranks)
+
+    @property
+    def step_export(self) -> Path | None:
+        """Where the model of this step goes with --export-every, if it goes anywhere."""
+        every = self.config.export_every
+        due = every and 0 < self.step < self.plan.total_steps and self.step % every == 0
+        return self.out / "exports" / f"step-{self.step:06d}" if due else None
 
     def take_step(self, stop: bool) -> tuple[StepStats, dict[str, Any]]:
         """Train on the next step's packs; returns its figures as they go to metrics.jsonl."""
@@ -253,15 +259,16 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     prepared = prepare(config, log)
     for line in describe(config, prepared.corpus, prepared.plan):
         log.say(line)
-    ranks.connect()
-    stop = StopSignal()
-    try:
-        with ranks.owning(out):
+    # First --out, then the others: who has to end here lets nobody wait.
+    with ranks.owning(out), ranks.listening():
+        ranks.connect()
+        stop = StopSignal()
+        try:
             _train(config, prepared, ranks, log, stop)
-        ranks.barrier()  # nobody leaves while another still talks
-    finally:
-        stop.restore()
-        ranks.disconnect()
+            ranks.barrier()  # nobody leaves while another still talks
+        finally:
+            stop.restore()
+            ranks.disconnect()
 
 
 def _train(
@@ -271,8 +278,10 @@ def _train(
     run = Run(config, prepared, ranks, log)
     finished = run.out / "config.json"  # what an export writes last
     if run.step == run.plan.total_steps and finished.exists():
-        log.say(f"already trained: {run.out}")
-        return
+        dtype = read_object(finished).get("torch_dtype") or read_object(finished).get("dtype")
+        if dtype == dtype_name(run.export_dtype):
+            log.say(f"already trained: {run.out} (another --export-dtype would export it again)")
+            return
     ranks.barrier()
     if ranks.is_main:
         finished.unlink(missing_ok=True)  # of a shorter run that this one continues
@@ -292,6 +301,8 @@ def _loop(run: Run, stop: StopSignal) -> bool:
         run.out, run.step, total, run.log, config.tensorboard, quiet=not run.ranks.is_main
     )
     bad_steps, saved = 0, run.step
+    if (out := run.step_export) and not (out / "config.json").exists():
+        run.export(out)  # it was killed in it, with the checkpoint whole
     run.skipped = metrics.skipped_steps
     with (
         contextlib.closing(metrics),  # also of a run that stops: its curve is wanted most
@@ -299,8 +310,9 @@ def _loop(run: Run, stop: StopSignal) -> bool:
     ):
         while run.step < total:
             stats, row = run.take_step(stop.requested)
-            due = run.step % config.eval_every == 0 or run.step == total
-            if run.held_out and due and not stats.stop_requested:  # who stops us does not wait long
+            # Who stops us does not wait long; but what the last step does not do is never done.
+            eval_due = run.step % config.eval_every == 0 and not stats.stop_requested
+            if run.held_out and (eval_due or run.step == total):
                 row["eval_loss"] = run.evaluate()
             metrics.add(row)
             bar.update()
@@ -311,13 +323,13 @@ def _loop(run: Run, stop: StopSignal) -> bool:
                     f"loss={stats.loss} grad_norm={stats.grad_norm} at step {run.step}: "
                     f"{bad_steps} non-finite steps in a row; records {run.culprits()}"
                 )
-            due = run.step % config.save_every == 0 or stats.stop_requested
+            save_due = run.step % config.save_every == 0 or stats.stop_requested
             # A step that changed nothing must not push out the checkpoint of one that did.
-            if run.step == total or (due and stats.updated):
+            if run.step == total or (save_due and stats.updated):
                 run.save()
                 saved = run.step
-            if config.export_every and run.step % config.export_every == 0 and run.step < total:
-                run.export(run.out / "exports" / f"step-{run.step:06d}")
+            if out := run.step_export:
+                run.export(out)
             if stats.stop_requested and run.step < total:
                 run.log.say(f"stopped after step {saved}; the same command continues")
                 break

@@ -31,7 +31,7 @@ from tinyr1.record import Domain, Message, Prompt, Sample, check_text
 from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas, starts_replicas
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
-from tinyr1.sandbox import Level, open_sandbox
+from tinyr1.sandbox import Level, end_all, open_sandbox
 from tinyr1.tasks import check_tests
 
 
@@ -177,7 +177,7 @@ class Prepared(NamedTuple):
     prompts: list[Prompt]
 
 
-def prepare(model: Path | None, c: TeacherConfig, ranks: Ranks) -> Prepared:
+def prepare(model: Path | None, c: TeacherConfig, ranks: Ranks, log: Log) -> Prepared:
     """Everything that can be wrong is found here."""
     questions, out = given(c.questions, "--questions"), given(c.out, "--out")
     if out.suffix != ".jsonl" or out.is_dir():
@@ -187,14 +187,14 @@ def prepare(model: Path | None, c: TeacherConfig, ranks: Ranks) -> Prepared:
     rows = load_questions(questions)
     if c.reject_wrong and any(row.get("tests") for row in rows):
         open_sandbox(c.sandbox)
-    backend = Backend(model, c, ranks)
+    backend = Backend(model, c, ranks, log)
     return Prepared(out, rows, backend, make_prompts(rows, backend, c))
 
 
 def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
     """Ask, select, write."""
-    out, rows, backend, prompts = prepare(model, c, ranks)
     log = Log(c.quiet, ranks.is_main)
+    out, rows, backend, prompts = prepare(model, c, ranks, log)
     settings = backend.record()
     work, queue = out.with_suffix(".work"), WorkQueue(ranks)
     with ranks.owning(work):
@@ -228,9 +228,13 @@ def _write(
     for draft in kept:
         name = f"{draft.id}/{draft.meta['trial']}" if several else draft.id
         lines.append(record_of(draft, name) | {"id": name})
-    write_jsonl(out.with_suffix(".rejected.jsonl"), rejected)
     if not lines and out.exists():
-        raise RunStopped(f"{out}: no answer is fit for training, so it stays as it was")
+        reasons = out.with_suffix(".work") / "rejected.jsonl"  # the other one is of what is there
+        write_jsonl(reasons, rejected)
+        raise RunStopped(
+            f"{out}: no answer is fit for training, so it stays as it was; see {reasons}"
+        )
+    write_jsonl(out.with_suffix(".rejected.jsonl"), rejected)
     write_jsonl(out, lines)
     tokens = sum(sample.token_count for sample in samples)
     meta = {
@@ -259,7 +263,8 @@ def main() -> None:
     model = Path(args.pop(0)) if args and not args[0].startswith("-") else None
     config = parse(TeacherConfig, args, prog="python -m tinyr1.teacher [MODEL]")
     if starts_replicas(config):
-        prepare(model, config, Ranks())  # faults are said once, not by torchrun
+        prepare(model, config, Ranks(), Log(main=False))  # faults are said once, not by torchrun
+        end_all()  # what was tried is no child of what this process becomes
     teach(model, config, share_among_replicas(config))
 
 

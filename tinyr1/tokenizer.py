@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,12 @@ class Tokenizer:
         if generation.exists():
             ids.update(id_list(read_object(generation), "eos_token_id", generation))
         return tuple(sorted(ids))
+
+    @cached_property
+    def end_markers(self) -> tuple[str, ...]:
+        """The special tokens, as text, that end an answer."""
+        added = self._fast.get_added_tokens_decoder()
+        return tuple(added[i].content for i in self.eos_ids() if i in added)
 
     def check_size(self, vocab_size: int) -> None:
         """UserError where a model of `vocab_size` has no row for some of the ids."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -198,6 +198,12 @@ class Plan:
         self._load(0)
         return self._packs
 
+    def total(self, of: Callable[[Pack], float]) -> float:
+        """The sum of `of(pack)` over the run; each whole epoch counts as the first."""
+        epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
+        rest = [pack for s in range(steps) for pack in self.packs(self.total_steps - s)]
+        return sum(epochs * of(pack) for pack in self.all_packs()) + sum(map(of, rest))
+
     def total_weight(self, packs: Sequence[Pack]) -> float:
         """What the summed loss of these packs is divided by, known before the first forward."""
         counts = [[self.corpus.target_counts[d] for d in p.documents] for p in packs]
@@ -313,7 +319,7 @@ def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:
         f"epoch: {plan.packs_per_epoch:,} {unit}, {plan.steps_per_epoch:,} steps "
         f"of {config.batch_size}",
         f"run: {plan.total_steps:,} steps, {config.epochs} epochs at most, "
-        f"{meta['tokens'] * plan.total_steps / plan.steps_per_epoch:,.0f} tokens",
+        f"{plan.total(lambda pack: pack.token_count):,.0f} tokens",
     ]
 
 

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyr1.errors import UserError
-from tinyr1.files import fsync_directory, read_object, write_atomic, write_json
+from tinyr1.files import fsync_directory, naming, read_object, write_atomic, write_json
 
 SAMPLE_BYTES = 1 << 16
 CHUNK_ELEMENTS = 1 << 19  # so many are read at a time: what is made of them stays near the core
@@ -385,8 +385,9 @@ class CheckpointWriter:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
             self._files[shard] = fd
             if not keep:
-                os.pwrite(fd, self._headers[shard], 0)
-                os.truncate(fd, size)
+                with naming(path):
+                    os.pwrite(fd, self._headers[shard], 0)
+                    os.truncate(fd, size)
 
     def write(self, name: str, tensor: Tensor) -> str:
         """Write one tensor; it must have the planned shape and dtype. Returns its SHA-256."""
@@ -406,16 +407,18 @@ class CheckpointWriter:
             digest.update(data)
             stop = done + len(data)
             assert stop <= spec.byte_count, (name, stop)
-            while done < stop:  # one call writes at most 2 GiB
-                done += os.pwrite(fd, data[done - stop :], start + done)
+            with naming(self.out / self.shards[name]):
+                while done < stop:  # one call writes at most 2 GiB
+                    done += os.pwrite(fd, data[done - stop :], start + done)
         assert done == spec.byte_count, (name, done, spec.byte_count)
         return digest.hexdigest()
 
     def sync(self) -> None:
         """Make everything written so far durable."""
         self.open()
-        for fd in self._files.values():
-            os.fsync(fd)
+        for shard, fd in self._files.items():
+            with naming(self.out / shard):
+                os.fsync(fd)
 
     def finish(self) -> None:
         """Give the shards their names; the index comes last, so it never names a missing file."""

@@ -203,7 +203,9 @@ def make(domain: str, c: DataConfig) -> None:
     print(PAPER[domain])
     if not counts.rows_out:
         hint = "; --questions-only is for the teacher" if "no_trajectory" in counts.dropped else ""
-        raise UserError(f"{out}: no row is left; see {out.stem}.rejected.jsonl{hint}")
+        beside = out.with_suffix(".partial") / "rejected.jsonl"  # where FILE has stayed as it was
+        reasons = beside if beside.exists() else out.with_suffix(".rejected.jsonl")
+        raise UserError(f"{out}: no row is left; see {reasons}{hint}")
 
 
 def inspect(path: Path, c: InspectConfig) -> None:

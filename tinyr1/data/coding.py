@@ -81,7 +81,7 @@ def _tests(text: Any) -> dict[str, Any] | None:
     try:
         tests: Any = json.loads(text) if text else None
         inputs, outputs = (list(tests[name]) for name in ("inputs", "outputs"))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     if not inputs or len(inputs) != len(outputs):
         return None

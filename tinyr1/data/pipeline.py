@@ -125,10 +125,13 @@ class Outputs:
     def finish(self, out: Path, about: dict[str, Any]) -> None:
         """Everything under its final name; FILE.partial is removed.
 
-        Where no row is left, a FILE that is there already stays as it is.
+        Where no row is left and a FILE is there already, it stays as it is, and so do those beside
+        it: what became of the rows of this run is in FILE.partial.
         """
         self._save()
         kept, rejected = self._files
+        if not self.counts.rows_out and out.exists():
+            return
         if self.counts.rows_out:
             values = asdict(self.counts) | {"sha256": hash_files([Path(kept.name)])}
             write_json(out.with_suffix(".meta.json"), values | about)

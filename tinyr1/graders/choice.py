@@ -17,11 +17,21 @@ _OPENING = r"[ (\[{*_$\\\"'`]*(?:\\?(?:text|textbf|mathrm|mathbf|boxed) ?\{ ?)*\
 _STATEMENT = re.compile(
     r"(?:answer|choice|option)\W{0,4}"
     r"(?:(?:is|would be|must be|should be)(?: (?:therefore|thus|clearly))?[ :]|[:=])"
-    r" ?\**(?: ?(?:option|choice)\b)?"
+    r" ?\**(?: ?(?:[Oo]ption|[Cc]hoice)\b)?"
     + _OPENING
     + r"(?P<letter>[A-Z])(?![A-Za-z0-9'’]|-[A-Za-z0-9])"
 )
-_OTHER = r"[)}} ]*(?:or|and|[/,&]) ?(?:(?:maybe|perhaps|possibly|also|option|choice) ?)*\(?([{}])\b"
+_OTHER = re.compile(  # `C or D`, `C, D`; but `C, D is too large` names one
+    r"[)} ]*(?:(?P<comma>,)(?! (?:or|and)\b)|,? ?(?:or|and)\b|[/&]) ?"
+    r"(?:(?:maybe|perhaps|possibly|also|option|choice) ?)*\(?(?P<letter>[A-Z])\b"
+    r"(?(comma)(?! (?!or |and |are )[a-z]))"
+)
+# After "the answer is A": whether that is the letter, or the article of what follows.
+_NO_ARTICLE = re.compile(
+    r"[^ A-Za-z]| *$| [^a-z]| (?:as|at|and|based|because|but|by|corresponding|due|for|from|given|"
+    r"has|if|in|indeed|instead|is|not|of|on|only|or|rather|since|so|that|then|therefore|thus|via|"
+    r"when|where|which|while|with|would)\b"
+)
 _SUBJECT = re.compile(r"answer|choice|option", re.IGNORECASE)
 WINDOW = 120  # characters in which a statement must be complete
 
@@ -68,6 +78,10 @@ def _stated(text: str, letters: str) -> str | None:
         match = _STATEMENT.match(window)
         if match is None or match["letter"] not in letters:
             continue
-        other = re.match(_OTHER.format(letters), window[match.end() :])
-        last = "" if other and other[1] != match["letter"] else match["letter"]
+        letter, rest = match["letter"], window[match.end() :]
+        if letter == "A" and not _NO_ARTICLE.match(rest):
+            continue
+        other = _OTHER.match(rest)
+        two = other and other["letter"] in letters and other["letter"] != letter
+        last = "" if two else letter
     return last

@@ -7,6 +7,7 @@ JSON result. The comparison happens here; the program never sees what is expecte
 from __future__ import annotations
 
 import json
+import math
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -43,7 +44,11 @@ def _verdict(outcome: Outcome, expected: str, is_value: bool) -> str:
 def _equal_values(produced: str, expected: str) -> bool:
     """Compare two JSON values; True is not 1, 3.0 is 3."""
     try:
-        return _same(*(json.loads(text, parse_int=_integer) for text in (produced, expected)))
+        values = (
+            json.loads(text, parse_int=_integer, parse_float=_float)
+            for text in (produced, expected)
+        )
+        return _same(*values)
     except (ValueError, RecursionError):  # no JSON, too long a number, too deep
         return False
 
@@ -51,6 +56,11 @@ def _equal_values(produced: str, expected: str) -> bool:
 def _integer(digits: str) -> int | Decimal:
     """Of any length: Python's own conversion ends at 4,300 digits."""
     return int(digits) if len(digits) < 4000 else Decimal(digits)
+
+
+def _float(text: str) -> float | Decimal:
+    """Beyond the range of floats as it is: infinity would equal any other."""
+    return value if math.isfinite(value := float(text)) else Decimal(text)
 
 
 def _same(a: Any, b: Any) -> bool:

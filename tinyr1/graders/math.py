@@ -38,7 +38,8 @@ Value = object  # Quantity | Group | frozenset (a set) | Counter-like tuple of a
 
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|limits|quad|qquad|[,;:! ])|~|\u00a0")
 _TEXT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|rm)\s*\{([^{}]*)\}"
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|rm|operatorname\*?)\s*"
+    r"\{([^{}]*)\}"
 )
 _COLOUR = re.compile(r"\\(?:color|textcolor)\s*\{[^{}]*\}")
 _WORDS = str.maketrans("−–∞π×·≤≥°，", "--∞π×·≤≥°,")
@@ -56,37 +57,43 @@ _SYNONYMS = (
     (r"\\[()\[\]]", ""),
     (r"\{,\}|,\\!", ","),
 )
-_UNIT_WORDS = {  # in the singular
-    **{"inche": "in", "inch": "in", "feet": "ft", "foot": "ft", "mile": "mi"},
-    **{"percent": "\\pct", "degree": "\\deg"},
-    **{"meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "kilometer": "km"},
-    **{
-        "gram": "g",
-        "kilogram": "kg",
-        "hour": "h",
-        "hr": "h",
-        "minute": "min",
-        "second": "s",
-        "sec": "s",
-    },
+# A unit's spellings, each with or without an s at its end, and what they are compared as.
+_SPELLINGS = """
+    m: meter metre | cm: centimeter centimetre | mm: millimeter millimetre | km: kilometer kilometre
+    in: inch inche | ft: foot feet | yd: yard | mi: mile | nm dm
+    g: gram | kg: kilogram | mg: milligram | lb: pound | oz: ounce | ton
+    l: liter litre | ml: milliliter millilitre | gal: gallon | cup
+    s: sec second | ms: millisecond | min: minute | h: hr hour | day week month year am pm
+    mi/h: mph | km/h: kmh kmph kph | rpm hz v w j n k c f pa
+    sq: square | cu: cubic | /: per | \\deg: degree | \\pct: percent | usd eur dollar cent yen
+    unit men way
+"""
+_UNITS = {
+    word: symbol or word
+    for entry in re.split(r"[|\n]", _SPELLINGS)
+    for symbol, _, words in [entry.strip().rpartition(": ")]
+    for word in (*words.split(), *symbol.split())
 }
-# Letters after a number are a unit if they are known as one, or are a noun set off by a space;
-# `3xy`, `12pi` and `5 million` are other numbers than 3, 12 and 5.
-_UNIT = re.compile(
-    "[cdkmn]?m|in|ft|yd|mi|[mk]?g|lb|oz|m?l|gal|m?s|sec|min|hr?|day|[ap]m|hz|[vwjnkcf]|pa|mph|km?ph|kmh|"
-    "rpm|per|sq|cu|usd|eur|men|ton|cup|yen|way|inch(es)?|feet|foot|(centi|milli|kilo)?(met(er|re)|gram|"
-    "lit(er|re))s?|(mile|hour|minute|second|year|unit|dollar|cent|degree)s?|days|percent"
-)
-_NO_UNIT = re.compile(
-    "(hundred|thousand|[mbtr]+illion)(th)?s?|dozens?|half|halves|(third|quarter|fourth|fifth|sixth)s?|"
-    "(seven|eigh|nin|ten|eleven|twelf)ths?|(zero|four|five|seven|eight|nine|eleven|twelve)|"
+# Any other noun of some length is a unit, too, where a space stands before it, but not what makes
+# another number of the number: `5 million`, `3 tens`, `2 squared`, `45 sin`, `3 theta`.
+_NO_NOUN = re.compile(
+    "(hundred|thousand|[a-z]*illion|lakh|crore)(th)?s?|dozens?|scores?|gross|half|halves|tens|"
+    "(third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth)s?|"
+    "zero|three|four|five|seven|eight|nine|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
+    "(twen|thir|for|fif|six|seven|eigh|nine)t(y|ies)|"
     "squared|cubed|factorial|times|plus|minus|over|below|above|under|base|choose|modulo|sqrt|root|"
     "(arc)?(sin|cos|tan)h?|infinity|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega"
 )
 # What makes more of the left side of an equation than a name: sin x = 5 and |x| = 5 are not x = 5.
-_FUNCTIONS = "(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs"
+# Of what has a capital letter (an angle, a set) it is the value that is asked for.
+_FUNCTION = "(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt"
+_OF_CAPITALS = re.compile(
+    r"(?:\||\\lvert|\\vert)[A-Z]+(?:\\c[au]p[A-Z]+)*(?:\||\\rvert|\\vert)|"
+    rf"\\?(?:{_FUNCTION})(?:[A-Z]|\\angle[A-Z]+|\([A-Z]\))$"
+)
 _NO_NAME = re.compile(
-    rf"[|≠]|\\(?:frac|sqrt|ne|[bp]?mod|equiv|l?vert|lceil|lfloor|{_FUNCTIONS})|^(?:{_FUNCTIONS})[xyz]?$"
+    rf"[|≠]|\\(?:frac|sqrt|ne|[bp]?mod|equiv|l?vert|lceil|lfloor|{_FUNCTION})|"
+    rf"^(?:{_FUNCTION})(?:[xyz]?$|[(\\_^|]|alpha|beta|theta|phi)"
 )
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
@@ -218,21 +225,28 @@ def _split_unit(text: str) -> tuple[str, str]:
         r"(?P<body>.*?[\d})])\s*(?:"
         r"(?P<mark>\\deg|\\pct)|"
         r"\\(?:text|mbox|mathrm|rm|textrm)\s*\{\s*(?P<text>[A-Za-z][A-Za-z ./°]*)\s*\}|"
-        r"(?P<word>[A-Za-z]{2,}(?: [A-Za-z]{2,})*)"
+        r"(?P<word>[A-Za-z]{2,}(?: [A-Za-z]{2,}|/[A-Za-z]+)*)"
         r")\s*(?:\^\s*\{?(?P<power>\d)\}?)?\s*",
         text,
     )
     if match is None:
         return text, ""
     unit = (match["mark"] or match["text"] or match["word"]).strip().lower()
-    words = re.findall("[a-z]+", "" if match["mark"] else unit)
     attached = bool(match["word"]) and text[match.start("word") - 1] != " "
-    nouns = (len(w) > 3 and not attached and not _NO_UNIT.fullmatch(w) for w in words)
-    if not all(_UNIT.fullmatch(w) or noun for w, noun in zip(words, nouns, strict=True)):
+    symbols = [_unit(word, attached) for word in re.findall(r"\\?[a-z]+|/", unit)]
+    if not all(symbols):
         return text, ""
-    if not unit.startswith("\\") and len(unit) > 3:
-        unit = unit.removesuffix("s")
-    return match["body"], _UNIT_WORDS.get(unit, unit) + (match["power"] or "")
+    return match["body"], re.sub(" ?/ ?", "/", " ".join(symbols)) + (match["power"] or "")
+
+
+def _unit(word: str, attached: bool) -> str:
+    """What a word after a number is compared as if it is a unit; "" for one that is none."""
+    if word.startswith("\\") or word == "/":
+        return word
+    single = word.removesuffix("s")
+    known = _UNITS.get(word) or _UNITS.get(single, "")
+    noun = len(word) > 3 and not attached and not _NO_NOUN.fullmatch(word)
+    return known or (single if noun else "")
 
 
 def _plain(text: str) -> str:
@@ -270,9 +284,10 @@ def _equal(gold: Value, given: Value) -> bool:
 
 def _names_something(left: str) -> bool:
     """Whether the left side of an equation is a name, or a sum of some, without coefficients."""
+    left = _OF_CAPITALS.sub("S", left)
     bare = re.sub(r"_\{[^{}]*\}|_\w|\([^()]*\)", "", left)  # x_1, f(2)
     plain = re.fullmatch(r"(?!-)[^\d^!/*<>]*[A-Za-z][^\d^!/*<>]*", bare)
-    return bool(plain) and not _NO_NAME.search(bare)
+    return bool(plain) and not _NO_NAME.search(left)
 
 
 def _is_equation(value: Value) -> bool:

@@ -121,7 +121,8 @@ class Lab:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.jobs = Journal(self.out / "stages" / "jobs.jsonl", "name", "seconds", "done")
+        jobs = self.out / "stages" / "jobs.jsonl"
+        self.jobs = Journal(jobs, name=str, seconds=(int, float), done=bool)
 
     @property
     def tasks(self) -> Path:

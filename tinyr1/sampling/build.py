@@ -128,7 +128,7 @@ def _as_module(argv: list[str]) -> list[str]:
 class Backend:
     """A model that can be sampled from: its tokenizer and limits now, the engine on demand."""
 
-    def __init__(self, model: Path | None, config: EngineConfig, ranks: Ranks) -> None:
+    def __init__(self, model: Path | None, config: EngineConfig, ranks: Ranks, log: Log) -> None:
         self.model, self.config, self.ranks = model, config, ranks
         self.engine = config.engine
         if self.engine == "auto":
@@ -143,7 +143,7 @@ class Backend:
             shape = Qwen2Config.from_pretrained(model)
             self.max_model_len = config.max_model_len or shape.max_position_embeddings
             if self.max_model_len > shape.max_position_embeddings:
-                Log(main=ranks.is_main).warn(
+                log.warn(
                     f"--max-model-len={self.max_model_len}: beyond {model}'s "
                     f"max_position_embeddings={shape.max_position_embeddings}"
                 )

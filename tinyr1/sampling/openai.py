@@ -13,7 +13,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -260,11 +260,7 @@ class OpenAI:
 
     def _refuse(self, prompt: Prompt, status: int, headers: Any, text: str) -> None:
         if status in RETRIED:
-            try:
-                wait = min(float(headers.get("retry-after", "")), LONGEST_WAIT_S)
-            except ValueError:
-                wait = None
-            raise RetryLater(f"HTTP {status}: {text[:200]}", wait)
+            raise RetryLater(f"HTTP {status}: {text[:200]}", asked_wait(headers))
         said = f"HTTP {status}: {text[:300].strip()}"
         if status in (400, 413, 422):  # something in the request
             raise Refused(f"{prompt.task}/{prompt.id}: {said}")
@@ -315,7 +311,10 @@ class OpenAI:
             delta = choice.get("delta") or {}
             answer.reasoning += delta.get("reasoning") or delta.get("reasoning_content") or ""
             answer.content += choice.get("text") or delta.get("content") or ""
-            answer.token_ids += choice.get("token_ids") or ()
+            ids = choice.get("token_ids") or []
+            if not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
+                raise TypeError("token_ids")
+            answer.token_ids += ids
             answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
             answer.pieces += 1
 
@@ -342,6 +341,15 @@ class OpenAI:
             think_open=answer.think_open,
             choice_order=prompt.choice_order,
         )
+
+
+def asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait before the next attempt, None where it says nothing."""
+    try:
+        wait = float(headers.get("retry-after", ""))
+    except ValueError:  # a date, as HTTP allows
+        return None
+    return min(wait, LONGEST_WAIT_S) if wait >= 0 else None  # NaN is not
 
 
 def _waiting(results: queue.Queue[Sample | BaseException]) -> Iterator[Sample | BaseException]:

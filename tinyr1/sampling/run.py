@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -123,17 +124,23 @@ def _gather(out: Path) -> None:
             part.unlink()  # its rows are on disk
 
 
+def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """A hash of each prompt by its key as JSON: [task, id, trial]."""
+    return {json.dumps(p.key, ensure_ascii=False): p.fingerprint() for p in prompts}
+
+
 def _check_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     """Keep a hash of every prompt; UserError where a sample's prompt has changed since.
 
     Rows and trials may be added to a run: only what is there already must have stayed the same.
     """
     known: dict[str, str] = read_object(path) if path.exists() else {}
-    mine = {f"{p.task}/{p.id}/{p.trial}": p.fingerprint() for p in prompts}
+    mine = prompt_hashes(prompts)
     for name, value in mine.items():
         if known.get(name, value) != value:
+            task, row, _ = json.loads(name)
             raise UserError(
-                f"{name}: its prompt is not the one that was sampled in {path.parent}; "
+                f"{task}/{row}: its prompt is not the one that was sampled in {path.parent}; "
                 "use another --out"
             )
     if not mine.keys() <= known.keys():

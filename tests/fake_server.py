@@ -13,6 +13,16 @@ from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import SamplingSettings
 from tinyr1.tokenizer import Tokenizer
 
+PIECES = {  # that are none of the interface
+    "garbage": "{not json",
+    "deep": "[" * 100_000,
+    "list": "[1]",
+    "ids of text": '{"choices": [{"text": "a", "token_ids": ["a"]}]}',
+    "huge ids": '{"choices": [{"text": "a", "token_ids": [1000000000000000000000]}]}',
+    "ids of no list": '{"choices": [{"text": "a", "token_ids": 5}]}',
+    "text of no text": '{"choices": [{"text": 5}]}',
+}
+
 
 class FakeServer(ThreadingHTTPServer):
     """`faults` are taken one a request: an HTTP status, "cut", "silent", "garbage" or "error"."""
@@ -101,8 +111,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if i == 1 and fault == "silent":
                 time.sleep(2.0)
-            if i == 1 and fault == "garbage":
-                self.send("data: {not json\n\n")
+            if i == 1 and fault in PIECES:
+                self.send(f"data: {PIECES[fault]}\n\n")
             if i == 1 and fault == "error":
                 self.event({"error": {"message": "engine died"}})
             last = i == len(pieces) - 1

@@ -240,7 +240,7 @@ def test_coding_rows_of_both_configurations():
     draft = coding.convert(row | {"test_cases": stdin, "starter_code": None})
     assert draft.tests == {"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": None}
     assert "take stdin as input" in draft.question
-    for broken in (None, "", "no json", "[]", '{"inputs": [1]}'):
+    for broken in (None, "", "no json", "[]", '{"inputs": [1]}', "[" * 100_000):
         assert coding.convert(row | {"test_cases": broken}).tests is None
     assert reason(coding.convert, row | {"domain": "math"}) == "domain"
     turns = [
@@ -365,6 +365,18 @@ def test_waterfall_provenance_and_rejected_rows(built):
     assert (rows[0]["id"], rows[0]["answer"]) == ("u0", "1")
     assert "warning" not in done.stderr
     assert str(out.parent) not in json.dumps(meta)
+
+
+def test_a_run_that_keeps_nothing_leaves_an_earlier_ones_files(built, tmp_path):
+    out = shutil.copytree(built[0].parent, tmp_path / "copy") / built[0].name
+    beside = [out, out.with_suffix(".meta.json"), out.with_suffix(".rejected.jsonl")]
+    before = [path.read_bytes() for path in beside]
+    source = write_rows(tmp_path / "nothing.jsonl", [math_row(50, question_type="proof")])
+    done = data("math", "--source", source, "--out", out, "--quiet")
+    assert done.returncode == 2
+    assert f"no row is left; see {out.with_suffix('.partial')}/rejected.jsonl" in done.stderr
+    assert [path.read_bytes() for path in beside] == before
+    assert "question_type" in (out.with_suffix(".partial") / "rejected.jsonl").read_text()
 
 
 def test_the_output_trains_and_is_inspected(built, tmp_path):

@@ -13,7 +13,7 @@ import time
 import pytest
 from conftest import ROOT, run, task_rows, write_rows
 from engine_conformance import MAX_MODEL_LEN, Conformance, collect, settings_of
-from fake_server import fake_server
+from fake_server import PIECES, fake_server
 
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.graders import grade
@@ -22,13 +22,14 @@ from tinyr1.ranks import Ranks
 from tinyr1.record import Prompt
 from tinyr1.sampling.build import EngineConfig
 from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.run import prompt_hashes
 from tinyr1.sampling.sampler import TextStream, cut_at_stop
 from tinyr1.sampling.vllm import VLLM, take_gpus
 from tinyr1.tasks import make_prompts
 from tinyr1.tokenizer import Tokenizer
 
 pytest.importorskip("httpx")
-from tinyr1.sampling.openai import OpenAI
+from tinyr1.sampling.openai import LONGEST_WAIT_S, OpenAI, asked_wait
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ class TestOpenAI(Conformance):
 # ---------------------------------------------------------------- the HTTP client
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "cut", "silent", "garbage", "error"])
+@pytest.mark.parametrize("fault", [429, 500, 503, "cut", "silent", "error", *PIECES])
 def test_faults_that_pass_are_retried(tiny, prompts, fault):
     with fake_server(tiny) as server:
         reference = collect(client(server, tiny), prompts[:3])
@@ -114,6 +115,21 @@ def test_faults_that_pass_are_retried(tiny, prompts, fault):
         patience = 1.0 if fault == "silent" else 60.0
         assert collect(client(server, tiny, patience=patience), prompts[:3]) == reference
         assert len(server.seen) >= asked + 5
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [
+        ({}, None),
+        ({"retry-after": "2.5"}, 2.5),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "1e99"}, LONGEST_WAIT_S),
+    ],
+)
+def test_what_a_server_asks_to_wait(header, wait):
+    assert asked_wait(header) == wait
 
 
 def test_faults_that_stay_end_the_run_by_name(tiny, prompts):
@@ -484,3 +500,17 @@ def test_ask_streams_one_answer(tiny):
 def test_bad_engine_options(options, message):
     with pytest.raises(UserError, match=message):
         EngineConfig(**options)
+
+
+def test_prompts_are_told_apart_whatever_their_ids_hold():
+    """`a/b`, `c` and `a`, `b/c` are two questions."""
+    prompts = [Prompt("a/b", "c", 0, (1,)), Prompt("a", "b/c", 0, (2,))]
+    assert len(prompt_hashes(prompts)) == 2
+
+
+def test_replicas_warn_once(evaluation, tmp_path):
+    """What looks for faults before torchrun is started says nothing else."""
+    arguments = [2000 if argument == 200 else argument for argument in evaluation[0]]
+    done = run("evaluate.py", *arguments, "--out", tmp_path / "two", "--replicas", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("beyond") == 1

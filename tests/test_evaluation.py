@@ -103,6 +103,26 @@ def test_compare_prints_paired_differences(evaluated):
     assert "(+0.0 ± 0.0; 0 up, 0 down)" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("results.json", {"tasks": {"m": {"pass_at_1": "x", "question_se": 0}}}, "no tasks with"),
+        ("results.json", {"tasks": {"m": {"pass_at_1": 1}}}, "no tasks with pass_at_1 and quest"),
+        ("results.json", {"tasks": []}, "no tasks with"),
+        ("grades.jsonl", {"correct": True}, "grades.jsonl:1: expected task, id and correct"),
+        ("grades.jsonl", {"task": "m", "id": 1, "correct": True}, "expected task, id and correct"),
+        ("grades.jsonl", {"task": "m", "id": "1", "correct": 1}, "expected task, id and correct"),
+    ],
+)
+def test_what_is_no_evaluation_cannot_be_compared(evaluated, tmp_path, file, content, message):
+    shutil.copytree(evaluated, tmp_path / "copy")
+    (tmp_path / "copy" / file).write_text(json.dumps(content) + "\n")
+    done = evaluate("--compare", evaluated, tmp_path / "copy")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_show_prompts_needs_no_model(tasks):
     done = evaluate("--show-prompts", "--task-file", tasks, "--preset", "r1")
     lines = [json.loads(x) for x in done.stdout.splitlines()]
@@ -275,7 +295,7 @@ def test_votes_are_values_of_the_trials_that_every_question_has():
     graded("2", ["3", "2", "2"])
     figures = summarise(samples, grade_samples(rows, samples, config, log), rows)["math"]
     assert (figures["pass_at_k"], figures["maj_at_k"]) == ({"1": pytest.approx(1 / 3)}, {"1": 0})
-    rows[0]["kind"] = rows[1]["kind"] = "code"
+    rows[1]["kind"] = "code"  # whichever of the rows it is
     grades = [Grade("math", s.id, s.trial, False, s.text, "wrong_answer") for s in samples]
     assert summarise(samples, grades, rows)["math"]["maj_at_k"] == {}
 

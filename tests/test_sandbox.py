@@ -1,13 +1,19 @@
 """The sandbox: sound verdicts, nothing reachable, nothing left behind."""
 
+import contextlib
+import json
 import os
+import struct
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from tinyr1.sandbox import Sandbox, SandboxUnavailable
+from tinyr1.sandbox import _CHILD, Sandbox, SandboxUnavailable, end_all
 
 try:
     with Sandbox("namespaces"):
@@ -23,6 +29,27 @@ def box(request):
         pytest.skip(MISSING)
     with Sandbox(request.param) as sandbox:
         yield sandbox
+
+
+@pytest.fixture(params=["namespaces", "rlimits"])
+def box_level(request):
+    if request.param == "namespaces" and MISSING:
+        pytest.skip(MISSING)
+    return request.param
+
+
+def descendants(pid):
+    """Processes that a process has started, and those that these have."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    children = [int(child) for child in path.read_text().split()] if path.exists() else []
+    return [d for child in children for d in (child, *descendants(child))]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +268,48 @@ def test_a_dead_server_is_replaced():
     first = open_sandbox("rlimits")
     first.close()
     assert open_sandbox("rlimits").run("print(3)").stdout == "3\n"
+
+
+def test_a_sandbox_that_is_closed_takes_the_running_program_along(box_level, tmp_path):
+    """Ctrl-C waits for no program, and leaves none behind."""
+    sandbox = Sandbox(box_level)
+    ended = []
+
+    def work():
+        with contextlib.suppress(SandboxUnavailable):
+            sandbox.run("import time\ntime.sleep(987)", timeout_s=60)
+        ended.append(time.monotonic())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while len(children := descendants(sandbox._server.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(children) >= 2
+    started = time.monotonic()
+    end_all()
+    thread.join(20)
+    assert ended
+    assert ended[0] - started < 10
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in children if alive(pid)]
+
+
+def test_a_server_whose_reader_is_gone_says_nothing():
+    """As after a Ctrl-C in the first moments, when nobody has read the reply."""
+    job = {"program": "print(1)", "stdin": "", "fn_name": None, "timeout_s": 9, "memory_mb": 512,
+           "output_limit": 99, "level": "rlimits"}  # fmt: skip
+    data = json.dumps(job).encode()
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", str(_CHILD)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={},
+    ) as child:  # fmt: skip
+        child.stdout.close()
+        child.stdin.write(struct.pack("<I", len(data)) + data)
+        child.stdin.flush()
+        assert child.wait(30) == 0
+        assert child.stderr.read() == b""
 
 
 def test_unknown_level_is_refused():

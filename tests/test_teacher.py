@@ -1,6 +1,7 @@
 """A teacher's answers become training records, whatever shape they come in."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -114,6 +115,16 @@ def test_what_a_server_refuses_is_missing_and_asked_again(tiny, tmp_path):
         done = teacher(*arguments, "--slots", 1)
         assert done.returncode == 0, done.stderr
         assert len(server.seen) == 5
+        # Nothing that is fit for training: what an earlier call wrote stays, all of it.
+        beside = [out, out.with_suffix(".meta.json"), out.with_suffix(".rejected.jsonl")]
+        before = [path.read_bytes() for path in beside]
+        shutil.rmtree(out.with_suffix(".work"))
+        done = teacher(*arguments, "--max-tokens", 1)
+        assert done.returncode == 1
+        reasons = out.with_suffix(".work") / "rejected.jsonl"
+        assert f"no answer is fit for training, so it stays as it was; see {reasons}" in done.stderr
+        assert "cut_off" in reasons.read_text()
+        assert [path.read_bytes() for path in beside] == before
 
 
 def test_a_local_model_and_bad_questions(tiny, tmp_path):
@@ -138,7 +149,7 @@ def test_a_local_model_and_bad_questions(tiny, tmp_path):
     before = kept.read_bytes()
     done = teacher(tiny, "--questions", questions, "--out", kept, *common)
     assert done.returncode == 1  # nothing is fit for training
-    assert done.stderr.strip().endswith("so it stays as it was")
+    assert "so it stays as it was; see" in done.stderr
     assert kept.read_bytes() == before
     rejected = write_rows(tmp_path / "o.rejected.jsonl", [ROW])
     for name, more in ((rejected, ()), ("nowhere.jsonl", ("--replicas", 2))):

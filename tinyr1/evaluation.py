@@ -287,13 +287,13 @@ def grade_samples(
     by_key = {(row["task"], row["id"]): row for row in rows}
 
     def key(sample: Sample) -> tuple[Any, ...]:
-        part: str | None = sample.text
+        read: str | None = sample.text  # by the rules
         if not config.also_grade:  # whose rules read everything
-            part = final_part(sample.text, sample.think_open, sample.finish_reason)
-            if part is not None and by_key[sample.task, sample.id]["kind"] == "code":
-                part = last_fenced_block(part)
-        whole = sample.finish_reason, sample.think_open
-        return (sample.task, sample.id, part, sample.choice_order, *whole)
+            read = final_part(sample.text, sample.think_open, sample.finish_reason)
+            if read is not None and by_key[sample.task, sample.id]["kind"] == "code":
+                read = last_fenced_block(read)
+        ending = sample.finish_reason, sample.think_open
+        return (sample.task, sample.id, read, sample.choice_order, *ending)
 
     distinct = {key(sample): sample for sample in samples}
 

@@ -149,6 +149,11 @@ def hash_bits(index: Tensor, seed: int) -> Tensor:
     x = index.clone()  # products that do not fit wrap around, as they should
     for factor, shift in ((0x7FEB352D, 15), (0x46CA68B5, 16)):
         x.bitwise_xor_(seed)
-        x.bitwise_xor_((x >> 16) & 0xFFFF).mul_(factor)
-        x.bitwise_xor_((x >> shift) & ((1 << 32 - shift) - 1))
+        x.bitwise_xor_(_shifted(x, 16)).mul_(factor)
+        x.bitwise_xor_(_shifted(x, shift))
     return x
+
+
+def _shifted(x: Tensor, shift: int) -> Tensor:
+    """x >> shift as if x were unsigned: torch's shift draws copies of the sign bit in."""
+    return (x >> shift) & (0xFFFFFFFF >> shift)

@@ -149,8 +149,7 @@ class Run:
                 f"--out={self.out}: its checkpoints go to step {done[-1]}, this run has only "
                 f"{self.plan.total_steps}; use more --epochs or --max-steps, or another --out"
             )
-        settings = checkpoint.read_settings(self.out, done[-1])
-        check_trajectory(self.trajectory, settings, self.out)
+        check_trajectory(self.trajectory, checkpoint.read_settings(self.out, done[-1]), self.out)
         checkpoint.load(self.out, done[-1], self.model, self.optimizer)
         self.log.say(f"resuming after step {done[-1]} of {self.plan.total_steps}")
         return done[-1]
@@ -278,8 +277,8 @@ def _train(
     run = Run(config, prepared, ranks, log)
     finished = run.out / "config.json"  # what an export writes last
     if run.step == run.plan.total_steps and finished.exists():
-        dtype = read_object(finished).get("torch_dtype") or read_object(finished).get("dtype")
-        if dtype == dtype_name(run.export_dtype):
+        exported = read_object(finished)
+        if dtype_name(run.export_dtype) in (exported.get("torch_dtype"), exported.get("dtype")):
             log.say(f"already trained: {run.out} (another --export-dtype would export it again)")
             return
     ranks.barrier()

@@ -36,6 +36,7 @@ from tinyr1.sampling.sampler import (
 from tinyr1.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 16384  # prompt tokens (padding included) that go through the model at once
+_Places = dict[tuple[int, ...], int]  # of a prompt's tokens, the slot that begins with them
 
 
 @dataclass
@@ -124,24 +125,9 @@ class Engine:
 
     def _admit(self, waiting: _Waiting) -> None:
         """Put waiting prompts into free slots, each distinct one read once; draw first tokens."""
-        start, longest = len(self.rows), 0
-        place = self._place_of(waiting.head.tokens)  # of the prompt whose trials came before
-        unread: list[Prompt] = []
-        further: list[Prompt] = []  # trials of a prompt that lies in a slot, or soon will
-        places: dict[tuple[int, ...], int] = {}
-        if place is not None:
-            places[waiting.head.tokens] = place
-        while start + len(unread) + len(further) < self.slots and waiting:
-            tokens = waiting.head.tokens
-            width = max(longest, len(tokens))
-            if tokens in places:
-                further.append(waiting.take())
-            elif place is not None or (unread and width * (len(unread) + 1) > PREFILL_TOKENS):
-                break
-            else:
-                places[tokens] = start + len(unread)
-                unread.append(waiting.take())
-            longest = width
+        start = len(self.rows)
+        unread, further, places = self._choose(waiting)
+        longest = max(len(prompt.tokens) for prompt in (*unread, *further))
         self.cache.reserve(max(longest, self.cache.length if self.rows else 0))
         if unread:
             for slot, logits in enumerate(self._read(unread, start, longest), start):
@@ -154,6 +140,26 @@ class Engine:
         self.rows += [self._row(prompt) for prompt in (*unread, *further)]
         prefixes = self.prefixes[start : len(self.rows)]
         self._extend(self.rows[start:], torch.stack([p.logits for p in prefixes if p]))
+
+    def _choose(self, waiting: _Waiting) -> tuple[list[Prompt], list[Prompt], _Places]:
+        """Take prompts for the free slots: those to be read, further trials of what lies in a slot
+        or soon will, and in which slot."""
+        start, longest = len(self.rows), 0
+        place = self._place_of(waiting.head.tokens)  # of the prompt whose trials came before
+        places: _Places = {} if place is None else {waiting.head.tokens: place}
+        unread: list[Prompt] = []
+        further: list[Prompt] = []
+        while start + len(unread) + len(further) < self.slots and waiting:
+            tokens = waiting.head.tokens
+            longest = max(longest, len(tokens))
+            if tokens in places:
+                further.append(waiting.take())
+            elif place is not None or (unread and longest * (len(unread) + 1) > PREFILL_TOKENS):
+                break
+            else:
+                places[tokens] = start + len(unread)
+                unread.append(waiting.take())
+        return unread, further, places
 
     def _place_of(self, tokens: tuple[int, ...]) -> int | None:
         """A slot, free or not, that begins with this prompt."""

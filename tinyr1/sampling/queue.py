@@ -46,9 +46,10 @@ class WorkQueue:
 
     def _add(self, name: str, count: int) -> int:
         """Add to a counter; RunStopped where whoever started us is gone, and the store with it."""
+        gone = RunStopped("the launcher has ended; finished samples are kept, call it again")
+        if os.getppid() != self._parent:
+            raise gone
         try:
-            if os.getppid() == self._parent:
-                return self._store.add(name, count)
+            return self._store.add(name, count)
         except RuntimeError:
-            pass
-        raise RunStopped("the launcher has ended; finished samples are kept, call it again")
+            raise gone from None

@@ -18,7 +18,6 @@ from tinyr1.evaluation import EvalConfig, ask, compare, evaluate, prepare, regra
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
 from tinyr1.sampling.build import share_among_replicas, starts_replicas
-from tinyr1.sandbox import end_all
 
 
 def main() -> None:
@@ -29,7 +28,6 @@ def main() -> None:
     sampling = not (config.compare or config.show_prompts or config.regrade or asked)
     if sampling and starts_replicas(config):
         prepare(model, config, Log(main=False), Ranks())  # faults are said once, not by torchrun
-        end_all()  # what was tried is no child of what this process becomes
     ranks = share_among_replicas(config) if sampling else Ranks.from_env()
     log = Log(config.quiet, ranks.is_main)
     if not (sampling or ranks.is_main):

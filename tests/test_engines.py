@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run, task_rows, write_rows
@@ -422,6 +423,47 @@ def test_replicas_are_processes_of_their_own(evaluation, tmp_path):
     done = run("evaluate.py", *arguments, "--out", tmp_path / "two", "--replicas", 2)
     assert done.returncode == 0, done.stderr
     same_results(one, tmp_path / "two")
+
+
+def test_replicas_that_are_interrupted_or_killed_say_so_in_a_line(evaluation, tmp_path):
+    arguments, one = evaluation
+    command = [sys.executable, ROOT / "evaluate.py", *arguments, "--out", tmp_path / "two"]
+    command += ["--replicas", 2, "--quiet"]
+    for victim, said, code in ((None, "interrupted", 130), (0, "was ended by SIGKILL", 1)):
+        process = subprocess.Popen(
+            list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        files = lambda: [*(tmp_path / "two").glob("samples*.jsonl")]  # noqa: E731
+        before = sum(f.stat().st_size for f in files())
+        while sum(f.stat().st_size for f in files()) <= before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        children = [
+            int(c)
+            for c in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ]
+        if victim is None:
+            process.send_signal(signal.SIGINT)
+        else:
+            os.kill(children[victim], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == code, stderr
+        assert said in stderr
+        assert "Traceback" not in stderr
+    done = run("evaluate.py", *arguments, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    same_results(one, tmp_path / "two")
+
+
+def test_bad_input_that_only_the_replicas_meet_ends_with_2(evaluation, tmp_path):
+    arguments, _ = evaluation
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "samples.jsonl").write_text("[1]\n")
+    done = run("evaluate.py", *arguments, "--out", tmp_path / "two", "--replicas", 2)
+    assert done.returncode == 2
+    assert "samples.jsonl: damaged after byte 0" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_kill_9_of_two_ranks_and_resume_by_one(evaluation, tmp_path):

@@ -131,6 +131,7 @@ def test_published_config_style_equals_new_style(pair):
         ({"vocab_size": True}, "vocab_size=True"),
         ({"vocab_size": 10**30}, "vocab_size=1000"),
         ({"head_dim": 0}, "head_dim=0"),
+        ({"num_hidden_layers": 20_000}, "num_hidden_layers=20000: expected .* from 1 to 10000"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false': expected true or false"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6'"),
         ({"rms_norm_eps": math.nan}, "rms_norm_eps=nan"),

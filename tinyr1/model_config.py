@@ -11,7 +11,7 @@ from typing import Any
 from tinyr1.errors import UserError
 from tinyr1.files import read_object
 
-LARGEST_SIZE, LARGEST_NUMBER = 1 << 24, 1e12
+LARGEST_SIZE, LARGEST_DEPTH, LARGEST_NUMBER = 1 << 24, 10_000, 1e12
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Qwen2Config:
             vocab_size=fields.whole("vocab_size"),
             hidden_size=hidden,
             intermediate_size=fields.whole("intermediate_size"),
-            num_hidden_layers=fields.whole("num_hidden_layers"),
+            num_hidden_layers=fields.whole("num_hidden_layers", largest=LARGEST_DEPTH),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
@@ -99,11 +99,11 @@ class _Fields:
     def _wrong(self, name: str, expected: str) -> UserError:
         return UserError(f"{self.where}: {name}={self.raw.get(name)!r}: expected {expected}")
 
-    def whole(self, name: str, default: int | None = None) -> int:
+    def whole(self, name: str, default: int | None = None, largest: int = LARGEST_SIZE) -> int:
         """A size."""
         value = self._value(name, default)
-        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
-            raise self._wrong(name, f"a whole number from 1 to {LARGEST_SIZE}")
+        if type(value) is not int or not 1 <= value <= largest:
+            raise self._wrong(name, f"a whole number from 1 to {largest}")
         return value
 
     def number(self, name: str, default: float, low: float) -> float:

@@ -31,7 +31,7 @@ from tinyr1.record import Domain, Message, Prompt, Sample, check_text
 from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas, starts_replicas
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
-from tinyr1.sandbox import Level, end_all, open_sandbox
+from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.tasks import check_tests
 
 
@@ -264,7 +264,6 @@ def main() -> None:
     config = parse(TeacherConfig, args, prog="python -m tinyr1.teacher [MODEL]")
     if starts_replicas(config):
         prepare(model, config, Ranks(), Log(main=False))  # faults are said once, not by torchrun
-        end_all()  # what was tried is no child of what this process becomes
     teach(model, config, share_among_replicas(config))
 
 

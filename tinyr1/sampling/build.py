@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import tyro
 
 from tinyr1.chat import TemplateName, check_template, guess_template, stop_ids
 from tinyr1.config import check_range, flag, to_json
-from tinyr1.errors import UserError
+from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import real
 from tinyr1.log import Log
 from tinyr1.model import Qwen2
@@ -103,26 +104,43 @@ class EngineConfig:
 
 
 def starts_replicas(config: EngineConfig) -> bool:
-    """Whether this process is to become a torchrun of its replicas."""
+    """Whether this process is the one that starts the replicas."""
     return config.replicas > 1 and Ranks.from_env().world_size == 1
 
 
 def share_among_replicas(config: EngineConfig) -> Ranks:
-    """This process among its replicas; with --replicas it becomes a torchrun of so many."""
+    """This process among its replicas; the one that starts them ends here, as they do."""
     ranks = Ranks.from_env()
     if starts_replicas(config):
-        launcher = ["-m", "torch.distributed.run", "--standalone"]
-        launcher.append(f"--nproc-per-node={config.replicas}")
-        script = sys.argv if sys.argv[0].endswith("evaluate.py") else _as_module(sys.argv)
-        os.execv(sys.executable, [sys.executable, *launcher, *script])
+        _run_replicas(config.replicas)
     if config.engine == "vllm" or (config.engine == "auto" and vllm.available()):
         vllm.take_gpus(ranks, config.tensor_parallel)
     return ranks
 
 
-def _as_module(argv: list[str]) -> list[str]:
-    """torchrun's arguments for what `python -m tinyr1.NAME` was called with."""
-    return ["-m", f"tinyr1.{Path(argv[0]).stem}", *argv[1:]]
+def _run_replicas(count: int) -> NoReturn:
+    """Run this program so many times under torchrun; leaves with the code of the first to fail."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    name = sys.argv[0]  # of a script, or of a module's file with `python -m`
+    program = [name] if name.endswith("evaluate.py") else ["-m", f"tinyr1.{Path(name).stem}"]
+    launcher = ["--standalone", f"--nproc-per-node={count}"]
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the replicas speak
+    try:
+        run(parse_args([*launcher, *program, *sys.argv[1:]]))
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise RunStopped(f"{error.sigval.name} came; the same command continues") from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:  # it could say nothing
+            number = signal.Signals(-failure.exitcode)
+            raise RunStopped(f"replica {rank} was ended by {number.name}") from None
+        sys.exit(failure.exitcode)
+    sys.exit(0)
 
 
 class Backend:

@@ -93,6 +93,23 @@ def test_journal_refuses_rows_that_it_never_wrote(tmp_path, row):
             Journal(path)
 
 
+def test_a_journal_on_a_full_disk_says_its_name(tmp_path):
+    script = (
+        "import resource, sys\nfrom pathlib import Path\nfrom tinyr1.errors import run_main\n"
+        "from tinyr1.files import Journal\nimport signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))\n"
+        "def main():\n with Journal(Path(sys.argv[1])) as journal:\n"
+        "  journal.append(*[{'n': 'x' * 50}] * 9)\n"
+        "run_main(main)\n"
+    )
+    path = tmp_path / "j.jsonl"
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == f"stopped: {path}: File too large\n"
+
+
 def test_a_failed_write_leaves_nothing_beside(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(IsADirectoryError, match=r"taken'$"):  # not the name of the file beside

@@ -201,13 +201,23 @@ def test_a_merge_that_died_while_finishing_continues_to_the_same_bits(
         patch.setattr(target, dies)
         with pytest.raises(OSError, match="No space"):
             run_merge(config("out"), Log(quiet=True))
-    if moment == "fsync_directory":  # the merge is whole, its journal still beside
-        for own in (*(tmp_path / "out").glob("merge_[js]*"),):
-            own.unlink()
-    else:
+    if moment != "fsync_directory":
         monkeypatch.setattr(merging, "merge_tensor", lambda *_: 1 / 0)  # all are done
         run_merge(config("out"), Log(quiet=True))
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+
+
+def test_what_a_merge_leaves_before_its_first_tensor_is_no_part_of_another(
+    experts, tmp_path, monkeypatch
+):
+    pair = experts["science"], experts["math"], tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "merge_tensor", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_merge(MergeConfig(pair, shard_size=6e-5), QUIET)
+    assert len([*(tmp_path / "out.partial").glob("model-*.safetensors.partial")]) > 2
+    run_merge(MergeConfig(pair), QUIET)
+    assert not [*(tmp_path / "out").glob("*.partial")]
 
 
 def test_a_shard_that_vanished_is_merged_again(experts, tmp_path, monkeypatch):

@@ -137,12 +137,23 @@ def test_published_config_style_equals_new_style(pair):
         ({"rms_norm_eps": math.nan}, "rms_norm_eps=nan"),
         ({"rope_theta": 1}, "rope_theta=1"),
         ({"rope_theta": ""}, "rope_theta=''"),
-        ({"rope_scaling": "yarn"}, "rope_scaling='yarn': expected an object or null"),
+        (
+            {"rope_scaling": "yarn"},
+            "rope_scaling='yarn': expected an object of plain values or null",
+        ),
         ({"layer_types": 1}, "layer_types=1"),
         ({"rope_scaling": {"type": "yarn", "factor": math.nan}}, "factor=nan"),
         (
             {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e4}},
-            "rope_theta=1000000.0: its rope object says 10000.0; keep one",
+            "rope_theta=1000000.0: rope_parameters says 10000.0, too; keep one",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "default", "type": "yarn", "factor": 2}},
+            "rope_type='yarn': rope_scaling says 'default', too",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2}}},
+            "rope_parameters=.*: expected an object of plain values",
         ),
         (
             {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"type": "yarn", "factor": 2}},
@@ -176,11 +187,17 @@ def test_nulls_and_both_notations_of_the_same_rope():
     assert Qwen2Config.from_dict(config | dict.fromkeys(nulls)) == plain
     old = {"type": "yarn", "factor": 2, "rope_theta": 1e6}
     new = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e6}
+    del old["rope_theta"]  # which is at the top
     both = config | {"rope_theta": 1e6, "rope_scaling": old, "rope_parameters": new}
     assert Qwen2Config.from_dict(both) == Qwen2Config.from_dict(config | {"rope_parameters": new})
     yarn = [Qwen2Config.from_dict(config | {"rope_scaling": old | t}).yarn
             for t in ({}, {"truncate": True}, {"truncate": None})]  # fmt: skip
     assert [y.truncate for y in yarn] == [True, True, False]  # null as transformers takes it
+    null = {"rope_type": None, "type": "yarn", "factor": 2, "partial_rotary_factor": None}
+    assert Qwen2Config.from_dict(config | {"rope_scaling": null}).yarn
+    long = {"max_position_embeddings": 131072, "original_max_position_embeddings": 16384}
+    yarn = Qwen2Config.from_dict(config | long | {"rope_scaling": old}).yarn
+    assert yarn.original_max_position_embeddings == 16384  # as transformers
 
 
 def test_tensor_shapes_of_the_32b_model_sum_to_its_parameter_count():

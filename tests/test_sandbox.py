@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -294,6 +295,34 @@ def test_a_sandbox_that_is_closed_takes_the_running_program_along(box_level, tmp
     while any(map(alive, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in children if alive(pid)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sandbox_whose_owner_is_killed_leaves_nothing_behind(box_level, number):
+    program = "import os, time\nos.fork()\ntime.sleep(987)"
+    script = (
+        "import sys\nfrom tinyr1.sandbox import Sandbox\nsandbox = Sandbox(sys.argv[1])\n"
+        f"sandbox.run({program!r}, timeout_s=60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", script, box_level], cwd=ROOT)
+    wanted = 5 if box_level == "namespaces" else 4  # server, keeper, init, program and its own
+    deadline = time.monotonic() + 20
+    while len(children := descendants(owner.pid)) < wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(children) >= wanted
+    owner.send_signal(number)
+    owner.wait()
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in children if alive(pid)]
+
+
+def test_closing_a_sandbox_whose_server_was_killed_is_quiet(box_level):
+    sandbox = Sandbox(box_level)
+    os.kill(sandbox._server.pid, signal.SIGKILL)
+    with pytest.raises(SandboxUnavailable, match="its server has ended"):
+        sandbox.run("print(1)")
+    end_all()
 
 
 def test_a_server_whose_reader_is_gone_says_nothing():

@@ -541,6 +541,28 @@ def test_an_old_checkpoint_loses_its_name_before_its_files(one_rank, tiny, data,
     assert checkpoint.completed_steps(tmp_path / "run") == []
 
 
+def test_what_a_kill_left_beside_is_removed_on_resume(one_rank, tiny, data, tmp_path):
+    """An older checkpoint that was to go, and files of `write_atomic`."""
+    out = shutil.copytree(one_rank, tmp_path / "run")
+    (step,) = (out / "checkpoints").iterdir()
+    shutil.copytree(step, out / "checkpoints" / "step-000001")
+    (out / ".tokenizer.json.99.partial").touch()
+    (out / "config.json").unlink()
+    done = train(tiny, data, out, "--epochs", "2", "--keep", "1")
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in (out / "checkpoints").iterdir()] == [step.name]
+    assert not [*out.glob(".*")]
+
+
+def test_what_gloo_says_of_this_machine_is_not_another_ranks(tiny, data, tmp_path):
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "nonesuch"}
+    arguments = ["--model", tiny, "--data", data, "--out", tmp_path / "run", *SMALL.split()]
+    done = run("train.py", "coding", *arguments, env=environment)
+    assert done.returncode != 0
+    assert "another rank" not in done.stderr
+    assert "nonesuch" in done.stderr
+
+
 @pytest.mark.parametrize("damage", ["settings", ".metadata"])
 def test_a_damaged_checkpoint_is_named(one_rank, tiny, data, tmp_path, damage):
     shutil.copytree(one_rank, tmp_path / "run")
@@ -557,7 +579,9 @@ def test_a_damaged_checkpoint_is_named(one_rank, tiny, data, tmp_path, damage):
 @pytest.mark.parametrize(
     "name", ["offsets.npy", "target_counts.npy", "ids.json", "meta.json", "tokens.bin"]
 )
-@pytest.mark.parametrize("content", [b"", b"{}", b"x" * 3000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"x" * 3000, b"\x93NUMPY\x01\x00v\x00{'descr': (<i8', " + b" " * 200]
+)
 def test_a_damaged_cache_is_made_again(tiny, data, tmp_path, name, content):
     rendering = Rendering(Tokenizer(tiny), max_len=128)
     whole = build_corpus((data,), rendering, tmp_path, QUIET)
@@ -570,6 +594,17 @@ def test_a_damaged_cache_is_made_again(tiny, data, tmp_path, name, content):
         whole.meta,
         whole.target_counts,
     )
+
+
+def test_a_cache_holds_nothing_that_is_refused_now(tiny, data, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    build_corpus((data,), Rendering(Tokenizer(folder), 128), tmp_path, QUIET)
+    generation = folder / "generation_config.json"
+    ends = json.loads(generation.read_text())["eos_token_id"]
+    unknown = Tokenizer(folder).special("<think>")
+    generation.write_text(json.dumps({"eos_token_id": [ends, unknown]}))
+    with pytest.raises(UserError, match="contains '<think>'"):
+        build_corpus((data,), Rendering(Tokenizer(folder), 128), tmp_path, QUIET)
 
 
 def test_what_one_rank_meets_is_no_traceback_on_the_others(tiny, data, tmp_path):

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 
 from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import fsync_directory, read_object, write_json
+from tinyr1.files import fsync_directory, read_object, remove_torn, write_json
 from tinyr1.model import Qwen2
 from tinyr1.ranks import Ranks
 from tinyr1.weights import CheckpointWriter, TensorSpec, copy_side_files
@@ -50,7 +50,7 @@ def completed_steps(out: Path) -> list[int]:
     """Steps with a whole checkpoint, in order."""
     folder = out / "checkpoints"
     found = folder.glob("step-*/meta.json") if folder.is_dir() else []
-    names = (re.fullmatch(r"step-(\d{6,})", path.parent.name) for path in found)
+    names = (re.fullmatch(r"step-(\d{6}|[1-9]\d{6,})", path.parent.name) for path in found)
     return sorted(int(name[1]) for name in names if name)  # copies that people made are theirs
 
 
@@ -68,6 +68,7 @@ class Saver:
         if ranks.is_main:
             for torn in (out / "checkpoints").glob("*.partial"):  # of a process that was killed
                 shutil.rmtree(torn, ignore_errors=True)
+            self._prune()
         self._writing: Future[None] | None = None
 
     def save(
@@ -102,8 +103,12 @@ class Saver:
                 _remove(final)
             os.replace(partial, final)
             fsync_directory(final.parent)
-            for old in completed_steps(self.out)[: -self.keep]:
-                _remove(step_path(self.out, old))
+            self._prune()
+
+    def _prune(self) -> None:
+        """Keep the newest checkpoints only."""
+        for old in completed_steps(self.out)[: -self.keep]:
+            _remove(step_path(self.out, old))
 
     def wait(self) -> None:
         """Return when nothing is being written any more; RunStopped if it failed."""
@@ -150,6 +155,7 @@ def export(model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ran
     parameters = dict(model.named_parameters())
     writer = None
     if ranks.is_main:
+        remove_torn(out)
         specs = {name: TensorSpec(tuple(p.shape), dtype) for name, p in parameters.items()}
         writer = CheckpointWriter(out, specs)
     for name, parameter in parameters.items():

@@ -102,9 +102,9 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
     r = rendering
     key = hash_json(
         {
-            "version": 1,
+            "version": 2,
             "data": hash_files(list(data)),
-            "tokenizer": r.tokenizer.fingerprint(),
+            "tokenizer": [r.tokenizer.fingerprint(), *r.tokenizer.end_markers],
             "template": [r.template, r.think_in, r.require_think],
             "max_len": r.max_len,
         }
@@ -133,7 +133,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether a cache can be read and its files agree; one that was damaged is made again."""
     try:
         return Corpus(folder).is_consistent()
-    except (UserError, OSError, ValueError, TypeError, EOFError):
+    except Exception:  # numpy reads a header as Python, which fails in as many ways
         return False
 
 

@@ -55,6 +55,12 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     fsync_directory(path.parent)
 
 
+def remove_torn(folder: Path) -> None:
+    """Remove what processes that were killed in `write_atomic` left in a folder."""
+    for torn in folder.glob(".*.partial"):
+        torn.unlink()
+
+
 def _encoded(text: str) -> bytes:
     """UTF-8; of a file name that is none, the odd bytes as JSON would write them: \\udcff."""
     return text.encode(errors="backslashreplace")
@@ -159,7 +165,8 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self.path):  # it writes what an `append` could not
+            self._file.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -179,7 +186,10 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; UserError when another one writes into it."""
+    """Hold `folder` for this process; UserError when another one writes into it.
+
+    What a process that was killed in `write_atomic` left there is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -187,6 +197,7 @@ def owned(folder: Path) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another process is writing into it; wait for it") from None
+        remove_torn(folder)
         yield
     finally:
         os.close(fd)

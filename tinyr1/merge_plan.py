@@ -285,11 +285,9 @@ class Merge:
             faults += differences(self.left, other)
             theirs = _config(other)
             for key, default in (("model_type", None), ("tie_word_embeddings", False)):
-                if theirs.get(key, default) != mine.get(key, default):
-                    faults.append(
-                        f"{other.path}: {key}={theirs.get(key, default)}, "
-                        f"{self.left.path} has {mine.get(key, default)}"
-                    )
+                his, left = (config.get(key) or default for config in (theirs, mine))
+                if his != left:
+                    faults.append(f"{other.path}: {key}={his}, {self.left.path} has {left}")
             sizes = theirs.get("vocab_size"), mine.get("vocab_size")
             if sizes[0] != sizes[1]:
                 faults.append(
@@ -439,13 +437,8 @@ def plan_lines(merge: Merge) -> list[str]:
 
 def warn_differences(merge: Merge, log: Log) -> None:
     """Warn where a tokenizer or a setting that shapes the outputs is not Left's."""
-    keys = (
-        "num_attention_heads",
-        "num_key_value_heads",
-        "rope_theta",
-        "rope_scaling",
-        "rms_norm_eps",
-    )
+    keys = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta")
+    keys += ("rope_scaling", "rope_parameters")
     mine = _config(merge.left)
     for other in merge.inputs:
         theirs = _config(other)

@@ -3,7 +3,7 @@
     a checked Merge -> OUT.partial, tensor by tensor -> OUT with merge_report.json
 
 Arcee Fusion and element-wise methods stream rows from the mapped inputs into the output, several
-tensors at a time; other methods hold one whole tensor. A run that was killed continues with the
+tensors at a time; other methods hold whole tensors. A run that was killed continues with the
 tensors that it had not finished. Under torchrun every rank merges its share of the tensors into
 the same files. Threads, ranks and interruptions change no bit of the result.
 """
@@ -243,10 +243,11 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     if config.dry_run:
         return
     started = time.perf_counter()
-    with ranks.owning(merge.partial), ranks.listening():
+    with ranks.owning(merge.partial):
         if ranks.world_size > 1:
             ranks.connect(gpu=config.device == "cuda", patience=timedelta(days=7))
-        _merge_into(merge.partial, merge, ranks, log)
+        with ranks.listening():
+            _merge_into(merge.partial, merge, ranks, log)
     took = time.perf_counter() - started
     log.say(f"merged {len(merge.specs)} tensors in {took:.1f} s: {merge.out}")
 
@@ -254,14 +255,14 @@ def run_merge(config: MergeConfig, log: Log) -> None:
 def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
     """Fill OUT.partial and give it its name. The main rank begins and ends, all merge."""
     if ranks.is_main:
-        for torn in partial.glob(".*.partial"):  # of a process that was killed while writing it
-            torn.unlink()
-        entries = _entries(partial.glob("merge_journal*.jsonl"))
-        _check_same_merge(partial / "merge_state.json", merge, begun=bool(entries))
+        entries = _begun(partial, merge)
         # The journal vouches for bytes in shards that are still there, and for no others. It says
         # so before new shards are made, or a crash in between would make them pass for old ones.
         there = CheckpointWriter(partial, merge.specs, merge.shard_bytes, True, merge.layout)
-        kept = {n: e for n, e in entries.items() if there.shards[n] in there.kept}
+        kept = {n: e for n, e in entries.items() if there.shards.get(n) in there.kept}
+        for path in partial.glob("*.safetensors.partial"):  # of a layout that was not begun
+            if path.stem not in there.shards.values():
+                path.unlink()
         write_jsonl(partial / DONE_NAME, [{"name": n, **e} for n, e in kept.items()])
         for journal in partial.glob("merge_journal.*.jsonl"):
             journal.unlink()
@@ -297,11 +298,14 @@ def _entries(journals: Iterable[Path]) -> dict[str, Entry]:
     return rows
 
 
-def _check_same_merge(state: Path, merge: Merge, begun: bool) -> None:
-    """OUT.partial may only be continued by the merge that began it, on unchanged inputs.
+def _begun(partial: Path, merge: Merge) -> dict[str, Entry]:
+    """The entries of what earlier runs did; UserError where they were another merge's.
 
-    Whether NaN is allowed does not matter: no tensor with NaN is done without it.
+    The inputs must be unchanged. Whether NaN is allowed does not matter: no tensor with NaN is done
+    without it.
     """
+    state, report = partial / "merge_state.json", partial / "merge_report.json"
+    entries = _entries(partial.glob("merge_journal*.jsonl"))
     stamps = [
         [shard, (m.path / shard).stat().st_mtime_ns]
         for m in merge.inputs
@@ -309,20 +313,25 @@ def _check_same_merge(state: Path, merge: Merge, begun: bool) -> None:
     ]
     same = {k: v for k, v in merge.identity().items() if k != "allow_nonfinite"}
     mine = {"merge": same, "shards": stamps, "shard_size": merge.config.shard_size}
-    if not state.exists() and any(state.parent.iterdir()):
-        raise UserError(f"{state.parent}: is no unfinished merge; choose another OUT")
-    if not begun or not state.exists():
-        write_json(state, mine)
-    elif read_object(state) != mine:
+    if not state.exists() and report.exists():  # `_finish` did not get to its last line
+        before = read_object(report)
+        matches, entries = before.get("merge") == merge.identity(), before.get("tensors", {})
+    elif not state.exists() and any(partial.iterdir()):
+        raise UserError(f"{partial}: is no unfinished merge; choose another OUT")
+    else:
+        matches = not entries or read_object(state) == mine
+    if not matches:
         raise UserError(
-            f"{state.parent}: holds an unfinished merge of other inputs or options; remove it"
+            f"{partial}: holds an unfinished merge of other inputs or options; remove it"
         )
+    write_json(state, mine)
+    return entries
 
 
 def _write_tensors(merge: Merge, partial: Path, ranks: Ranks, log: Log) -> None:
     """Merge this rank's share of the tensors that the journals do not have, largest first."""
     done = _entries([partial / DONE_NAME])
-    share = _share(merge, [n for n in merge.specs if n not in done], ranks)
+    share = ranks.share({n: s.byte_count for n, s in merge.specs.items() if n not in done})
     with (
         Journal(partial / f"merge_journal.{ranks.rank:05d}.jsonl") as journal,
         _writer(merge, partial, resume=True) as writer,
@@ -375,18 +384,6 @@ def nonfinite_tensors(merge: Merge) -> list[str]:
     ]
 
 
-def _share(merge: Merge, names: Iterable[str], ranks: Ranks) -> list[str]:
-    """This rank's tensors: each goes, largest first, to the rank that has the fewest bytes."""
-    loads = [0] * ranks.world_size
-    mine: list[str] = []
-    for name in sorted(names, key=lambda n: -merge.specs[n].byte_count):
-        rank = loads.index(min(loads))
-        loads[rank] += merge.specs[name].byte_count
-        if rank == ranks.rank:
-            mine.append(name)
-    return mine
-
-
 def _finish(partial: Path, merge: Merge) -> None:
     """Name the shards, add the other files, and give the directory its name last."""
     entries = _entries(partial.glob("merge_journal*.jsonl"))
@@ -397,10 +394,10 @@ def _finish(partial: Path, merge: Merge) -> None:
     copy_side_files(merge.left.path, partial, main_dtype(merge))
     write_card(partial, report)
     write_json(partial / "merge_report.json", report)
+    # From here on the report, which has the journals' entries, says what was done.
+    for own in (partial / "merge_state.json", *partial.glob("merge_journal*.jsonl")):
+        own.unlink()
     if merge.out.exists():
         merge.out.rmdir()  # empty, or we would not be here
     os.replace(partial, merge.out)
     fsync_directory(merge.out.parent)
-    # Only now: without these a merge that was cut short could not be continued.
-    for own in (*merge.out.glob("merge_journal*.jsonl"), merge.out / "merge_state.json"):
-        own.unlink()

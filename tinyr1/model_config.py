@@ -11,6 +11,7 @@ from typing import Any
 from tinyr1.errors import UserError
 from tinyr1.files import read_object
 
+ROPE_AT_TOP = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
 LARGEST_SIZE, LARGEST_DEPTH, LARGEST_NUMBER = 1 << 24, 10_000, 1e12
 
 
@@ -124,27 +125,27 @@ def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     UserError where two places say different things.
     """
-    said = {"rope_theta": raw.get("rope_theta")}
-    objects = {name: raw.get(name) for name in ("rope_scaling", "rope_parameters")}
+    top = {key: raw[key] for key in ROPE_AT_TOP if raw.get(key) is not None}
     found: list[dict[str, Any]] = []
-    for name, value in objects.items():
-        if value is not None and not isinstance(value, Mapping):
-            raise UserError(f"{where}: {name}={value!r}: expected an object or null")
-        if value:
-            kind = value.get("rope_type", value.get("type"))  # the new name or the old one
-            found.append({k: v for k, v in value.items() if k != "type"} | {"rope_type": kind})
+    for name in ("rope_scaling", "rope_parameters"):
+        value = raw.get(name) or {}
+        if not isinstance(value, Mapping) or any(isinstance(v, Mapping) for v in value.values()):
+            raise UserError(
+                f"{where}: {name}={value!r}: expected an object of plain values or null"
+            )
+        mine = {k: v for k, v in value.items() if v is not None or k == "truncate"}
+        old_name = {"rope_type": mine.pop("type")} if "type" in mine else {}
+        for key, said in (top | old_name).items():
+            if mine.setdefault(key, said) != said:
+                raise UserError(
+                    f"{where}: {key}={said!r}: {name} says {mine[key]!r}, too; keep one"
+                )
+        found += [mine] if value else []
     if len(found) == 2 and found[0] != found[1]:
         raise UserError(
             f"{where}: rope_scaling={found[0]}: differs from rope_parameters={found[1]}"
         )
-    for key, value in found[0].items() if found else ():
-        if said.get(key) is None:
-            said[key] = value
-        elif value not in (None, said[key]):
-            raise UserError(
-                f"{where}: {key}={said[key]!r}: its rope object says {value!r}; keep one"
-            )
-    return said
+    return found[0] if found else top
 
 
 def _rope_type(rope: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -94,9 +94,19 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # gloo has no class of its own for it
-            if not re.search(r"gloo|(closed|reset) by peer", str(error), re.IGNORECASE):
+            if not re.search("(closed|reset) by peer|broken pipe", str(error), re.IGNORECASE):
                 raise
             raise RunStopped("another rank has ended; its message says why") from None
+
+    def share(self, sizes: Mapping[str, int]) -> list[str]:
+        """This rank's part of some work: each goes, largest first, to whom has the least."""
+        loads, mine = [0] * self.world_size, list[str]()
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            rank = loads.index(min(loads))
+            loads[rank] += sizes[name]
+            if rank == self.rank:
+                mine.append(name)
+        return mine
 
 
 class StopSignal:

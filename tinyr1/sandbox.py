@@ -11,6 +11,7 @@ What it is not: a defence against bugs of the kernel, or against timing side cha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -118,7 +119,7 @@ class Sandbox:
                 server.stdin.flush()
                 (size,) = struct.unpack("<I", server.stdout.read(4))
                 return json.loads(server.stdout.read(size))
-            except (OSError, struct.error):
+            except (OSError, ValueError, struct.error):  # ValueError: closed by another thread
                 raise SandboxUnavailable(f"sandbox={self.level}: its server has ended") from None
 
     @property
@@ -127,15 +128,18 @@ class Sandbox:
 
     def close(self) -> None:
         """End the server and with it whatever still runs."""
-        self._server.terminate()  # its last act is to end the program at work
+        server = self._server
+        assert server.stdin is not None
+        assert server.stdout is not None
+        with contextlib.suppress(OSError):  # of a server that has ended
+            server.stdin.close()  # which it watches: it ends the program at work, then itself
         try:
-            self._server.wait(5)
+            server.wait(5)
         except subprocess.TimeoutExpired:
-            self._server.kill()
-            self._server.wait()
-        for pipe in (self._server.stdin, self._server.stdout):
-            if pipe is not None and not pipe.closed:
-                pipe.close()
+            server.kill()
+            server.wait()
+        with contextlib.suppress(OSError):
+            server.stdout.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_server"):

@@ -86,7 +86,6 @@ def die_with_parent() -> None:
 
 def keeper(job: Job, out_fd: int, status_fd: int) -> NoReturn:
     """Enter new namespaces, start init in them and wait for it."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server's handler
     os.setsid()
     die_with_parent()
     if job["level"] == "rlimits":
@@ -132,12 +131,21 @@ def init(job: Job, out_fd: int, status_fd: int) -> NoReturn:
         os.close(status_fd)
         program(job, out_fd)
     os.close(out_fd)
+    # A program that outlives its time has lost its server: SIGKILL came between a fork and a prctl.
+    signal.signal(signal.SIGALRM, lambda *_: end_group())
+    signal.alarm(int(job["timeout_s"]) + 5)
     while True:
         ended, status = os.wait()
         if ended == pid:
             break
     os.write(status_fd, f"X{os.waitstatus_to_exitcode(status)}".encode())
     os._exit(0)
+
+
+def end_group() -> NoReturn:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)  # process 1 of a pid namespace cannot kill itself
 
 
 def build_root() -> None:
@@ -182,7 +190,6 @@ def give_up_privileges(user: int) -> None:
         header, data = struct.pack("Ii", 0x20080522, 0), bytes(24)
         call("capset", header, data)
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    die_with_parent()  # again: changing the user cleared it
 
 
 def program(job: Job, out_fd: int) -> NoReturn:
@@ -201,6 +208,7 @@ def program(job: Job, out_fd: int) -> NoReturn:
         os.close(3)
     if job["level"] == "namespaces":
         give_up_privileges(job["user"])
+    die_with_parent()  # now: a change of the user would clear it
     limits = {
         resource.RLIMIT_AS: job["memory_mb"] << 20,
         resource.RLIMIT_CPU: int(job["timeout_s"]) + 1,
@@ -258,35 +266,17 @@ def run(job: Job) -> int:
 # ---------------------------------------------------------------- the server
 
 
-running: list[int] = []  # the keeper of the job at work
-
-
-def end_job(pid: int) -> None:
-    """End a job by its keeper; in case of rlimits, everything in the program's session."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # not yet a group of its own
-        os.kill(pid, signal.SIGKILL)
-
-
-def end_server(number: int, frame: Any) -> NoReturn:
-    for pid in running:
-        end_job(pid)
-    os._exit(0)
-
-
-def serve_job(job: Job) -> dict[str, Any]:
-    """Run one job; returns the reply."""
+def serve_job(job: Job, jobs: int, replies: int) -> dict[str, Any]:
+    """Run one job; returns the reply. Where `jobs` closes meanwhile, nobody wants it any more."""
     out_read, out_write = os.pipe()
     status_read, status_write = os.pipe()
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        os.close(out_read)
-        os.close(status_read)
+        for fd in (out_read, status_read, jobs, replies):
+            os.close(fd)
         keeper(job, out_write, status_write)
         os._exit(1)
-    running.append(pid)
     os.close(out_write)
     os.close(status_write)
     deadline = started + job["timeout_s"]
@@ -294,8 +284,8 @@ def serve_job(job: Job) -> dict[str, Any]:
     waiting = {out_read, status_read}
     while waiting:
         left = deadline - time.monotonic()
-        ready = select.select(list(waiting), [], [], max(left, 0))[0]
-        if not ready:
+        ready = select.select([*waiting, jobs], [], [], max(left, 0))[0]
+        if not ready or jobs in ready:
             timed_out = True
             break
         for fd in ready:
@@ -311,8 +301,10 @@ def serve_job(job: Job) -> dict[str, Any]:
             break
         if job["level"] == "rlimits" and status_read not in waiting:
             break  # a process that the program left behind may hold the pipe open for ever
-    end_job(pid)
-    running.remove(pid)
+    try:  # in case of rlimits: everything in the program's session
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(out_read)
     os.close(status_read)
@@ -336,9 +328,7 @@ def read_exactly(fd: int, count: int) -> bytes:
 
 
 def main() -> NoReturn:
-    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, end_server)
     jobs, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -347,7 +337,8 @@ def main() -> NoReturn:
     sys.set_int_max_str_digits(50_000)  # as LiveCodeBench's evaluator
     while True:
         (size,) = struct.unpack("<I", read_exactly(jobs, 4))
-        reply = json.dumps(serve_job(json.loads(read_exactly(jobs, size)))).encode()
+        job = json.loads(read_exactly(jobs, size))
+        reply = json.dumps(serve_job(job, jobs, replies)).encode()
         data = struct.pack("<I", len(reply)) + reply
         try:
             while data:

@@ -259,11 +259,12 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     for line in describe(config, prepared.corpus, prepared.plan):
         log.say(line)
     # First --out, then the others: who has to end here lets nobody wait.
-    with ranks.owning(out), ranks.listening():
+    with ranks.owning(out):
         ranks.connect()
         stop = StopSignal()
         try:
-            _train(config, prepared, ranks, log, stop)
+            with ranks.listening():
+                _train(config, prepared, ranks, log, stop)
             ranks.barrier()  # nobody leaves while another still talks
         finally:
             stop.restore()

@@ -351,7 +351,7 @@ def trajectory(
 def check_trajectory(mine: dict[str, Any], theirs: dict[str, Any], out: Path) -> None:
     """UserError naming the first setting in which the checkpoints of `out` differ."""
     for name, value in mine.items():
-        if theirs.get(name) != value:
+        if str(theirs.get(name)) != str(value):  # infinity was written as a number once
             how = CHANGED_BY.get(name, "")
             raise UserError(
                 f"{name}={value}{how}: the checkpoints in {out} were made with "

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from tinyr1.answer import last_box
+from tinyr1.graders.units import unit_symbol
 
 MAX_BITS = 10_000  # a number beyond this stays text: no answer needs it, and none must hang us
 MAX_LENGTH, MAX_DEPTH = 1000, 30  # an answer beyond these is compared as text
@@ -28,7 +29,10 @@ class Quantity(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Ordered elements between brackets: a tuple, an interval, a row, or (name `=`) an equation."""
+    """Ordered elements between brackets: a tuple, an interval, a row.
+
+    Of kind `=` an equation, of kind `name` one that only gives its right side a name.
+    """
 
     kind: str
     parts: tuple[object, ...]
@@ -44,6 +48,7 @@ _TEXT = re.compile(
 _COLOUR = re.compile(r"\\(?:color|textcolor)\s*\{[^{}]*\}")
 _WORDS = str.maketrans("−–∞π×·≤≥°，", "--∞π×·≤≥°,")
 _SYNONYMS = (
+    (r"\{,\}|,\\! *", ","),
     (r"\\[dt]frac", r"\\frac"),
     (r"\\geq?(?![a-z])|≥|\\geqslant", ">="),
     (r"\\leq?(?![a-z])|≤|\\leqslant", "<="),
@@ -53,47 +58,37 @@ _SYNONYMS = (
     (r"\\infty|∞", "INF"),
     (r"π", r"\\pi "),
     (r"\\%|%", r"\\pct "),
+    (r"\\\$\s*(-?[\d.,]*\d)", r"\1\\text{ dollar}"),
     (r"\\\$|\$", ""),
+    ("²", "^2"),
+    ("³", "^3"),
+    (r"∈", r"\\in "),
     (r"\\[()\[\]]", ""),
-    (r"\{,\}|,\\!", ","),
 )
-# A unit's spellings, each with or without an s at its end, and what they are compared as.
-_SPELLINGS = """
-    m: meter metre | cm: centimeter centimetre | mm: millimeter millimetre | km: kilometer kilometre
-    in: inch inche | ft: foot feet | yd: yard | mi: mile | nm dm
-    g: gram | kg: kilogram | mg: milligram | lb: pound | oz: ounce | ton
-    l: liter litre | ml: milliliter millilitre | gal: gallon | cup
-    s: sec second | ms: millisecond | min: minute | h: hr hour | day week month year am pm
-    mi/h: mph | km/h: kmh kmph kph | rpm hz v w j n k c f pa
-    sq: square | cu: cubic | /: per | \\deg: degree | \\pct: percent | usd eur dollar cent yen
-    unit men way
-"""
-_UNITS = {
-    word: symbol or word
-    for entry in re.split(r"[|\n]", _SPELLINGS)
-    for symbol, _, words in [entry.strip().rpartition(": ")]
-    for word in (*words.split(), *symbol.split())
-}
-# Any other noun of some length is a unit, too, where a space stands before it, but not what makes
-# another number of the number: `5 million`, `3 tens`, `2 squared`, `45 sin`, `3 theta`.
-_NO_NOUN = re.compile(
-    "(hundred|thousand|[a-z]*illion|lakh|crore)(th)?s?|dozens?|scores?|gross|half|halves|tens|"
-    "(third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth)s?|"
-    "zero|three|four|five|seven|eight|nine|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
-    "(twen|thir|for|fif|six|seven|eigh|nine)t(y|ies)|"
-    "squared|cubed|factorial|times|plus|minus|over|below|above|under|base|choose|modulo|sqrt|root|"
-    "(arc)?(sin|cos|tan)h?|infinity|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega"
+# The left side of an equation that says only what the right side is: names, or a sum of some. Of
+# |S| and sin A, with capital letters, and of norms it is the value that is asked for; |x| = 5 and
+# sin x = 5 are equations to be solved.
+_GREEK = (
+    "[Aa]lpha|[Bb]eta|[Gg]amma|[Dd]elta|(?:var)?epsilon|zeta|eta|(?:var)?[Tt]heta|iota|kappa|[Ll]ambda|"
+    "mu|nu|[Xx]i|[Pp]i|(?:var)?rho|[Ss]igma|tau|[Uu]psilon|(?:var)?[Pp]hi|chi|[Pp]si|[Oo]mega|ell"
 )
-# What makes more of the left side of an equation than a name: sin x = 5 and |x| = 5 are not x = 5.
-# Of what has a capital letter (an angle, a set) it is the value that is asked for.
-_FUNCTION = "(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt"
-_OF_CAPITALS = re.compile(
-    r"(?:\||\\lvert|\\vert)[A-Z]+(?:\\c[au]p[A-Z]+)*(?:\||\\rvert|\\vert)|"
-    rf"\\?(?:{_FUNCTION})(?:[A-Z]|\\angle[A-Z]+|\([A-Z]\))$"
+_TERM = re.compile(
+    r"\s*[+-]?\s*(?:(?P<word>[A-Za-zΑ-Ωα-ω]+)|"
+    rf"\\(?:{_GREEK}|(?:measured)?angle|triangle|Pr|gcd|lcm|det|dim|min|max)(?![A-Za-z])|"
+    r"\\(?:overline|overrightarrow|vec|(?:wide)?hat|bar|tilde|mathbb|mathcal)\s*(?:\{[^{}]*\}|[A-Za-z])|"
+    r"\\(?:sin|cos|tan|cot|sec|csc)\s*(?:[A-Z](?![a-z])|\\angle\s*[A-Z]+|\([A-Z]\))|"
+    r"(?:\||\\l?vert)\s*[A-Z]+(?:\s*\\c[au]p\s*[A-Z]+)*\s*(?:\||\\r?vert)|"
+    r"(?:\\\||\\l?Vert)[^|^*/]*(?:\\\||\\r?Vert))"
+    r"(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\s*\{-1\}(?=\())?\s*(?P<arguments>\((?:[^()]|\([^()]*\))*\))?\s*"
 )
 _NO_NAME = re.compile(
-    rf"[|≠]|\\(?:frac|sqrt|ne|[bp]?mod|equiv|l?vert|lceil|lfloor|{_FUNCTION})|"
-    rf"^(?:{_FUNCTION})(?:[xyz]?$|[(\\_^|]|alpha|beta|theta|phi)"
+    "((arc)?(sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt)[xyz]?|root|twice|thrice|half|double|"
+    "triple|third|quarter|squared?|cubed?|floor|ceil(ing)?|round|not|mod(ulo)?|over|times|plus|minus|"
+    "per|percent|negative|inverse|reciprocal|opposite"
+)
+_OF_ARGUMENTS = re.compile(
+    "[fghpqrα-ω]|[A-ZΑ-Ω].*|gcd|lcm|area|perimeter|volume|vol|length|dist|prob|var|cov|det|rank|dim|"
+    "tr|deg|max|min|ord|card"
 )
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
@@ -147,24 +142,35 @@ def _parse(text: str) -> Value:
     wrapper = _TEXT.fullmatch(text)
     if wrapper:
         return _parse(wrapper[1])
+    text = re.sub(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*", "", text)  # x in an interval
     if r"\begin" in text:
         return _parse_matrix(text)
     unions = _split(text, r"\cup")
     if len(unions) > 1:
         return _union([_parse(part) for part in unions])
-    if _THOUSANDS.fullmatch(text):
-        return _parse_single(re.sub("[, ]", "", text))
+    number, rest = _thousands(text)
+    if number:
+        return _parse_single(number + rest)
     parts = [p for piece in _split(text, ",") for p in _split_words(piece)]
     if len(parts) > 1:
         return _list([_parse(part) for part in parts if part.strip()])
     sides = _split(text, "=")
     if len(sides) == 2 and text[text.find("=") - 1] not in "<>":
-        return Group("=", (_plain(sides[0]), _parse(sides[1])))
+        kind = "name" if _names_something(sides[0]) else "="
+        return Group(kind, (_plain(sides[0]), _parse(sides[1])))
     if text.startswith(r"\pm") and text.count(r"\pm") == 1:
         value = _parse(text.removeprefix(r"\pm"))
         negative = _parse("-" + text.removeprefix(r"\pm").strip())
         return _list([value, negative])
     return _parse_bracketed(text) or _parse_single(text)
+
+
+def _thousands(text: str) -> tuple[str, str]:
+    """`1,234 cm` -> ("1234", " cm"); ("", text) where it does not begin so, or is a list."""
+    match = re.match(rf"({_THOUSANDS.pattern})(?![\d,.])", text)
+    if match is None or "," in text[match.end() :] or re.match(r"\s*[\d.]", text[match.end() :]):
+        return "", text
+    return re.sub("[, ]", "", match[1]), text[match.end() :]
 
 
 def _split_words(text: str) -> list[str]:
@@ -223,30 +229,20 @@ def _split_unit(text: str) -> tuple[str, str]:
     """`10\\text{ cm}^2` -> ("10", "cm2"); a unit is a word after a number."""
     match = re.fullmatch(
         r"(?P<body>.*?[\d})])\s*(?:"
-        r"(?P<mark>\\deg|\\pct)|"
-        r"\\(?:text|mbox|mathrm|rm|textrm)\s*\{\s*(?P<text>[A-Za-z][A-Za-z ./°]*)\s*\}|"
-        r"(?P<word>[A-Za-z]{2,}(?: [A-Za-z]{2,}|/[A-Za-z]+)*)"
+        r"(?P<mark>\\deg(?:\s*[CF])?|\\pct)|"
+        r"\\(?:text|mbox|mathrm|rm|textrm)\s*\{\s*(?P<text>[A-Za-z](?:[A-Za-z ./]|\^\d)*)\}|"
+        r"(?P<word>(?:[A-Za-z]{2,}|m(?=/s\b))(?: [A-Za-z]{2,}|/[A-Za-z]+)*)"
         r")\s*(?:\^\s*\{?(?P<power>\d)\}?)?\s*",
         text,
     )
     if match is None:
         return text, ""
-    unit = (match["mark"] or match["text"] or match["word"]).strip().lower()
+    if match["mark"]:
+        return match["body"], match["mark"].replace(" ", "")
+    words = re.findall(r"[A-Za-z]+(?:\^\d)?|/", match["text"] or match["word"])
     attached = bool(match["word"]) and text[match.start("word") - 1] != " "
-    symbols = [_unit(word, attached) for word in re.findall(r"\\?[a-z]+|/", unit)]
-    if not all(symbols):
-        return text, ""
-    return match["body"], re.sub(" ?/ ?", "/", " ".join(symbols)) + (match["power"] or "")
-
-
-def _unit(word: str, attached: bool) -> str:
-    """What a word after a number is compared as if it is a unit; "" for one that is none."""
-    if word.startswith("\\") or word == "/":
-        return word
-    single = word.removesuffix("s")
-    known = _UNITS.get(word) or _UNITS.get(single, "")
-    noun = len(word) > 3 and not attached and not _NO_NOUN.fullmatch(word)
-    return known or (single if noun else "")
+    unit = unit_symbol(words, attached)
+    return (match["body"], unit + (match["power"] or "")) if unit else (text, "")
 
 
 def _plain(text: str) -> str:
@@ -274,25 +270,32 @@ def _equal(gold: Value, given: Value) -> bool:
     if isinstance(gold, frozenset) and isinstance(given, frozenset):
         return len(gold) == len(given) and _equal_unordered(tuple(gold), tuple(given))
     # `x = 5` and `m + n = 5` answer 5; `2x = 5` and `x^2 = 5` do not.
-    if isinstance(given, Group) and given.kind == "=" and not _is_equation(gold):
-        return _names_something(str(given.parts[0])) and _equal(gold, given.parts[1])
-    if isinstance(gold, Group) and gold.kind == "=" and not _is_equation(given):
-        named = re.fullmatch(r"\\?[A-Za-z]+(?:_\w|_\{\w+\})?(?:\([a-z]\))?", str(gold.parts[0]))
-        return bool(named) and _equal(gold.parts[1], given)
+    if isinstance(given, Group) and given.kind == "name" and not _is_equation(gold):
+        return _equal(gold, given.parts[1])
+    if isinstance(gold, Group) and gold.kind == "name" and not _is_equation(given):
+        return not re.search("[+-]", str(gold.parts[0])) and _equal(gold.parts[1], given)
     return isinstance(gold, str) and gold == given
 
 
 def _names_something(left: str) -> bool:
     """Whether the left side of an equation is a name, or a sum of some, without coefficients."""
-    left = _OF_CAPITALS.sub("S", left)
-    bare = re.sub(r"_\{[^{}]*\}|_\w|\([^()]*\)", "", left)  # x_1, f(2)
-    plain = re.fullmatch(r"(?!-)[^\d^!/*<>]*[A-Za-z][^\d^!/*<>]*", bare)
-    return bool(plain) and not _NO_NAME.search(left)
+    left = _TEXT.sub(r" \1 ", left).strip()
+    at = 0
+    while at < len(left):
+        term = _TERM.match(left, at)
+        word, arguments = (term["word"] or "", term["arguments"]) if term else ("", None)
+        if term is None or _NO_NAME.fullmatch(word.lower()):
+            return False
+        if word and arguments and not _OF_ARGUMENTS.fullmatch(word):
+            return False
+        at = term.end()
+    return left != "" and left[0] not in "+-"
 
 
 def _is_equation(value: Value) -> bool:
     return isinstance(value, Group) and (
-        value.kind == "=" or (value.kind == "list" and any(_is_equation(p) for p in value.parts))
+        value.kind in ("=", "name")
+        or (value.kind == "list" and any(_is_equation(p) for p in value.parts))
     )
 
 

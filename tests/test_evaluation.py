@@ -1,6 +1,7 @@
 """evaluate.py from tasks to report, and its exits."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -109,6 +110,7 @@ def test_compare_prints_paired_differences(evaluated):
         ("results.json", {"tasks": {"m": {"pass_at_1": "x", "question_se": 0}}}, "no tasks with"),
         ("results.json", {"tasks": {"m": {"pass_at_1": 1}}}, "no tasks with pass_at_1 and quest"),
         ("results.json", {"tasks": []}, "no tasks with"),
+        ("results.json", {"tasks": {"m": {"pass_at_1": math.nan, "question_se": 0}}}, "no tasks"),
         ("grades.jsonl", {"correct": True}, "grades.jsonl:1: expected task, id and correct"),
         ("grades.jsonl", {"task": "m", "id": 1, "correct": True}, "expected task, id and correct"),
         ("grades.jsonl", {"task": "m", "id": "1", "correct": 1}, "expected task, id and correct"),

@@ -350,7 +350,8 @@ def compare(config: EvalConfig, log: Log) -> None:
 def _finished_tasks(folder: Path) -> dict[str, Any]:
     tasks = read_object(folder / "results.json").get("tasks")
     if not isinstance(tasks, dict) or not all(
-        isinstance(t, dict) and all(type(t.get(k)) in (int, float) for k in FIGURES)
+        isinstance(t, dict)
+        and all(type(t.get(k)) in (int, float) and math.isfinite(t[k]) for k in FIGURES)
         for t in tasks.values()
     ):
         raise UserError(

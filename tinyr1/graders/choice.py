@@ -1,8 +1,9 @@
 """Multiple choice (GPQA-Diamond): which letter an answer settles on.
 
-In this order: the last box; the last stated form ("Answer: C", "the correct choice is (C)"); a
-line that is nothing but a letter. Two different letters in one place are no answer, and the
-English article "a" is none: only a letter that is marked as one counts.
+In this order: the last box; the last stated form ("Answer: C", "the correct choice is (C)"), then
+its reverse ("(C) is the correct answer"); a last line that begins with a letter and a mark, or a
+line that is nothing but a letter. Two different letters in one place are no answer, and the English
+article "a" is none: only a letter that is marked as one counts.
 """
 
 from __future__ import annotations
@@ -11,26 +12,40 @@ import re
 
 from tinyr1.answer import last_box
 
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|bf|rm)\b\s*")
-_NOISE = re.compile(r"\\[,;:! ]|[\s${}*_`\"'~]|\\[()\[\]]")
-_OPENING = r"[ (\[{*_$\\\"'`]*(?:\\?(?:text|textbf|mathrm|mathbf|boxed) ?\{ ?)*\(?"
+_WRAPPER = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|underline|bf|rm|"
+    r"displaystyle|large|Large|LARGE|huge)\b\s*"
+)
+_NOISE = re.compile(r"\\[,;:! ]|[\s${}*_`\"'~“”]|\\[()\[\]]")
+_OPENING = r"[\s(\[{*_$\\\"'`“•-]*(?:\\?(?:text|textbf|mathrm|mathbf|boxed)\s?\{\s?)*\(?"
+# What may not follow a letter that stands for an option: B12, D-glucose, C_{3h}, C=O, D₃h.
+_END = r"(?![A-Za-z0-9'’^+#=₀-₉]|_[A-Za-z0-9{]|[-–][A-Za-z0-9])"
 _STATEMENT = re.compile(
     r"(?:answer|choice|option)\W{0,4}"
-    r"(?:(?:is|would be|must be|should be)(?: (?:therefore|thus|clearly))?[ :]|[:=])"
-    r" ?\**(?: ?(?:[Oo]ption|[Cc]hoice)\b)?"
+    r"(?:(?:is|would be|must be|should be)(?: (?:therefore|thus|clearly|(?:most )?likely|probably|"
+    r"definitely|indeed))?(?=[\W])|[:=]|\s[-–—]\s)"
+    r"\s?\**(?:\s?(?:[Oo]ption|[Cc]hoice)\b)?"
     + _OPENING
-    + r"(?P<letter>[A-Z])(?![A-Za-z0-9'’]|-[A-Za-z0-9])"
+    + rf"(?P<letter>[A-Z]|(?<=\()[a-z](?=\))){_END}"
 )
-_OTHER = re.compile(  # `C or D`, `C, D`; but `C, D is too large` names one
-    r"[)} ]*(?:(?P<comma>,)(?! (?:or|and)\b)|,? ?(?:or|and)\b|[/&]) ?"
-    r"(?:(?:maybe|perhaps|possibly|also|option|choice) ?)*\(?(?P<letter>[A-Z])\b"
-    r"(?(comma)(?! (?!or |and |are )[a-z]))"
+_REVERSED = re.compile(
+    r"(?:option|choice)\W{1,4}(?P<letter>[A-Z])\W{1,4}is the (?:correct |right |best )?"
+    r"(?:answer|choice|option)\b"
+)
+_OTHER = re.compile(  # `C or D`, `C, D`; but `C, D is too large` and `C and D is wrong` name one
+    r"[)}\]* _$]*\(?(?:(?P<clause>[,;] ?(?:and )?|and )|(?:,? ?or\b|[/&])) ?"
+    r"(?:(?:and|maybe|perhaps|possibly|also|option|choice) ?)*[(*_$]*(?P<letter>[A-Z])\b"
+    r"(?(clause)(?!\)? (?:is|was|has|does|would|will|gives|fails|violates|contradicts|cannot)\b))"
 )
 # After "the answer is A": whether that is the letter, or the article of what follows.
 _NO_ARTICLE = re.compile(
-    r"[^ A-Za-z]| *$| [^a-z]| (?:as|at|and|based|because|but|by|corresponding|due|for|from|given|"
-    r"has|if|in|indeed|instead|is|not|of|on|only|or|rather|since|so|that|then|therefore|thus|via|"
-    r"when|where|which|while|with|would)\b"
+    r"[^ A-Za-z]| *$| [^\w]| (?:above|after|again|all|also|alone|among|and|as|at|based|because|"
+    r"below|but|by|corresponding|due|exactly|for|from|given|has|here|however|if|in|indeed|instead|into|is|"
+    r"it|not|of|on|only|or|over|rather|since|so|still|that|then|there|therefore|this|though|through|"
+    r"thus|to|too|under|unless|via|we|when|where|whereas|which|while|with|would)\b"
+)
+_BEGUN = re.compile(
+    r"[\s*_$(]*(?P<letter>[A-Z])[).:]+[\s*]+(?!(?:is|was|has|does|would|cannot|can)\b)"
 )
 _SUBJECT = re.compile(r"answer|choice|option", re.IGNORECASE)
 WINDOW = 120  # characters in which a statement must be complete
@@ -41,10 +56,15 @@ def choice_letter(text: str, letters: str = "ABCD") -> str | None:
     box = last_box(text)
     if box is not None:
         return _letter_of(box, letters)
-    stated = _stated(text, letters)
-    if stated is not None:
-        return stated or None
-    lone = {_bare(line) for line in text.split("\n")} & set(letters)
+    for form in (_STATEMENT, _REVERSED):
+        stated = _stated(form, text, letters)
+        if stated is not None:
+            return stated or None
+    lines = [line for line in text.split("\n") if line.strip()]
+    heads = [match["letter"] if (match := _BEGUN.match(line)) else "" for line in lines]
+    if lines and heads.count("") == len(lines) - 1:
+        lines[-1] = heads[-1] or lines[-1]
+    lone = {_bare(line) for line in lines} & set(letters)
     return lone.pop() if len(lone) == 1 else None
 
 
@@ -60,25 +80,29 @@ def _letter_of(box: str, letters: str) -> str | None:
     if len(plain) == 1:
         return plain.upper() if plain.upper() in letters else None
     text = _WRAPPER.sub("", box).translate(str.maketrans("", "", "{}$*")).strip()
-    marked = set(re.findall(rf"(?<![A-Za-z\\])([{letters}])(?=[).:]|\s*(?:and|or|,|/|$))", text))
+    follows = r"[).:]|\s*(?:and\b|or\b|[,/(]|$|[-–—]\s)"
+    marked = set(re.findall(rf"(?<![A-Za-z\\])([{letters}])(?={follows})", text))
     if len(marked) != 1:
         return None
     letter = marked.pop()
-    begins = re.match(rf"\(?{letter}\s*[).:]", text)
+    begins = re.match(
+        rf"(?:option|choice|answer)?[\s(:]*{letter}\s*(?:[).:,(]|[-–—]\s)", text, re.I
+    )
     said = re.fullmatch(rf"(?i:the |answer|option|choice|is|correct|[\s:()])*{letter}[\s.)]*", text)
     return letter if begins or said else None
 
 
-def _stated(text: str, letters: str) -> str | None:
+def _stated(form: re.Pattern[str], text: str, letters: str) -> str | None:
     """The letter of the last statement; "" where it names two, None where nothing is stated."""
-    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"[^\S\n]+", " ", text)
+    text = re.sub(r" ?\n[ \n]*", "\n", text)
     last: str | None = None
     for subject in _SUBJECT.finditer(text):
         window = subject[0].lower() + text[subject.end() : subject.end() + WINDOW]
-        match = _STATEMENT.match(window)
-        if match is None or match["letter"] not in letters:
+        match = form.match(window)
+        if match is None or (letter := match["letter"].upper()) not in letters:
             continue
-        letter, rest = match["letter"], window[match.end() :]
+        rest = window[match.end() :]
         if letter == "A" and not _NO_ARTICLE.match(rest):
             continue
         other = _OTHER.match(rest)

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from tinyr1.answer import last_box
+from tinyr1.graders.names import is_name
 from tinyr1.graders.units import unit_symbol
 
 MAX_BITS = 10_000  # a number beyond this stays text: no answer needs it, and none must hang us
@@ -64,31 +65,6 @@ _SYNONYMS = (
     ("³", "^3"),
     (r"∈", r"\\in "),
     (r"\\[()\[\]]", ""),
-)
-# The left side of an equation that says only what the right side is: names, or a sum of some. Of
-# |S| and sin A, with capital letters, and of norms it is the value that is asked for; |x| = 5 and
-# sin x = 5 are equations to be solved.
-_GREEK = (
-    "[Aa]lpha|[Bb]eta|[Gg]amma|[Dd]elta|(?:var)?epsilon|zeta|eta|(?:var)?[Tt]heta|iota|kappa|[Ll]ambda|"
-    "mu|nu|[Xx]i|[Pp]i|(?:var)?rho|[Ss]igma|tau|[Uu]psilon|(?:var)?[Pp]hi|chi|[Pp]si|[Oo]mega|ell"
-)
-_TERM = re.compile(
-    r"\s*[+-]?\s*(?:(?P<word>[A-Za-zΑ-Ωα-ω]+)|"
-    rf"\\(?:{_GREEK}|(?:measured)?angle|triangle|Pr|gcd|lcm|det|dim|min|max)(?![A-Za-z])|"
-    r"\\(?:overline|overrightarrow|vec|(?:wide)?hat|bar|tilde|mathbb|mathcal)\s*(?:\{[^{}]*\}|[A-Za-z])|"
-    r"\\(?:sin|cos|tan|cot|sec|csc)\s*(?:[A-Z](?![a-z])|\\angle\s*[A-Z]+|\([A-Z]\))|"
-    r"(?:\||\\l?vert)\s*[A-Z]+(?:\s*\\c[au]p\s*[A-Z]+)*\s*(?:\||\\r?vert)|"
-    r"(?:\\\||\\l?Vert)[^|^*/]*(?:\\\||\\r?Vert))"
-    r"(?:_(?:\w|\{[^{}]*\}))?'*(?:\^\s*\{-1\}(?=\())?\s*(?P<arguments>\((?:[^()]|\([^()]*\))*\))?\s*"
-)
-_NO_NAME = re.compile(
-    "((arc)?(sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt)[xyz]?|root|twice|thrice|half|double|"
-    "triple|third|quarter|squared?|cubed?|floor|ceil(ing)?|round|not|mod(ulo)?|over|times|plus|minus|"
-    "per|percent|negative|inverse|reciprocal|opposite"
-)
-_OF_ARGUMENTS = re.compile(
-    "[fghpqrα-ω]|[A-ZΑ-Ω].*|gcd|lcm|area|perimeter|volume|vol|length|dist|prob|var|cov|det|rank|dim|"
-    "tr|deg|max|min|ord|card"
 )
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
@@ -156,7 +132,7 @@ def _parse(text: str) -> Value:
         return _list([_parse(part) for part in parts if part.strip()])
     sides = _split(text, "=")
     if len(sides) == 2 and text[text.find("=") - 1] not in "<>":
-        kind = "name" if _names_something(sides[0]) else "="
+        kind = "name" if is_name(_TEXT.sub(r" \1 ", sides[0])) else "="
         return Group(kind, (_plain(sides[0]), _parse(sides[1])))
     if text.startswith(r"\pm") and text.count(r"\pm") == 1:
         value = _parse(text.removeprefix(r"\pm"))
@@ -275,21 +251,6 @@ def _equal(gold: Value, given: Value) -> bool:
     if isinstance(gold, Group) and gold.kind == "name" and not _is_equation(given):
         return not re.search("[+-]", str(gold.parts[0])) and _equal(gold.parts[1], given)
     return isinstance(gold, str) and gold == given
-
-
-def _names_something(left: str) -> bool:
-    """Whether the left side of an equation is a name, or a sum of some, without coefficients."""
-    left = _TEXT.sub(r" \1 ", left).strip()
-    at = 0
-    while at < len(left):
-        term = _TERM.match(left, at)
-        word, arguments = (term["word"] or "", term["arguments"]) if term else ("", None)
-        if term is None or _NO_NAME.fullmatch(word.lower()):
-            return False
-        if word and arguments and not _OF_ARGUMENTS.fullmatch(word):
-            return False
-        at = term.end()
-    return left != "" and left[0] not in "+-"
 
 
 def _is_equation(value: Value) -> bool:

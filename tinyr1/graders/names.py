@@ -1,0 +1,55 @@
+r"""Left sides of equations that only name the right: `x`, `m + n`, `\text{Area}`, `f(2)`.
+
+An answer `x = 5` is 5; `2x = 5`, `\sin x = 5` and `|x| = 5` are equations that are still to be
+solved. Of what has a capital letter, as in `\sin A` and `|S|`, and of norms it is the value that is
+asked for. What is not known here is no name.
+"""
+
+from __future__ import annotations
+
+import re
+
+_GREEK = (
+    r"[Aa]lpha|[Bb]eta|[Gg]amma|[Dd]elta|(?:var)?epsilon|zeta|eta|(?:var)?[Tt]heta|iota|kappa|"
+    r"[Ll]ambda|mu|nu|[Xx]i|[Pp]i|(?:var)?rho|[Ss]igma|tau|[Uu]psilon|(?:var)?[Pp]hi|chi|[Pp]si|"
+    r"[Oo]mega|ell"
+)
+_TERM = re.compile(
+    rf"""
+    \s* [+-]? \s*
+    (?: (?P<word> [A-Za-zΑ-Ωα-ω]+ )
+      | \\(?:{_GREEK}|(?:measured)?angle|triangle|Pr|gcd|lcm|det|dim|min|max)(?![A-Za-z])
+      | \\(?:overline|overrightarrow|vec|(?:wide)?hat|bar|tilde|mathbb|mathcal)
+        \s* (?: \{{[^{{}}]*\}} | [A-Za-z] )
+      | \\(?:sin|cos|tan|cot|sec|csc) \s* (?: [A-Z](?![a-z]) | \\angle\s*[A-Z]+ | \([A-Z]\) )
+      | (?:\||\\l?vert) \s* [A-Z]+ (?:\s*\\c[au]p\s*[A-Z]+)* \s* (?:\||\\r?vert)
+      | (?:\\\||\\l?Vert) [^|^*/]* (?:\\\||\\r?Vert)
+    )
+    (?: _(?:\w|\{{[^{{}}]*\}}) )?  '*  (?: \^\s*\{{-1\}}(?=\() )? \s*
+    (?P<arguments> \((?:[^()]|\([^()]*\))*\) )? \s*
+    """,
+    re.VERBOSE,
+)
+_NO_NAME = re.compile(
+    "((arc)?(sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt)[xyz]?|root|twice|thrice|half|double|"
+    "triple|third|quarter|squared?|cubed?|floor|ceil(ing)?|round|not|mod(ulo)?|over|times|plus|minus|"
+    "per|percent|negative|inverse|reciprocal|opposite"
+)
+_OF_ARGUMENTS = re.compile(  # f(2), but x(x + 1) is a product
+    "[fghpqrα-ω]|[A-ZΑ-Ω].*|gcd|lcm|area|perimeter|volume|vol|length|dist|prob|var|cov|det|rank|dim|"
+    "tr|deg|max|min|ord|card"
+)
+
+
+def is_name(left: str) -> bool:
+    """Whether `left` (without text wrappers) is a name, or a sum of some, without coefficients."""
+    left, at = left.strip(), 0
+    while at < len(left):
+        term = _TERM.match(left, at)
+        word, arguments = (term["word"] or "", term["arguments"]) if term else ("", None)
+        if term is None or _NO_NAME.fullmatch(word.lower()):
+            return False
+        if word and arguments and not _OF_ARGUMENTS.fullmatch(word):
+            return False
+        at = term.end()
+    return left != "" and left[0] not in "+-"

@@ -1,9 +1,14 @@
 """What several test files share: a tiny checkpoint, its data, and running entry scripts."""
 
+import contextlib
 import dataclasses
+import gc
+import importlib
+import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +23,7 @@ os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 import pytest
 import torch
 
+from tinyr1.errors import run_main
 from tinyr1.lab.initial import initialise, model_config, save_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
 from tinyr1.model import Qwen2
@@ -91,6 +97,33 @@ def run(script, *arguments, ranks=1, **options):
     command = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script)]
     command += [str(a) for a in arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def call(program, *arguments, cwd=ROOT):
+    """`run` in this process, seconds faster: for command lines that end before they do anything.
+
+    `program` is the name of a module with a `main`, or of an entry script.
+    """
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+    before = signal.getsignal(signal.SIGINT)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(streams[0]),
+        contextlib.redirect_stderr(streams[1]),
+    ):
+        patch.syspath_prepend(ROOT)
+        patch.setattr(sys, "argv", [program, *map(str, arguments)])
+        patch.setattr(gc, "freeze", lambda: None)  # of a process that ends
+        patch.chdir(cwd)
+        main = importlib.import_module(program.removesuffix(".py")).main
+        with pytest.raises(SystemExit) as ended:
+            run_main(main)
+    signal.signal(signal.SIGINT, before)
+    texts = []
+    for stream in streams:
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode())
+    return subprocess.CompletedProcess(arguments, ended.value.code, *texts)
 
 
 def metrics(out):

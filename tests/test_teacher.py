@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, write_rows
+from conftest import ROOT, call, write_rows
 from fake_server import fake_server
 
 from tinyr1.data.clean import Dropped
@@ -141,7 +141,8 @@ def test_a_local_model_and_bad_questions(tiny, tmp_path):
         ({"id": "1", "domain": "coding", "question": "?", "tests": {"inputs": [1]}}, ":1: tests:"),
     ):
         write_rows(questions, [row])
-        done = teacher(tiny, "--questions", questions, "--out", tmp_path / "o.jsonl", *common)
+        arguments = ["--questions", questions, "--out", tmp_path / "o.jsonl", *common]
+        done = call("tinyr1.teacher", tiny, *arguments)
         assert done.returncode == 2
         assert message in done.stderr
     write_rows(questions, [ROW])
@@ -153,9 +154,10 @@ def test_a_local_model_and_bad_questions(tiny, tmp_path):
     assert kept.read_bytes() == before
     rejected = write_rows(tmp_path / "o.rejected.jsonl", [ROW])
     for name, more in ((rejected, ()), ("nowhere.jsonl", ("--replicas", 2))):
-        done = teacher(tiny, "--questions", name, "--out", tmp_path / "o.jsonl", *common, *more)
+        arguments = ["--questions", name, "--out", tmp_path / "o.jsonl", *common, *more]
+        done = call("tinyr1.teacher", tiny, *arguments)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
     assert rejected.read_text() == json.dumps(ROW) + "\n"
-    done = teacher("--questions", questions, "--out", tmp_path / "o.jsonl")
+    done = call("tinyr1.teacher", "--questions", questions, "--out", tmp_path / "o.jsonl")
     assert done.returncode == 2

@@ -366,6 +366,7 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
         ("{math} {science} {out} --method linear --weights nan 1", "--weights=nan"),
         ("{math} {science} {out} --shard-size inf", "--shard-size=inf"),
         ("{math} {science} {out} --save {out}", "--save: goes with --diff"),
+        ("{math} {science} {out} --threads 2 --device cuda", "--threads=2: --device cuda"),
         ("{math} {science} {out} --diff {math} {science}", "leave the other paths out"),
     ],
 )

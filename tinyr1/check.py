@@ -4,7 +4,8 @@
 
 Weights, config.json, generation_config.json, tokenizer and chat template must agree with each
 other: a wrong one of them shows up only as answers that never end, or never think. It is run after
-every export, where a fault is a warning; after a merge it is yours to run.
+every export, but for the values of the weights, where a fault is a warning; after a merge it is
+yours to run.
 """
 
 from __future__ import annotations

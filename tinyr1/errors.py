@@ -1,8 +1,9 @@
 """The two ways a program of this project may end early, and the exit codes they become.
 
 Bad input is the user's to repair: one plain line, exit code 2. A run that had to stop is the
-machine's or the data's doing: one plain line, exit code 1. Anything else is a defect and shows
-its traceback.
+machine's or the data's doing: one plain line, exit code 1. An OSError is one or the other. Ctrl-C
+is 130, and a reader that closed our output is none of it. Anything else is a defect and shows its
+traceback.
 """
 
 from __future__ import annotations

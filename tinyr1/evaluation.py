@@ -1,7 +1,7 @@
 """An evaluation: task rows -> prompts -> samples -> grades -> results (paper section 3.1.2).
 
 DIR holds samples.jsonl, grades.jsonl, results.json and report.md. Sampling and grading are apart:
-samples made elsewhere are graded by --regrade, and grading again gives the same bytes.
+samples made elsewhere are graded by --regrade, and the same command again gives the same bytes.
 """
 
 from __future__ import annotations

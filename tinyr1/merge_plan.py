@@ -126,6 +126,8 @@ class MergeConfig:
                 raise UserError(f"--weights={weight}: expected numbers between -1e6 and 1e6")
         check_range(self, 1e-6, math.inf, "shard_size")
         check_range(self, 0, math.inf, "threads")
+        if self.threads > 1 and self.device == "cuda":
+            raise UserError(f"--threads={self.threads}: --device cuda merges one tensor at a time")
         check_range(self, 1e-12, math.inf, "eps")
         check_range(self, 0, 1, "density", "gamma", "select_topk")
         if self.diff and self.paths:

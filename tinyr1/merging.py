@@ -2,8 +2,8 @@
 
     a checked Merge -> OUT.partial, tensor by tensor -> OUT with merge_report.json
 
-Arcee Fusion and element-wise methods stream rows from the mapped inputs into the output, several
-tensors at a time; other methods hold whole tensors. A run that was killed continues with the
+Arcee Fusion (exact) and element-wise methods stream rows from the mapped inputs into the output,
+several tensors at a time; the others hold whole tensors. A run that was killed continues with the
 tensors that it had not finished. Under torchrun every rank merges its share of the tensors into
 the same files. Threads, ranks and interruptions change no bit of the result.
 """

@@ -46,7 +46,7 @@ class Qwen2Config:
 
     @staticmethod
     def from_pretrained(path: str | Path) -> Qwen2Config:
-        """Read DIR/config.json; UserError names every field that this model cannot honour."""
+        """Read DIR/config.json; UserError names the first field that this model cannot honour."""
         file = Path(path) / "config.json"
         return Qwen2Config.from_dict(read_object(file), str(file))
 

@@ -162,7 +162,7 @@ _open = threading.local()
 
 
 def open_sandbox(level: str) -> Sandbox:
-    """This thread's sandbox of that level, started on first use; ends with the process."""
+    """This thread's sandbox of that level, started on first use; ends with the thread."""
     servers: dict[tuple[str, int], Sandbox] = _open.__dict__.setdefault("servers", {})
     key = (level, os.getpid())
     if key in servers and servers[key].ended:  # killed for want of memory, perhaps

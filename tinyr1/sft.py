@@ -162,6 +162,8 @@ class Run:
     def export(self, out: Path) -> None:
         """Write the model as a Hugging Face checkpoint."""
         checkpoint.export(self.model, self.source, out, self.export_dtype, self.ranks)
+        for fault in warn_of_faults(out) if self.ranks.is_main else ():
+            self.log.warn(f"{out}: {fault}")
 
     @property
     def step_export(self) -> Path | None:
@@ -288,9 +290,6 @@ def _train(
         write_json(run.out / "train_config.json", to_json(config))
     if _loop(run, stop):
         run.export(run.out)
-        if ranks.is_main:
-            for fault in warn_of_faults(run.out):
-                log.warn(f"{run.out}: {fault}")
         log.say(f"finished: {run.out}")
 
 

@@ -113,7 +113,7 @@ class TrainConfig:
     require_think: bool = True
     """Refuse training rows without a well-formed <think>...</think>."""
     resume: bool = True
-    """Continue from the newest checkpoint in --out; --no-resume refuses a non-empty --out."""
+    """Continue from the newest checkpoint in --out; --no-resume refuses a used --out."""
     dry_run: bool = False
     """Print the plan and the memory per GPU, train nothing."""
     world_size: int = 8

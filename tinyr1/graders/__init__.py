@@ -1,4 +1,4 @@
-"""Graders: a task row and a model's text become a `Grade`. Total: never raises, never hangs.
+"""Graders: a task row and a model's text become a `Grade`, whatever the text is.
 
 The rules (docs/formats.md): only what follows the last `</think>` counts; unfinished thinking is
 wrong; the headline is the exact rules' verdict. No text of a model reaches `eval` or a symbolic

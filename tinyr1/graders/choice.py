@@ -1,9 +1,9 @@
 """Multiple choice (GPQA-Diamond): which letter an answer settles on.
 
 In this order: the last box; the last stated form ("Answer: C", "the correct choice is (C)"), then
-its reverse ("(C) is the correct answer"); a last line that begins with a letter and a mark, or a
-line that is nothing but a letter. Two different letters in one place are no answer, and the English
-article "a" is none: only a letter that is marked as one counts.
+its reverse ("(C) is the correct answer", of one letter only); a last line that begins with a letter
+and a mark, or a line that is nothing but a letter. Two different letters in one place are no
+answer, and the English article "a" is none: only a letter that is marked as one counts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _STATEMENT = re.compile(
     + rf"(?P<letter>[A-Z]|(?<=\()[a-z](?=\))){_END}"
 )
 _REVERSED = re.compile(
-    r"(?:option|choice)\W{1,4}(?P<letter>[A-Z])\W{1,4}is the (?:correct |right |best )?"
-    r"(?:answer|choice|option)\b"
+    r"(?<!if )(?<!whether )(?<![\w'’-])(?P<letter>[A-Z])[)*_.”\"]{0,4} is the "
+    r"(?:correct |right |best )?(?:answer|choice|option)\b"
 )
 _OTHER = re.compile(  # `C or D`, `C, D`; but `C, D is too large` and `C and D is wrong` name one
     r"[)}\]* _$]*\(?(?:(?P<clause>[,;] ?(?:and )?|and )|(?:,? ?or\b|[/&])) ?"
@@ -56,10 +56,11 @@ def choice_letter(text: str, letters: str = "ABCD") -> str | None:
     box = last_box(text)
     if box is not None:
         return _letter_of(box, letters)
-    for form in (_STATEMENT, _REVERSED):
-        stated = _stated(form, text, letters)
-        if stated is not None:
-            return stated or None
+    stated = _stated(text, letters)
+    if stated is not None:
+        return stated or None
+    if said := set(_REVERSED.findall(text)) & set(letters):
+        return said.pop() if len(said) == 1 else None
     lines = [line for line in text.split("\n") if line.strip()]
     heads = [match["letter"] if (match := _BEGUN.match(line)) else "" for line in lines]
     if lines and heads.count("") == len(lines) - 1:
@@ -92,14 +93,14 @@ def _letter_of(box: str, letters: str) -> str | None:
     return letter if begins or said else None
 
 
-def _stated(form: re.Pattern[str], text: str, letters: str) -> str | None:
+def _stated(text: str, letters: str) -> str | None:
     """The letter of the last statement; "" where it names two, None where nothing is stated."""
     text = re.sub(r"[^\S\n]+", " ", text)
     text = re.sub(r" ?\n[ \n]*", "\n", text)
     last: str | None = None
     for subject in _SUBJECT.finditer(text):
         window = subject[0].lower() + text[subject.end() : subject.end() + WINDOW]
-        match = form.match(window)
+        match = _STATEMENT.match(window)
         if match is None or (letter := match["letter"].upper()) not in letters:
             continue
         rest = window[match.end() :]

@@ -38,6 +38,7 @@ ROWS = [
     [
         *("model_config", "model", "flops", "parallel", "checkpoint", "check", "corpus"),
         *(
+            "graders.latex",
             "graders.names",
             "graders.units",
             "graders.math",

@@ -1,9 +1,10 @@
 """Multiple choice (GPQA-Diamond): which letter an answer settles on.
 
-In this order: the last box; the last stated form ("Answer: C", "the correct choice is (C)"), then
-its reverse ("(C) is the correct answer", of one letter only); a last line that begins with a letter
-and a mark, or a line that is nothing but a letter. Two different letters in one place are no
-answer, and the English article "a" is none: only a letter that is marked as one counts.
+In this order: the last box that holds a letter; the last stated form ("Answer: C", "the correct
+choice is (C)"); its reverse ("(C) is the correct answer", of one letter only); a last line that
+begins with a letter and a mark, or a line that is nothing but a letter. Two different letters in
+one place are no answer, and neither the article "A" nor a formula is a letter: only what is marked
+as one counts.
 """
 
 from __future__ import annotations
@@ -18,31 +19,38 @@ _WRAPPER = re.compile(
 )
 _NOISE = re.compile(r"\\[,;:! ]|[\s${}*_`\"'~“”]|\\[()\[\]]")
 _OPENING = r"[\s(\[{*_$\\\"'`“•-]*(?:\\?(?:text|textbf|mathrm|mathbf|boxed)\s?\{\s?)*\(?"
-# What may not follow a letter that stands for an option: B12, D-glucose, C_{3h}, C=O, D₃h.
-_END = r"(?![A-Za-z0-9'’^+#=₀-₉]|_[A-Za-z0-9{]|[-–][A-Za-z0-9])"
+# What may not follow a letter that stands for an option: B12, D-glucose, C_{3h}, C=O, A > B.
+_END = (
+    r"(?![A-Za-z0-9'’^+#=(₀-₉]|_[A-Za-z0-9{]|[-–][A-Za-z0-9]| ?[=<>→×|]| ?\\(?!text|mathrm)[a-z]|"
+    r" is (?:wrong|incorrect|not)\b)"
+)
 _STATEMENT = re.compile(
     r"(?:answer|choice|option)\W{0,4}"
-    r"(?:(?:is|would be|must be|should be)(?: (?:therefore|thus|clearly|(?:most )?likely|probably|"
-    r"definitely|indeed))?(?=[\W])|[:=]|\s[-–—]\s)"
-    r"\s?\**(?:\s?(?:[Oo]ption|[Cc]hoice)\b)?"
-    + _OPENING
-    + rf"(?P<letter>[A-Z]|(?<=\()[a-z](?=\))){_END}"
+    r"(?:(?:is|(?P<weak>would be)|must be|should be)(?: (?:therefore|thus|clearly|(?:most )?likely|"
+    r"probably|definitely|indeed))?:?(?=\W)|[:=]|\s[-–—]\s)"
+    rf"\s?\**(?:\s?(?:[Oo]ption|[Cc]hoice)\b)?{_OPENING}(?P<letter>[A-Z]|(?<=\()[a-z](?=\))){_END}"
 )
 _REVERSED = re.compile(
-    r"(?<!if )(?<!whether )(?<![\w'’-])(?P<letter>[A-Z])[)*_.”\"]{0,4} is the "
-    r"(?:correct |right |best )?(?:answer|choice|option)\b"
+    r"(?<!if )(?<!whether )(?<![\w'’-])(?P<letter>[A-Z])[)*_.”\"]{0,4} is "
+    r"(?:correct\b|the (?:correct |right |best )?(?:answer|choice|option)\b)"
 )
 _OTHER = re.compile(  # `C or D`, `C, D`; but `C, D is too large` and `C and D is wrong` name one
-    r"[)}\]* _$]*\(?(?:(?P<clause>[,;] ?(?:and )?|and )|(?:,? ?or\b|[/&])) ?"
-    r"(?:(?:and|maybe|perhaps|possibly|also|option|choice) ?)*[(*_$]*(?P<letter>[A-Z])\b"
+    r"[)}\]* _$]*\(?(?:(?P<clause>[,;] ?(?:and )?|and )|(?:,? ?(?:or|as well as|through|plus|to)\b|"
+    r"[/&+])) ?(?:(?:and|maybe|perhaps|possibly|also|option|choice) ?)*[(*_$]*(?P<letter>[A-Z])\b"
     r"(?(clause)(?!\)? (?:is|was|has|does|would|will|gives|fails|violates|contradicts|cannot)\b))"
 )
-# After "the answer is A": whether that is the letter, or the article of what follows.
-_NO_ARTICLE = re.compile(
+# After "the answer is A": whether that is a letter, or the beginning of what is named.
+_NO_NOUN = re.compile(
     r"[^ A-Za-z]| *$| [^\w]| (?:above|after|again|all|also|alone|among|and|as|at|based|because|"
-    r"below|but|by|corresponding|due|exactly|for|from|given|has|here|however|if|in|indeed|instead|into|is|"
-    r"it|not|of|on|only|or|over|rather|since|so|still|that|then|there|therefore|this|though|through|"
-    r"thus|to|too|under|unless|via|we|when|where|whereas|which|while|with|would)\b"
+    r"below|but|by|corresponding|due|exactly|for|from|given|has|here|however|if|in|indeed|instead|"
+    r"into|is|it|not|of|on|only|or|over|plus|rather|since|so|still|that|then|there|therefore|this|"
+    r"though|through|thus|to|too|under|unless|via|we|when|where|whereas|which|while|with|would)\b"
+)
+_NOT_THIS = re.compile(  # an answer, but not the one that is given
+    r"(?:incorrect|wrong|trap|tempting|distractor|worst|likely|second[- ]best|initial|common|"
+    r"eliminate|exclude|reject|rule out|(?:think|thought|guess|say|believe|if|whether)(?: that)?"
+    r"(?: the)?) *$",
+    re.IGNORECASE,
 )
 _BEGUN = re.compile(
     r"[\s*_$(]*(?P<letter>[A-Z])[).:]+[\s*]+(?!(?:is|was|has|does|would|cannot|can)\b)"
@@ -55,8 +63,10 @@ def choice_letter(text: str, letters: str = "ABCD") -> str | None:
     """The letter that `text` (without its thinking) answers; None where there is none."""
     box = last_box(text)
     if box is not None:
-        return _letter_of(box, letters)
-    stated = _stated(text, letters)
+        letter = _letter_of(box, letters)
+        if letter or re.search(rf"(?<![A-Za-z\\])[{letters}](?![A-Za-z])", box):
+            return letter
+    stated = _stated(text.replace("：", ":"), letters)
     if stated is not None:
         return stated or None
     if said := set(_REVERSED.findall(text)) & set(letters):
@@ -94,19 +104,23 @@ def _letter_of(box: str, letters: str) -> str | None:
 
 
 def _stated(text: str, letters: str) -> str | None:
-    """The letter of the last statement; "" where it names two, None where nothing is stated."""
+    """The letter of the last statement; "" where it names two, None where nothing is stated.
+
+    What "would be" the answer counts only where nothing else is said to be.
+    """
     text = re.sub(r"[^\S\n]+", " ", text)
     text = re.sub(r" ?\n[ \n]*", "\n", text)
-    last: str | None = None
+    last: dict[bool, str] = {}
     for subject in _SUBJECT.finditer(text):
         window = subject[0].lower() + text[subject.end() : subject.end() + WINDOW]
         match = _STATEMENT.match(window)
         if match is None or (letter := match["letter"].upper()) not in letters:
             continue
         rest = window[match.end() :]
-        if letter == "A" and not _NO_ARTICLE.match(rest):
+        before = text[max(0, subject.start() - 30) : subject.start()]
+        if not _NO_NOUN.match(rest) or _NOT_THIS.search(before):
             continue
         other = _OTHER.match(rest)
         two = other and other["letter"] in letters and other["letter"] != letter
-        last = "" if two else letter
-    return last
+        last[match["weak"] is None] = "" if two else letter
+    return last.get(True, last.get(False))

@@ -14,7 +14,7 @@ from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
-from tinyr1.answer import last_box
+from tinyr1.graders.latex import TEXT, closing, nesting, normalise
 from tinyr1.graders.names import is_name
 from tinyr1.graders.units import unit_symbol
 
@@ -23,9 +23,9 @@ MAX_LENGTH, MAX_DEPTH = 1000, 30  # an answer beyond these is compared as text
 
 
 class Quantity(NamedTuple):
-    """A number with its unit ("" for none)."""
+    """A number with its unit ("" for none), or a text with one."""
 
-    value: Fraction
+    value: Fraction | str
     unit: str
 
 
@@ -41,31 +41,6 @@ class Group(NamedTuple):
 
 Value = object  # Quantity | Group | frozenset (a set) | Counter-like tuple of a list | str
 
-_SPACING = re.compile(r"\\(?:left|right|displaystyle|limits|quad|qquad|[,;:! ])|~|\u00a0")
-_TEXT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|rm|operatorname\*?)\s*"
-    r"\{([^{}]*)\}"
-)
-_COLOUR = re.compile(r"\\(?:color|textcolor)\s*\{[^{}]*\}")
-_WORDS = str.maketrans("−–∞π×·≤≥°，", "--∞π×·≤≥°,")
-_SYNONYMS = (
-    (r"\{,\}|,\\! *", ","),
-    (r"\\[dt]frac", r"\\frac"),
-    (r"\\geq?(?![a-z])|≥|\\geqslant", ">="),
-    (r"\\leq?(?![a-z])|≤|\\leqslant", "<="),
-    (r"\\(?:varnothing|emptyset)|∅", r"\\emptyset"),
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°", r"\\deg "),
-    (r"\\(?:cdot|times|ast)(?![a-z])|×|·", "*"),
-    (r"\\infty|∞", "INF"),
-    (r"π", r"\\pi "),
-    (r"\\%|%", r"\\pct "),
-    (r"\\\$\s*(-?[\d.,]*\d)", r"\1\\text{ dollar}"),
-    (r"\\\$|\$", ""),
-    ("²", "^2"),
-    ("³", "^3"),
-    (r"∈", r"\\in "),
-    (r"\\[()\[\]]", ""),
-)
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
 
@@ -80,42 +55,19 @@ def parse(text: str) -> Value:
     """The value of an answer; "" for nothing."""
     if len(text) > MAX_LENGTH:
         return text
-    text = _normalise(text)
-    return _parse(text) if _depth(text) <= MAX_DEPTH else _plain(text)
+    text = normalise(text)
+    return _parse(text) if nesting(text) <= MAX_DEPTH else _plain(text)
 
 
 def is_number(text: str) -> bool:
     """Whether an answer is a number (with its unit), so that these rules know all about it."""
-    return isinstance(parse(text), Quantity)
-
-
-def _depth(text: str) -> int:
-    """How deep brackets of any kind are nested."""
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _normalise(text: str) -> str:
-    text = text.translate(_WORDS).strip()
-    if r"\boxed" in text:
-        text = last_box(text) or ""
-    text = _COLOUR.sub("", text)
-    text = text.replace(r"\{", "LBRACE ").replace(r"\}", "RBRACE ")
-    for pattern, replacement in _SYNONYMS:
-        text = re.sub(pattern, replacement, text)
-    text = _SPACING.sub("", text)
-    text = re.sub(r"\s+", " ", text).strip()
-    while text.startswith("{") and _matching(text, 0) == len(text) - 1:
-        text = text[1:-1].strip()
-    return text.rstrip(".") if not text.endswith("..") else text
+    value = parse(text)
+    return isinstance(value, Quantity) and isinstance(value.value, Fraction)
 
 
 def _parse(text: str) -> Value:
     text = text.strip()
-    wrapper = _TEXT.fullmatch(text)
+    wrapper = TEXT.fullmatch(text)
     if wrapper:
         return _parse(wrapper[1])
     text = re.sub(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*", "", text)  # x in an interval
@@ -132,12 +84,11 @@ def _parse(text: str) -> Value:
         return _list([_parse(part) for part in parts if part.strip()])
     sides = _split(text, "=")
     if len(sides) == 2 and text[text.find("=") - 1] not in "<>":
-        kind = "name" if is_name(_TEXT.sub(r" \1 ", sides[0])) else "="
+        kind = "name" if is_name(TEXT.sub(r" \1 ", sides[0])) else "="
         return Group(kind, (_plain(sides[0]), _parse(sides[1])))
-    if text.startswith(r"\pm") and text.count(r"\pm") == 1:
-        value = _parse(text.removeprefix(r"\pm"))
-        negative = _parse("-" + text.removeprefix(r"\pm").strip())
-        return _list([value, negative])
+    if text.count(r"\pm") == 1:
+        plus, minus = (text.replace(r"\pm", sign).strip() for sign in "+-")
+        return _list([_parse(plus.removeprefix("+")), _parse(minus)])
     return _parse_bracketed(text) or _parse_single(text)
 
 
@@ -169,12 +120,7 @@ def _parse_bracketed(text: str) -> Value | None:
     if text.startswith("LBRACE") and text.endswith("RBRACE"):
         inner = text.removeprefix("LBRACE").removesuffix("RBRACE")
         return frozenset(_parse(p) for p in _split(inner, ",") if p.strip())
-    if (
-        len(text) > 2
-        and text[0] in "(["
-        and text[-1] in ")]"
-        and _matching(text, 0) == len(text) - 1
-    ):
+    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and closing(text, 0) == len(text) - 1:
         parts = _split(text[1:-1], ",")
         if len(parts) > 1:
             return Group(text[0] + text[-1], tuple(_parse(p) for p in parts))
@@ -184,27 +130,34 @@ def _parse_bracketed(text: str) -> Value | None:
 
 
 def _parse_matrix(text: str) -> Value:
-    match = re.fullmatch(r"\\begin\{([pbvBV]?matrix)\}(.*)\\end\{\1\}", text, re.DOTALL)
+    match = re.fullmatch(
+        r"[(\[]?\s*\\begin\{([pbvBV]?matrix|array)\}(?:\s*\{[clr| ]*\})?(.*)\\end\{\1\}\s*[)\]]?",
+        text,
+    )
     if match is None:
         return _plain(text)
-    rows = [row for row in re.split(r"\\\\", match[2]) if row.strip()]
+    rows = [row for row in match[2].split("NEWROW") if row.strip()]
     cells = tuple(Group("row", tuple(_parse(c) for c in row.split("&"))) for row in rows)
-    return Group(match[1], cells)
+    return Group(match[1] if match[1][0] in "vV" else "matrix", cells)  # bars make a determinant
 
 
 def _parse_single(text: str) -> Value:
     """A number, a number with a unit, or text."""
-    body, unit = _split_unit(text)
+    body, unit = _split_unit(text, attached=False)
     number = _evaluate(body)
     if number is not None:
         return Quantity(number, unit)
-    return _plain(text)
+    body, unit = _split_unit(text, attached=True)
+    return Quantity(_plain(body), unit) if unit else _plain(text)
 
 
-def _split_unit(text: str) -> tuple[str, str]:
-    """`10\\text{ cm}^2` -> ("10", "cm2"); a unit is a word after a number."""
+def _split_unit(text: str, attached: bool) -> tuple[str, str]:
+    """`10\\text{ cm}^2` -> ("10", "cm2"); a unit is a word after a number.
+
+    Where that is `attached`, as in `3\\pi\\text{ cm}`, only one that is known.
+    """
     match = re.fullmatch(
-        r"(?P<body>.*?[\d})])\s*(?:"
+        r"(?P<body>.*?(?:[\d})]|\\pi))\s*(?:"
         r"(?P<mark>\\deg(?:\s*[CF])?|\\pct)|"
         r"\\(?:text|mbox|mathrm|rm|textrm)\s*\{\s*(?P<text>[A-Za-z](?:[A-Za-z ./]|\^\d)*)\}|"
         r"(?P<word>(?:[A-Za-z]{2,}|m(?=/s\b))(?: [A-Za-z]{2,}|/[A-Za-z]+)*)"
@@ -213,44 +166,72 @@ def _split_unit(text: str) -> tuple[str, str]:
     )
     if match is None:
         return text, ""
+    if attached and not match["text"]:
+        return text, ""
     if match["mark"]:
         return match["body"], match["mark"].replace(" ", "")
     words = re.findall(r"[A-Za-z]+(?:\^\d)?|/", match["text"] or match["word"])
-    attached = bool(match["word"]) and text[match.start("word") - 1] != " "
+    attached |= bool(match["word"]) and text[match.start("word") - 1] != " "
     unit = unit_symbol(words, attached)
     return (match["body"], unit + (match["power"] or "")) if unit else (text, "")
 
 
 def _plain(text: str) -> str:
     """Text as it is compared: no wrappers, no spaces; words in lower case."""
-    text = _TEXT.sub(r"\1", text)
+    text = TEXT.sub(r"\1", text)
     text = _ALONE.sub(r"\1\2", text)
     text = re.sub(r"\\sqrt\s*\{\s*([A-Za-z0-9])\s*\}", r"\\sqrt\1", text)
-    text = re.sub(r"\s+", "", text).strip(".")
-    text = re.sub(r"\*(?!\d)", "", text)  # 4*\pi is 4\pi, but 2*3 is not 23
-    if len(text) > 2 and text[0] == "(" and text[-1] == ")" and _matching(text, 0) == len(text) - 1:
+    text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # 1 2 is not 12
+    text = text if text.endswith("..") else text.rstrip(".")
+    text = re.sub(r"\*(?![\d.+*-])", "", text)  # 4*\pi is 4\pi, but 2*3 is not 23
+    if len(text) > 2 and text[0] == "(" and text[-1] == ")" and closing(text, 0) == len(text) - 1:
         text = text[1:-1]
-    return text.lower() if re.fullmatch(r"[A-Za-z]{2,}", text) else text
+    return text.lower() if re.fullmatch(r"[A-Za-z]{4,}|[A-Z]?[a-z]+", text) else text
 
 
 def _equal(gold: Value, given: Value) -> bool:
-    if isinstance(gold, Quantity) and isinstance(given, Quantity):
-        units_agree = gold.unit == given.unit or not gold.unit or not given.unit
-        return gold.value == given.value and units_agree
-    if isinstance(gold, Group) and isinstance(given, Group) and gold.kind == given.kind:
-        if len(gold.parts) != len(given.parts):
-            return False
-        if gold.kind in ("list", "union"):
-            return _equal_unordered(gold.parts, given.parts)
-        return all(_equal(a, b) for a, b in zip(gold.parts, given.parts, strict=True))
-    if isinstance(gold, frozenset) and isinstance(given, frozenset):
-        return len(gold) == len(given) and _equal_unordered(tuple(gold), tuple(given))
     # `x = 5` and `m + n = 5` answer 5; `2x = 5` and `x^2 = 5` do not.
     if isinstance(given, Group) and given.kind == "name" and not _is_equation(gold):
         return _equal(gold, given.parts[1])
     if isinstance(gold, Group) and gold.kind == "name" and not _is_equation(given):
         return not re.search("[+-]", str(gold.parts[0])) and _equal(gold.parts[1], given)
+    if isinstance(gold, Quantity) or isinstance(given, Quantity):
+        mine, theirs = _quantity(gold), _quantity(given)
+        return mine.value == theirs.value and mine.value != "" and _units_agree(mine, theirs)
+    if isinstance(gold, Group) and isinstance(given, Group) and gold.kind == given.kind:
+        if len(gold.parts) != len(given.parts):
+            return False
+        if gold.kind in ("list", "union"):
+            names = _names(gold), _names(given)
+            if names[0] != names[1] and max(map(len, names)) > 1:
+                return False  # x = 1, y = 2 says which is which, and 2, 1 does not
+            return _equal_unordered(gold.parts, given.parts)
+        return all(_equal(a, b) for a, b in zip(gold.parts, given.parts, strict=True))
+    if isinstance(gold, frozenset) and isinstance(given, frozenset):
+        return len(gold) == len(given) and _equal_unordered(tuple(gold), tuple(given))
     return isinstance(gold, str) and gold == given
+
+
+def _names(value: Group) -> set[object]:
+    """The left sides in a list of equations that give names."""
+    return {
+        part.parts[0] for part in value.parts if isinstance(part, Group) and part.kind == "name"
+    }
+
+
+def _quantity(value: Value) -> Quantity:
+    """A value as a quantity; what is neither that nor text has the value ""."""
+    if isinstance(value, Quantity):
+        return value
+    return Quantity(value if isinstance(value, str) else "", "")
+
+
+def _units_agree(gold: Quantity, given: Quantity) -> bool:
+    """Equal units, or one that is not given; but 0.5 is not 0.5 %."""
+    units = {gold.unit, given.unit}
+    if units == {"", "\\pct"} and isinstance(gold.value, Fraction):
+        return gold.value.denominator == 1 or abs(gold.value) > 1
+    return len(units - {""}) < 2
 
 
 def _is_equation(value: Value) -> bool:
@@ -290,16 +271,6 @@ def _split(text: str, separator: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def _matching(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start` (any kind closes any: `[0, 1)`)."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] in "([{") - (text[i] in ")]}")
-        if depth == 0:
-            return i
-    return -1
-
-
 # ---------------------------------------------------------------- exact arithmetic
 
 _TOKEN = re.compile(
@@ -312,9 +283,9 @@ def _evaluate(text: str) -> Fraction | None:
     over = re.fullmatch(r"\{?(?P<a>.+?)\}?\s*\\over\s*\{?(?P<b>.+?)\}?", text)
     if over:
         text = f"({over['a']})/({over['b']})"
+    text = re.sub(r"^(-?\d+) (\d+)\s*/\s*(\d+)$", r"\1\\frac{\2}{\3}", text.strip())  # 3 1/2
     tokens: list[str] = []
     at = 0
-    text = text.strip()
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
@@ -345,6 +316,11 @@ class _Reader:
         self.at += 1
         return self.tokens[self.at - 1]
 
+    def _is_literal(self) -> bool:
+        """Whether all that was read is a whole number, written out."""
+        read = self.tokens[: self.at]
+        return "".join(read).lstrip("+-").isdigit() and read[-1].isdigit()
+
     def sum(self) -> Fraction:
         value = self.product()
         while self.peek() in ("+", "-"):
@@ -362,9 +338,11 @@ class _Reader:
                 negative = self.peek() == "-" and bool(self.take())
                 factor = -self.power() if negative else self.power()
                 value = value * factor if multiply else value / factor
-            elif self.peek() == r"\frac" and value.denominator == 1:  # a mixed number: 3\frac12
+            elif self.peek() == r"\frac" and self._is_literal():  # a mixed number: 3\frac12
                 part = self.power()
-                value += part if value >= 0 else -part
+                if not 0 < part < 1:
+                    raise ValueError("a product")
+                value += part if sign > 0 else -part
             else:
                 break
         return value

@@ -11,7 +11,7 @@ import re
 
 _GREEK = (
     r"[Aa]lpha|[Bb]eta|[Gg]amma|[Dd]elta|(?:var)?epsilon|zeta|eta|(?:var)?[Tt]heta|iota|kappa|"
-    r"[Ll]ambda|mu|nu|[Xx]i|[Pp]i|(?:var)?rho|[Ss]igma|tau|[Uu]psilon|(?:var)?[Pp]hi|chi|[Pp]si|"
+    r"[Ll]ambda|mu|nu|[Xx]i|Pi|(?:var)?rho|[Ss]igma|tau|[Uu]psilon|(?:var)?[Pp]hi|chi|[Pp]si|"
     r"[Oo]mega|ell"
 )
 _TERM = re.compile(
@@ -31,9 +31,9 @@ _TERM = re.compile(
     re.VERBOSE,
 )
 _NO_NAME = re.compile(
-    "((arc)?(sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt)[xyz]?|root|twice|thrice|half|double|"
+    "((arc)?(sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt)[xyzα-ω]?|(co)?(sine|tangent|secant)|root|twice|thrice|half|double|"
     "triple|third|quarter|squared?|cubed?|floor|ceil(ing)?|round|not|mod(ulo)?|over|times|plus|minus|"
-    "per|percent|negative|inverse|reciprocal|opposite"
+    "per|percent|negative|inverse|reciprocal|opposite|factorial|logarithm"
 )
 _OF_ARGUMENTS = re.compile(  # f(2), but x(x + 1) is a product
     "[fghpqrα-ω]|[A-ZΑ-Ω].*|gcd|lcm|area|perimeter|volume|vol|length|dist|prob|var|cov|det|rank|dim|"
@@ -44,6 +44,8 @@ _OF_ARGUMENTS = re.compile(  # f(2), but x(x + 1) is a product
 def is_name(left: str) -> bool:
     """Whether `left` (without text wrappers) is a name, or a sum of some, without coefficients."""
     left, at = left.strip(), 0
+    if re.fullmatch(r"\([^()]*,[^()]*\)", left):  # (x, y)
+        return all(map(is_name, left[1:-1].split(",")))
     while at < len(left):
         term = _TERM.match(left, at)
         word, arguments = (term["word"] or "", term["arguments"]) if term else ("", None)
@@ -51,5 +53,8 @@ def is_name(left: str) -> bool:
             return False
         if word and arguments and not _OF_ARGUMENTS.fullmatch(word):
             return False
+        own = re.escape(term[0].partition("(")[0].strip(" +-")) if arguments else ""
+        if arguments and re.search(rf"(?<![A-Za-z\\]){own}(?![A-Za-z])", arguments):
+            return False  # N(N + 1) is a product
         at = term.end()
     return left != "" and left[0] not in "+-"

@@ -14,10 +14,10 @@ _SPELLINGS = """
     g: gram | kg: kilogram | mg: milligram | lb: pound | oz: ounce | ton | mol: mole
     l: L liter litre | ml: mL milliliter millilitre | gal: gallon | qt: quart | pt: pint | cup cc
     s: sec second | ms: millisecond | min: minute | h: hr hour | day week month year am pm
-    mi/h: mph | km/h: kmh kmph kph | rpm | hz khz mhz ghz | /: per | sq: square | cu: cubic
-    N: newton | J: joule | kj | W: watt | kw mw kwh | V: volt | A: amp ampere | pa kpa atm bar
-    \\deg: degree | rad: radian | \\pct: percent | dollar: usd | cent | eur: euro | yen | ev mev
-    unit men way
+    mi/h: mph MPH | km/h: kmh kmph kph | rpm | hz khz MHz ghz | /: per | sq: square | cu: cubic
+    N: newton | J: joule | kj | W: watt | kw mW MW kwh | V: volt | A: amp ampere | pa kpa MPa atm
+    \\deg: degree | rad: radian | \\pct: percent | dollar: usd | cent | eur: euro | yen | ev keV MeV
+    unit way | men women children people mice | celsius fahrenheit kelvin
 """
 _UNITS = {
     word: symbol or word
@@ -26,17 +26,16 @@ _UNITS = {
     for word in (*words.split(), *symbol.split())
 }
 _POWERS = {"squared": "2", "cubed": "3"}
-# Any other noun of some length is a unit, too, where a space stands before it, but not what makes
-# another number of the number: `5 million`, `3 tens`, `2 squared`, `45 sin`, `3 theta`.
-_NO_NOUN = re.compile(
-    "(hundred|thousand|[a-z]*illion|lakh|crore|googol|myriad|grand)(th)?s?|dozens?|scores?|gross|"
-    "half|halves|doubled?|tripled?|(zero|one|two|three|four|five|six|seven|eight|nine|twelve)e?s?|"
-    "(third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth)s?|tens|elevens?|"
-    "(thir|four|fif|six|seven|eigh|nine)teen(th)?s?|(twen|thir|for|fif|six|seven|eigh|nine)tie(s|ths?)|"
-    "(twen|thir|for|fif|six|seven|eigh|nine)ty|repeating|recurring|(hexa)?decimal|binary|octal|base|"
-    "squared?|cubed?|cubic|factorial|times|plus|minus|negative|positive|imaginary|modulo|choose|"
-    "over|below|above|under|sqrt|root|(arc)?(sin|cos|tan)h?|(co)?(sine|tangent|secant)|infinity|"
-    "alpha|beta|gamma|delta|epsilon|zeta|theta|iota|kappa|lambda|sigma|upsilon|omega"
+# Any other noun in the plural is a unit, too, where a space stands before it, but not what makes
+# another number of the number: `3 tens`, `5 millions`, `2 sixteenths`, `3 factorials`.
+_NO_NOUN = re.compile(  # in the singular
+    "hundred(th)?|thousand(th)?|[a-z]*(illion|illiard)(th)?|lakh|crore|googol|myriad|grand|dozen|score|"
+    "gros|halve|double|triple|zero|one|two|three|four|five|six|sixe|seven|eight|nine|ten|eleven|twelve|"
+    "(thir|four|fif|six|seven|eigh|nine)teen(th)?|(twen|thir|for|fif|six|seven|eigh|nine)t(ie|ieth|y)|"
+    "[a-z]*(third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth)|"
+    "square|cube|factorial|time|plu|minu|base|root|modulu|infinitie|(co)?(sine|tangent|secant)|"
+    "basis|basi|bp|kilo|mega|giga|radix|alpha|beta|gamma|delta|epsilon|zeta|theta|iota|kappa|lambda|"
+    "sigma|omega|le|more|les|at least|vers"
 )
 
 
@@ -62,10 +61,12 @@ def unit_symbol(words: list[str], attached: bool) -> str:
 
 def _symbol(word: str, attached: bool) -> str:
     """A unit's symbol, or a noun in the singular; "" for a word that is neither."""
-    for spelling in (word, *((word.lower(),) if len(word) > 1 else ())):  # `M` is not `m`
+    # `MW` is not `mW`, nor `M` `m`; longer words and others are as good in capitals.
+    exact = len(word) == 1 or (word[0] == "M" and len(word) < 4)
+    for spelling in (word,) if exact else (word, word.lower()):
         for form in (spelling, spelling.removesuffix("s")):
             if form in _UNITS:
                 return _UNITS[form]
-    noun = word.lower()
-    is_noun = len(noun) > 3 and not attached and not _NO_NOUN.fullmatch(noun)
-    return noun.removesuffix("s") if is_noun else ""
+    singular = word.lower().removesuffix("s")
+    is_noun = len(singular) > 2 and word.endswith("s") and not attached
+    return singular if is_noun and not _NO_NOUN.fullmatch(singular) else ""

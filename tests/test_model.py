@@ -141,6 +141,7 @@ def test_published_config_style_equals_new_style(pair):
             {"rope_scaling": "yarn"},
             "rope_scaling='yarn': expected an object of plain values or null",
         ),
+        ({"rope_scaling": []}, r"rope_scaling=\[\]: expected an object"),
         ({"layer_types": 1}, "layer_types=1"),
         ({"rope_scaling": {"type": "yarn", "factor": math.nan}}, "factor=nan"),
         (

@@ -59,18 +59,12 @@ class Corpus:
 
     def is_consistent(self) -> bool:
         """Whether the files have the documents, tokens and targets that meta.json counts."""
-        tokens, sums = (
-            self._offsets[-1],
-            (sum(self.lengths), len(self._tokens), len(self._is_target)),
-        )
-        counts = {len(self), len(self.ids), len(self.target_counts), self.meta.get("documents")}
-        return (
-            len(counts) == 1
-            and min(self.lengths) > 0
-            and {tokens, self.meta.get("tokens"), *sums} == {tokens}
-            and self.meta.get("target_tokens") == sum(self.target_counts)
-            and {"dropped_over_long", "longest"} <= self.meta.keys()
-        )
+        meta = self.meta
+        documents = {len(self), len(self.ids), len(self.target_counts), meta["documents"]}
+        tokens = {sum(self.lengths), len(self._tokens), len(self._is_target), meta["tokens"]}
+        targets = {sum(self.target_counts), meta["target_tokens"]}
+        alike = all(len(counts) == 1 for counts in (documents, tokens, targets))
+        return alike and min(self.lengths) > 0 and {"dropped_over_long", "longest"} <= meta.keys()
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (int32) and target mask (bool) of document i; views of the mapped files."""

@@ -128,7 +128,7 @@ def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     top = {key: raw[key] for key in ROPE_AT_TOP if raw.get(key) is not None}
     found: list[dict[str, Any]] = []
     for name in ("rope_scaling", "rope_parameters"):
-        value = raw.get(name) or {}
+        value = {} if raw.get(name) is None else raw[name]
         if not isinstance(value, Mapping) or any(isinstance(v, Mapping) for v in value.values()):
             raise UserError(
                 f"{where}: {name}={value!r}: expected an object of plain values or null"

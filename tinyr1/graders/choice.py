@@ -15,10 +15,12 @@ from tinyr1.answer import last_box
 
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|underline|bf|rm|"
-    r"displaystyle|large|Large|LARGE|huge)\b\s*"
+    r"textsf|texttt|mathcal|bm|displaystyle|large|Large|LARGE|huge)\b\s*"
 )
 _NOISE = re.compile(r"\\[,;:! ]|[\s${}*_`\"'~“”]|\\[()\[\]]")
-_OPENING = r"[\s(\[{*_$\\\"'`“•-]*(?:\\?(?:text|textbf|mathrm|mathbf|boxed)\s?\{\s?)*\(?"
+_OPENING = (
+    r"[\s(\[{*_$\\\"'`“•-]*(?:\\?(?:text|textbf|mathrm|mathbf|mathsf|underline|boxed)\s?\{\s?)*\(?"
+)
 # What may not follow a letter that stands for an option: B12, D-glucose, C_{3h}, C=O, A > B.
 _END = (
     r"(?![A-Za-z0-9'’^+#=(₀-₉]|_[A-Za-z0-9{]|[-–][A-Za-z0-9]| ?[=<>→×|]| ?\\(?!text|mathrm)[a-z]|"
@@ -31,25 +33,31 @@ _STATEMENT = re.compile(
     rf"\s?\**(?:\s?(?:[Oo]ption|[Cc]hoice)\b)?{_OPENING}(?P<letter>[A-Z]|(?<=\()[a-z](?=\))){_END}"
 )
 _REVERSED = re.compile(
-    r"(?<!if )(?<!whether )(?<![\w'’-])(?P<letter>[A-Z])[)*_.”\"]{0,4} is "
+    r"(?:(?:^|[.:;!\n>])\s{0,3}(?:[-*•] )?|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? (?:only )?)"
+    r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer) )?[(*_$“\"]*(?P<letter>[A-Z])[)*_.”\"]{0,4} is "
     r"(?:correct\b|the (?:correct |right |best )?(?:answer|choice|option)\b)"
 )
 _OTHER = re.compile(  # `C or D`, `C, D`; but `C, D is too large` and `C and D is wrong` name one
-    r"[)}\]* _$]*\(?(?:(?P<clause>[,;] ?(?:and )?|and )|(?:,? ?(?:or|as well as|through|plus|to)\b|"
-    r"[/&+])) ?(?:(?:and|maybe|perhaps|possibly|also|option|choice) ?)*[(*_$]*(?P<letter>[A-Z])\b"
+    r"[)}\]* _$]*\(?(?:(?P<semi>; ?(?:and )?)|(?P<clause>, ?(?:and )?|and )|"
+    r"(?:,? ?(?:or|as well as|through|plus|to)\b|[/&+])) ?"
+    r"(?:(?:and|maybe|perhaps|possibly|also|option|choice) ?)*[(*_$]*(?P<letter>[A-Z])\b"
     r"(?(clause)(?!\)? (?:is|was|has|does|would|will|gives|fails|violates|contradicts|cannot)\b))"
+    r"(?(semi)(?=[)*_$ ]*(?:[.\n]|$)))"
 )
 # After "the answer is A": whether that is a letter, or the beginning of what is named.
 _NO_NOUN = re.compile(
     r"[^ A-Za-z]| *$| [^\w]| (?:above|after|again|all|also|alone|among|and|as|at|based|because|"
     r"below|but|by|corresponding|due|exactly|for|from|given|has|here|however|if|in|indeed|instead|"
     r"into|is|it|not|of|on|only|or|over|plus|rather|since|so|still|that|then|there|therefore|this|"
-    r"though|through|thus|to|too|under|unless|via|we|when|where|whereas|which|while|with|would)\b"
+    r"though|through|thus|to|too|under|unless|via|we|when|where|whereas|which|while|with|would|"
+    r"according|although|despite|namely|provided|using|following|having|I|The|the)\b"
 )
 _NOT_THIS = re.compile(  # an answer, but not the one that is given
-    r"(?:incorrect|wrong|trap|tempting|distractor|worst|likely|second[- ]best|initial|common|"
-    r"eliminate|exclude|reject|rule out|(?:think|thought|guess|say|believe|if|whether)(?: that)?"
-    r"(?: the)?) *$",
+    r"(?:(?:incorrect|wrong)(?: answer)?|trap|tempting|distractor|worst|(?<!most )likely|initial|"
+    r"second[- ]best|common|naive|intuitive|obvious|eliminated?|excluded?|discard(?:ed)?|reject|"
+    r"rule out|"
+    r"(?:(?<!\bI )(?:think|guess|believe)|thought|(?<!\bI would )(?<!\bI'd )say|if|whether)"
+    r"(?: that)?(?: the)?) *$",
     re.IGNORECASE,
 )
 _BEGUN = re.compile(
@@ -64,7 +72,8 @@ def choice_letter(text: str, letters: str = "ABCD") -> str | None:
     box = last_box(text)
     if box is not None:
         letter = _letter_of(box, letters)
-        if letter or re.search(rf"(?<![A-Za-z\\])[{letters}](?![A-Za-z])", box):
+        named = set(re.findall(rf"(?<![A-Za-z\\])[{letters}](?![A-Za-z])", box))
+        if letter or len(named) > 1:
             return letter
     stated = _stated(text.replace("：", ":"), letters)
     if stated is not None:
@@ -91,13 +100,15 @@ def _letter_of(box: str, letters: str) -> str | None:
     if len(plain) == 1:
         return plain.upper() if plain.upper() in letters else None
     text = _WRAPPER.sub("", box).translate(str.maketrans("", "", "{}$*")).strip()
+    if head := re.match(rf"\(?([{letters}])[).:]+\s+(?!(?:[A-Z]|and|or)\b)[A-Za-z]", text):
+        return head[1]  # D) Both A and B
     follows = r"[).:]|\s*(?:and\b|or\b|[,/(]|$|[-–—]\s)"
     marked = set(re.findall(rf"(?<![A-Za-z\\])([{letters}])(?={follows})", text))
     if len(marked) != 1:
         return None
     letter = marked.pop()
     begins = re.match(
-        rf"(?:option|choice|answer)?[\s(:]*{letter}\s*(?:[).:,(]|[-–—]\s)", text, re.I
+        rf"(?:option|choice|answer)?[\s(:]*{letter}\s*(?:[).:,]|(?<=\s)\(|[-–—]\s)", text, re.I
     )
     said = re.fullmatch(rf"(?i:the |answer|option|choice|is|correct|[\s:()])*{letter}[\s.)]*", text)
     return letter if begins or said else None

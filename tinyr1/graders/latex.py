@@ -20,6 +20,7 @@ _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\(?:color|textcolor)\s*\{[^{}]*\}", ""),
+        (r"\\(?:left|right)\s*(?=\\[{}])|\\(?:left|right)\.|\\[bB]igg?[lrm]?(?![A-Za-z])", ""),
         (r"\\\{", "LBRACE "),
         (r"\\\}", "RBRACE "),
         (r"\{,\}|,\\! *", ","),
@@ -27,7 +28,7 @@ _SPELLINGS = tuple(
         (r"\\(?:quad|qquad)(?![A-Za-z])|\\[,;: ]|(?<!\\)~(?!=)|\u00a0", " "),
         (r"~=", "≈"),
         (r"\\(?:bf|it|rm|sf)(?![A-Za-z])(?!\s*\{)", ""),
-        (r"\\text(?:bf)?\s*\{\s*\([A-E]\)\s*\}(?=\s*\S)", ""),  # a choice's letter before its text
+        (r"\\text(?:bf)?\s*\{\s*\([A-E]\)\s*\}(?=\s*\S)(?!\s*\\text)", ""),  # a choice's letter
         (r"\\[dt]frac", r"\\frac"),
         (r"\\geq?(?![a-z])|≥|\\geqslant", ">="),
         (r"\\leq?(?![a-z])|≤|\\leqslant", "<="),
@@ -39,7 +40,7 @@ _SPELLINGS = tuple(
         (r"(^|[(\[,])\s*\+\s*INF", r"\1INF"),
         (r"π", r"\\pi "),
         (r"\\%|%", r"\\pct "),
-        (r"\\\$\s*(-?[\d.,]*\d)", r"\1\\text{ dollar}"),
+        (r"\\\$\s*(-?[\d.,]*\d)(?=\s*(?:\.?$|,|\\text\s*\{\s*(?:and|or)\b))", r"\1\\text{ dollar}"),
         (r"\\\$|\$", ""),
         ("²", "^2"),
         ("³", "^3"),

@@ -9,6 +9,7 @@ Left out: radicals, identities of polynomials, logarithms (the `eval` extra's se
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from fractions import Fraction
@@ -106,7 +107,8 @@ def _split_words(text: str) -> list[str]:
 
 
 def _list(values: list[Value]) -> Value:
-    return Group("list", tuple(sorted(values, key=repr)))
+    nested = (v.parts if isinstance(v, Group) and v.kind == "list" else (v,) for v in values)
+    return Group("list", tuple(sorted(itertools.chain.from_iterable(nested), key=repr)))
 
 
 def _union(values: list[Value]) -> Value:
@@ -166,7 +168,8 @@ def _split_unit(text: str, attached: bool) -> tuple[str, str]:
     )
     if match is None:
         return text, ""
-    if attached and not match["text"]:
+    word_apart = bool(match["word"]) and text[match.start("word") - 1] == " "
+    if attached and not match["text"] and not word_apart:
         return text, ""
     if match["mark"]:
         return match["body"], match["mark"].replace(" ", "")
@@ -186,7 +189,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"\*(?![\d.+*-])", "", text)  # 4*\pi is 4\pi, but 2*3 is not 23
     if len(text) > 2 and text[0] == "(" and text[-1] == ")" and closing(text, 0) == len(text) - 1:
         text = text[1:-1]
-    return text.lower() if re.fullmatch(r"[A-Za-z]{4,}|[A-Z]?[a-z]+", text) else text
+    return text.lower() if re.fullmatch(r"[A-Za-z]{4,}|[A-Z]?[a-z]+|YES|NO", text) else text
 
 
 def _equal(gold: Value, given: Value) -> bool:
@@ -215,7 +218,9 @@ def _equal(gold: Value, given: Value) -> bool:
 def _names(value: Group) -> set[object]:
     """The left sides in a list of equations that give names."""
     return {
-        part.parts[0] for part in value.parts if isinstance(part, Group) and part.kind == "name"
+        re.sub(r"^([xz])_\{?\d\}?$", r"\1", str(part.parts[0]))  # roots: x_1 = 2, x_2 = 3
+        for part in value.parts
+        if isinstance(part, Group) and part.kind == "name"
     }
 
 
@@ -229,8 +234,10 @@ def _quantity(value: Value) -> Quantity:
 def _units_agree(gold: Quantity, given: Quantity) -> bool:
     """Equal units, or one that is not given; but 0.5 is not 0.5 %."""
     units = {gold.unit, given.unit}
+    if isinstance(gold.value, str) and "" in units and units & {"\\pct", "\\deg"}:
+        return False
     if units == {"", "\\pct"} and isinstance(gold.value, Fraction):
-        return gold.value.denominator == 1 or abs(gold.value) > 1
+        return abs(gold.value) > 1 or not gold.value
     return len(units - {""}) < 2
 
 

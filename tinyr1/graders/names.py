@@ -16,9 +16,10 @@ _GREEK = (
 )
 _TERM = re.compile(
     rf"""
-    \s* [+-]? \s*
+    \s* [+*-]? \s*
     (?: (?P<word> [A-Za-zΑ-Ωα-ω]+ )
-      | \\(?:{_GREEK}|(?:measured)?angle|triangle|Pr|gcd|lcm|det|dim|min|max)(?![A-Za-z])
+      | \\angle \s* \{{[A-Z]+\}}  |  \[[A-Z]{{3,}}\]
+      | \\(?:{_GREEK}|(?:measured)?angle|triangle|Pr|gcd|lcm|lim|det|dim|min|max)(?![A-Za-z])
       | \\(?:overline|overrightarrow|vec|(?:wide)?hat|bar|tilde|mathbb|mathcal)
         \s* (?: \{{[^{{}}]*\}} | [A-Za-z] )
       | \\(?:sin|cos|tan|cot|sec|csc) \s* (?: [A-Z](?![a-z]) | \\angle\s*[A-Z]+ | \([A-Z]\) )
@@ -26,7 +27,7 @@ _TERM = re.compile(
       | (?:\\\||\\l?Vert) [^|^*/]* (?:\\\||\\r?Vert)
     )
     (?: _(?:\w|\{{[^{{}}]*\}}) )?  '*  (?: \^\s*\{{-1\}}(?=\() )? \s*
-    (?P<arguments> \((?:[^()]|\([^()]*\))*\) )? \s*
+    (?P<arguments> \((?:[^()]|\([^()]*\))*\) | (?<=[A-Z}}]) \[[^][]*\] )? \s*
     """,
     re.VERBOSE,
 )
@@ -35,6 +36,7 @@ _NO_NAME = re.compile(
     "triple|third|quarter|squared?|cubed?|floor|ceil(ing)?|round|not|mod(ulo)?|over|times|plus|minus|"
     "per|percent|negative|inverse|reciprocal|opposite|factorial|logarithm"
 )
+_PLAIN = re.compile(r"\(\s*(?:[A-Za-z]|\d+)(?:\s*,\s*(?:[A-Za-z]|\d+))*\s*\)")  # y(2), d(A, B)
 _OF_ARGUMENTS = re.compile(  # f(2), but x(x + 1) is a product
     "[fghpqrα-ω]|[A-ZΑ-Ω].*|gcd|lcm|area|perimeter|volume|vol|length|dist|prob|var|cov|det|rank|dim|"
     "tr|deg|max|min|ord|card"
@@ -51,10 +53,11 @@ def is_name(left: str) -> bool:
         word, arguments = (term["word"] or "", term["arguments"]) if term else ("", None)
         if term is None or _NO_NAME.fullmatch(word.lower()):
             return False
-        if word and arguments and not _OF_ARGUMENTS.fullmatch(word):
+        of_plain = len(word) == 1 and _PLAIN.fullmatch(arguments or "")
+        if word and arguments and not (of_plain or _OF_ARGUMENTS.fullmatch(word)):
             return False
         own = re.escape(term[0].partition("(")[0].strip(" +-")) if arguments else ""
         if arguments and re.search(rf"(?<![A-Za-z\\]){own}(?![A-Za-z])", arguments):
             return False  # N(N + 1) is a product
         at = term.end()
-    return left != "" and left[0] not in "+-"
+    return left != "" and left[0] not in "+*-"

@@ -16,6 +16,7 @@ from tinyr1.files import (
     Journal,
     hash_files,
     locked,
+    owned,
     read_json,
     read_jsonl,
     read_object,
@@ -91,6 +92,13 @@ def test_journal_refuses_rows_that_it_never_wrote(tmp_path, row):
         path.write_text(row + "\n")
         with pytest.raises(UserError, match=r"\(expected a JSON object\); move it away"):
             Journal(path)
+
+
+def test_who_owns_a_folder_removes_what_a_killed_process_was_writing(tmp_path):
+    (tmp_path / ".config.json.99.partial").touch()
+    (tmp_path / "model.safetensors.partial").touch()  # which may be continued
+    with owned(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors.partial"]
 
 
 def test_a_journal_on_a_full_disk_says_its_name(tmp_path):

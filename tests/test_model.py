@@ -186,9 +186,8 @@ def test_nulls_and_both_notations_of_the_same_rope():
     plain = Qwen2Config.from_dict(config)
     nulls = ("rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling", "head_dim")
     assert Qwen2Config.from_dict(config | dict.fromkeys(nulls)) == plain
-    old = {"type": "yarn", "factor": 2, "rope_theta": 1e6}
+    old = {"type": "yarn", "factor": 2}
     new = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e6}
-    del old["rope_theta"]  # which is at the top
     both = config | {"rope_theta": 1e6, "rope_scaling": old, "rope_parameters": new}
     assert Qwen2Config.from_dict(both) == Qwen2Config.from_dict(config | {"rope_parameters": new})
     yarn = [Qwen2Config.from_dict(config | {"rope_scaling": old | t}).yarn

@@ -19,7 +19,7 @@ from conftest import ROOT, call, make_checkpoint, metrics, run, training_rows, w
 
 from tinyr1 import checkpoint
 from tinyr1.corpus import Rendering, build_corpus
-from tinyr1.errors import UserError
+from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import owned
 from tinyr1.flops import TrainingFlops, peak_tflops
 from tinyr1.log import Log
@@ -563,12 +563,21 @@ def test_what_gloo_says_of_this_machine_is_not_another_ranks(tiny, data, tmp_pat
     assert "nonesuch" in done.stderr
 
 
+def test_only_what_says_that_a_peer_has_gone_is_another_ranks():
+    with pytest.raises(RunStopped, match="another rank has ended"), Ranks().listening():
+        raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:2345")
+    with pytest.raises(RuntimeError, match="out of memory"), Ranks().listening():
+        raise RuntimeError("CUDA out of memory")
+
+
 @pytest.mark.parametrize("damage", ["settings", ".metadata"])
 def test_a_damaged_checkpoint_is_named(one_rank, tiny, data, tmp_path, damage):
     shutil.copytree(one_rank, tmp_path / "run")
     (step,) = (tmp_path / "run" / "checkpoints").iterdir()
-    (step / "meta.json").write_text('{"settings": []}' if damage == "settings" else "{}")
-    (step / ".metadata").unlink()
+    if damage == "settings":
+        (step / "meta.json").write_text('{"settings": []}')
+    else:
+        (step / ".metadata").unlink()
     done = train(tiny, data, tmp_path / "run", "--epochs", "3")
     assert done.returncode == 2
     assert done.stderr == (
@@ -594,6 +603,15 @@ def test_a_damaged_cache_is_made_again(tiny, data, tmp_path, name, content):
         whole.meta,
         whole.target_counts,
     )
+
+
+def test_what_is_tokenised_once_is_mapped_afterwards(tiny, data, tmp_path):
+    rendering = Rendering(Tokenizer(tiny), max_len=128)
+    folder = tmp_path / build_corpus((data,), rendering, tmp_path, QUIET).key
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = build_corpus((data,), rendering, tmp_path, QUIET)
+    assert folder.name == again.key
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_a_cache_holds_nothing_that_is_refused_now(tiny, data, tmp_path):

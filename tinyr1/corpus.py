@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tokenize
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,11 @@ from tinyr1.ranks import core_count
 from tinyr1.record import Example, Record
 from tinyr1.tokenizer import Tokenizer
 
+# What reading a damaged cache raises; numpy reads the header of a .npy as Python.
+UNREADABLE = (
+    *(UserError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError),
+    *(SyntaxError, tokenize.TokenError),
+)
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -105,7 +111,8 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
     )[:16]
     folder = cache_dir / key
     with locked(cache_dir / f"{key}.lock"):
-        if not _is_whole(folder):
+        corpus = _mapped(folder)
+        if corpus is None:
             shutil.rmtree(folder, ignore_errors=True)
             partial = cache_dir / f"{key}.partial"
             shutil.rmtree(partial, ignore_errors=True)
@@ -120,15 +127,17 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
             fsync_directory(partial)
             os.replace(partial, folder)
             fsync_directory(cache_dir)
-    return Corpus(folder)
+            corpus = Corpus(folder)
+    return corpus
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a cache can be read and its files agree; one that was damaged is made again."""
+def _mapped(folder: Path) -> Corpus | None:
+    """The cache if it can be read and its files agree; one that was damaged is made again."""
     try:
-        return Corpus(folder).is_consistent()
-    except Exception:  # numpy reads a header as Python, which fails in as many ways
-        return False
+        corpus = Corpus(folder)
+        return corpus if corpus.is_consistent() else None
+    except UNREADABLE:
+        return None
 
 
 def _tokenise(folder: Path, data: tuple[Path, ...], rendering: Rendering, log: Log) -> None:

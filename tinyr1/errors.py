@@ -2,7 +2,7 @@
 
 Bad input is the user's to repair: one plain line, exit code 2. A run that had to stop is the
 machine's or the data's doing: one plain line, exit code 1. An OSError is one or the other. Ctrl-C
-is 130, and a reader that closed our output is none of it. Anything else is a defect and shows its
+is 130, and a reader that has closed our output, 0. Anything else is a defect and shows its
 traceback.
 """
 

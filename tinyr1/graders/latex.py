@@ -20,11 +20,11 @@ _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\(?:color|textcolor)\s*\{[^{}]*\}", ""),
-        (r"\\(?:left|right)\s*(?=\\[{}])|\\(?:left|right)\.|\\[bB]igg?[lrm]?(?![A-Za-z])", ""),
+        (r"\\(?:(?:left|right)(?![A-Za-z])\s*\.?|[bB]igg?[lrm]?(?![A-Za-z]))", ""),
         (r"\\\{", "LBRACE "),
         (r"\\\}", "RBRACE "),
         (r"\{,\}|,\\! *", ","),
-        (r"\\(?:left|right|displaystyle|limits|!)(?![A-Za-z])|\\left(?=\\)|\\right(?=\\)", ""),
+        (r"\\(?:displaystyle|limits)(?![A-Za-z])|\\!", ""),
         (r"\\(?:quad|qquad)(?![A-Za-z])|\\[,;: ]|(?<!\\)~(?!=)|\u00a0", " "),
         (r"~=", "≈"),
         (r"\\(?:bf|it|rm|sf)(?![A-Za-z])(?!\s*\{)", ""),

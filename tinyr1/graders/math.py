@@ -40,7 +40,7 @@ class Group(NamedTuple):
     parts: tuple[object, ...]
 
 
-Value = object  # Quantity | Group | frozenset (a set) | Counter-like tuple of a list | str
+Value = object  # Quantity | Group | frozenset (a set) | str
 
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
@@ -145,18 +145,19 @@ def _parse_matrix(text: str) -> Value:
 
 def _parse_single(text: str) -> Value:
     """A number, a number with a unit, or text."""
-    body, unit = _split_unit(text, attached=False)
+    body, unit = _split_unit(text)
     number = _evaluate(body)
     if number is not None:
         return Quantity(number, unit)
-    body, unit = _split_unit(text, attached=True)
+    body, unit = _split_unit(text, known_only=True)
     return Quantity(_plain(body), unit) if unit else _plain(text)
 
 
-def _split_unit(text: str, attached: bool) -> tuple[str, str]:
+def _split_unit(text: str, known_only: bool = False) -> tuple[str, str]:
     """`10\\text{ cm}^2` -> ("10", "cm2"); a unit is a word after a number.
 
-    Where that is `attached`, as in `3\\pi\\text{ cm}`, only one that is known.
+    With `known_only`, for what is no number as in `3\\pi\\text{ cm}`, it must be in the table and
+    stand apart.
     """
     match = re.fullmatch(
         r"(?P<body>.*?(?:[\d})]|\\pi))\s*(?:"
@@ -168,14 +169,13 @@ def _split_unit(text: str, attached: bool) -> tuple[str, str]:
     )
     if match is None:
         return text, ""
-    word_apart = bool(match["word"]) and text[match.start("word") - 1] == " "
-    if attached and not match["text"] and not word_apart:
+    apart = not match["word"] or text[match.start("word") - 1] == " "
+    if known_only and (match["mark"] or not apart):
         return text, ""
     if match["mark"]:
         return match["body"], match["mark"].replace(" ", "")
     words = re.findall(r"[A-Za-z]+(?:\^\d)?|/", match["text"] or match["word"])
-    attached |= bool(match["word"]) and text[match.start("word") - 1] != " "
-    unit = unit_symbol(words, attached)
+    unit = unit_symbol(words, known_only or not apart)
     return (match["body"], unit + (match["power"] or "")) if unit else (text, "")
 
 

@@ -32,9 +32,10 @@ _TERM = re.compile(
     re.VERBOSE,
 )
 _NO_NAME = re.compile(
-    "((arc)?(sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt)[xyzα-ω]?|(co)?(sine|tangent|secant)|root|twice|thrice|half|double|"
-    "triple|third|quarter|squared?|cubed?|floor|ceil(ing)?|round|not|mod(ulo)?|over|times|plus|minus|"
-    "per|percent|negative|inverse|reciprocal|opposite|factorial|logarithm"
+    "((arc)?(sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt)[xyzα-ω]?|"
+    "(co)?(sine|tangent|secant)|logarithm|factorial|root|squared?|cubed?|floor|ceil(ing)?|round|"
+    "twice|thrice|half|double|triple|third|quarter|percent|per|over|times|plus|minus|mod(ulo)?|not|"
+    "negative|inverse|reciprocal|opposite"
 )
 _PLAIN = re.compile(r"\(\s*(?:[A-Za-z]|\d+)(?:\s*,\s*(?:[A-Za-z]|\d+))*\s*\)")  # y(2), d(A, B)
 _OF_ARGUMENTS = re.compile(  # f(2), but x(x + 1) is a product
@@ -50,14 +51,19 @@ def is_name(left: str) -> bool:
         return all(map(is_name, left[1:-1].split(",")))
     while at < len(left):
         term = _TERM.match(left, at)
-        word, arguments = (term["word"] or "", term["arguments"]) if term else ("", None)
-        if term is None or _NO_NAME.fullmatch(word.lower()):
+        if term is None or _NO_NAME.fullmatch((term["word"] or "").lower()):
             return False
-        of_plain = len(word) == 1 and _PLAIN.fullmatch(arguments or "")
-        if word and arguments and not (of_plain or _OF_ARGUMENTS.fullmatch(word)):
+        if term["arguments"] and _is_product(term):
             return False
-        own = re.escape(term[0].partition("(")[0].strip(" +-")) if arguments else ""
-        if arguments and re.search(rf"(?<![A-Za-z\\]){own}(?![A-Za-z])", arguments):
-            return False  # N(N + 1) is a product
         at = term.end()
     return left != "" and left[0] not in "+*-"
+
+
+def _is_product(term: re.Match[str]) -> bool:
+    """Whether a term with parentheses behind it is a product with these, as N(N + 1) is."""
+    word, arguments = term["word"], term["arguments"]
+    name = re.escape(term[0].partition(arguments[0])[0].strip(" +*-"))
+    if re.search(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", arguments):
+        return True
+    of_plain = word and len(word) == 1 and _PLAIN.fullmatch(arguments)
+    return bool(word) and not of_plain and not _OF_ARGUMENTS.fullmatch(word)

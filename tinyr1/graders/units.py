@@ -28,19 +28,23 @@ _UNITS = {
 _POWERS = {"squared": "2", "cubed": "3"}
 # Any other noun in the plural is a unit, too, where a space stands before it, but not what makes
 # another number of the number: `3 tens`, `5 millions`, `2 sixteenths`, `3 factorials`.
-_NO_NOUN = re.compile(  # in the singular
-    "hundred(th)?|thousand(th)?|[a-z]*(illion|illiard)(th)?|lakh|crore|googol|myriad|grand|dozen|score|"
-    "gros|halve|double|triple|zero|one|two|three|four|five|six|sixe|seven|eight|nine|ten|eleven|twelve|"
-    "(thir|four|fif|six|seven|eigh|nine)teen(th)?|(twen|thir|for|fif|six|seven|eigh|nine)t(ie|ieth|y)|"
+_NO_NOUN = re.compile(  # in the singular, that is without the s
+    "hundred(th)?|thousand(th)?|[a-z]*(illion|illiard)(th)?|lakh|crore|googol|myriad|grand|dozen|"
+    "score|gros|halve|double|triple|zero|one|two|three|four|five|sixe|seven|eight|nine|ten|eleven|"
+    "twelve|(thir|four|fif|six|seven|eigh|nine)teen(th)?|"
+    "(twen|thir|for|fif|six|seven|eigh|nine)tie(th)?|"
     "[a-z]*(third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth)|"
-    "square|cube|factorial|time|plu|minu|base|root|modulu|infinitie|(co)?(sine|tangent|secant)|"
-    "basis|basi|bp|kilo|mega|giga|radix|alpha|beta|gamma|delta|epsilon|zeta|theta|iota|kappa|lambda|"
-    "sigma|omega|le|more|les|at least|vers"
+    "square|cube|factorial|time|plu|minu|les|base|basi|root|modulu|versu|infinitie|kilo|mega|giga|"
+    "(co)?(sine|tangent|secant)|alpha|beta|gamma|delta|epsilon|zeta|theta|iota|kappa|lambda|sigma|"
+    "omega"
 )
 
 
-def unit_symbol(words: list[str], attached: bool) -> str:
-    """What the words after a number are compared as if they are a unit; "" if they are none."""
+def unit_symbol(words: list[str], known_only: bool) -> str:
+    """What the words after a number are compared as if they are a unit; "" if they are none.
+
+    With `known_only`, no noun is one that the table does not have.
+    """
     symbols: list[str] = []
     power = ""
     for word in words:
@@ -48,7 +52,7 @@ def unit_symbol(words: list[str], attached: bool) -> str:
         if symbols and name in _POWERS:
             symbols[-1] += _POWERS[name]
             continue
-        symbol = "/" if word == "/" else _symbol(name, attached)
+        symbol = "/" if word == "/" else _symbol(name, known_only)
         if symbol in ("sq", "cu"):  # of the next
             power = "2" if symbol == "sq" else "3"
         elif symbol:
@@ -59,7 +63,7 @@ def unit_symbol(words: list[str], attached: bool) -> str:
     return re.sub(" ?/ ?", "/", " ".join(symbols)) if not power else ""
 
 
-def _symbol(word: str, attached: bool) -> str:
+def _symbol(word: str, known_only: bool) -> str:
     """A unit's symbol, or a noun in the singular; "" for a word that is neither."""
     # `MW` is not `mW`, nor `M` `m`; longer words and others are as good in capitals.
     exact = len(word) == 1 or (word[0] == "M" and len(word) < 4)
@@ -68,5 +72,5 @@ def _symbol(word: str, attached: bool) -> str:
             if form in _UNITS:
                 return _UNITS[form]
     singular = word.lower().removesuffix("s")
-    is_noun = len(singular) > 2 and word.endswith("s") and not attached
+    is_noun = len(singular) > 2 and word.endswith("s") and not known_only
     return singular if is_noun and not _NO_NOUN.fullmatch(singular) else ""

@@ -6,18 +6,9 @@ what a merge or a fine-tuning changed.
 
 from __future__ import annotations
 
-import gc
-import os
 import sys
 
 import tinyr1.start  # noqa: F401 - before anything that takes time to import
-from tinyr1 import plot
-
-gc.disable()  # nothing here makes cycles; collecting while torch is imported costs half a second
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # others would wait for numpy, in a busy loop
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
-    plot.start_painter()
-
 from tinyr1.config import parse
 from tinyr1.diff import run_diff
 from tinyr1.errors import run_main

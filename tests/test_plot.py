@@ -1,55 +1,12 @@
-"""Drawing in a process of its own."""
+"""Drawing: names as they stand, and faults that cost no result."""
 
-import os
-import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tinyr1 import plot
 
 pytest.importorskip("matplotlib")
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def painter():
-    plot.start_painter()
-    yield plot._painter
-    plot.painted(len, "")  # ends it if it still waits
-
-
-def picture(path):
-    plot.heat_map(path, ["0", "1"], ["q", "k"], [[1.0, 2.0], [float("nan"), 4.0]], "shares", "%")
-    return os.getpid()
-
-
-def test_a_painter_draws_the_same_elsewhere(painter, tmp_path):
-    assert plot.painted(picture, tmp_path / "there.png") == painter._pid != os.getpid()
-    assert plot.painted(picture, tmp_path / "here.png") == os.getpid()  # one picture each
-    assert (tmp_path / "there.png").read_bytes() == (tmp_path / "here.png").read_bytes()
-
-
-def test_without_a_painter_it_is_drawn_here(painter, tmp_path):
-    os.kill(painter._pid, signal.SIGKILL)
-    assert plot.painted(picture, tmp_path / "a.png") == os.getpid()
-    with pytest.raises(IsADirectoryError):
-        plot.painted(picture, tmp_path)
-
-
-def test_an_error_there_is_raised_here(painter, tmp_path):
-    with pytest.raises(IsADirectoryError):
-        plot.painted(picture, tmp_path)
-
-
-def test_a_painter_ends_with_its_owner():
-    code = "from tinyr1 import plot; plot.start_painter(); assert plot._painter"
-    # Its output ends when all that hold it have ended.
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, timeout=60
-    )
 
 
 def test_names_are_drawn_as_they_stand(tmp_path):

@@ -63,6 +63,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     _ready_streams()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of tinyr1.start
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.freeze()  # what was imported stays for ever: no collection need look at it
+    gc.enable()
     try:
         code = main() or 0
         sys.stdout.flush()  # a closed pipe must show here, not at interpreter exit

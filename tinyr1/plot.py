@@ -6,12 +6,8 @@ A picture goes along with results and never costs them: `drawn` says whether the
 from __future__ import annotations
 
 import functools
-import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
@@ -28,67 +24,15 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-class Painter:
-    """A process that imports matplotlib at once and draws one picture when there is one.
-
-    That import is a tenth of a small merge; beside the import of torch it takes no time at all.
-    """
-
-    def __init__(self) -> None:
-        self._pipe, there = Pipe()
-        self._pid = os.fork()
-        if self._pid:
-            there.close()
-        else:
-            self._pipe.close()  # or the end of our owner would not be the end of the pipe
-            _serve(there)
-
-    def draw(self, function: Callable[..., Any], *args: Any) -> Any:
-        """function(*args), computed there, or here if that process failed."""
-        try:
-            self._pipe.send((function, args))
-            return self._pipe.recv()
-        except (EOFError, OSError):
-            return function(*args)
-        finally:
-            self._pipe.close()
-            os.waitpid(self._pid, 0)
-
-
-def _serve(pipe: Connection) -> None:
-    """What a painter does: one picture, or none if its owner ends without one."""
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # is its owner's to handle
-        heat_map(BytesIO(), ["0"], ["0"], [[0.0]], "", "")  # much is imported at the first picture
-        function, args = pipe.recv()
-        pipe.send(function(*args))
-    finally:
-        os._exit(0)
-
-
-def start_painter() -> None:
-    """Prepare for a picture, where that is possible; call it before there are threads."""
-    global _painter
-    if available() and hasattr(os, "fork"):
-        _painter = Painter()
-
-
-def painted(function: Callable[..., Any], *args: Any) -> Any:
-    """function(*args), by the painter if one was started; the next one is drawn here."""
-    global _painter
-    painter, _painter = _painter, None
-    return painter.draw(function, *args) if painter else function(*args)
-
-
-_painter: Painter | None = None
-
-
 def drawn(function: Callable[..., Any], path: Path, *args: Any) -> bool:
-    """Whether function(path, *args) drew a picture; what goes wrong in drawing is a warning."""
+    """Draw by function(path, *args); True if there is a picture now.
+
+    What goes wrong in drawing is a warning: matplotlib may raise anything.
+    """
     if not available():
         return False
     try:
-        return painted(function, path, *args) is not False
+        return function(path, *args) is not False
     except Exception as error:  # of matplotlib, or in importing it
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         Log().warn(f"{path}: not drawn ({why})")

@@ -21,15 +21,13 @@ from tinyr1.data.clean import (
     check,
     check_question,
     from_markers,
-    literal_markers,
     loops,
     mixes_languages,
     normalized,
-    split_think,
+    split_thought,
 )
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
 from tinyr1.log import Log
-from tinyr1.record import check_think
 
 GOOD = "<think>\nOne and one.\n</think>\n\nIt is \\boxed{2}."
 MARKED = (
@@ -217,14 +215,13 @@ def test_what_can_be_verified():
     assert pipeline.is_right(Draft(**(vars(draft) | {"answer": "B"}))) is False
 
 
-def test_the_four_markers_and_the_literal_replacement():
+def test_the_four_markers():
     assert from_markers(MARKED) == ("I print.", "```python\nprint(1)\n```")
     assert reason(from_markers, MARKED.replace("<|end_of_thought|>", "")) == "broken_markers"
-    assert split_think("thought\n</think>\n\nanswer") == ("thought", "answer")  # tag in the prompt
-    literal = literal_markers(MARKED)
-    assert "<|end_of_thought|>" in literal
-    with pytest.raises(ValueError, match="no answer after </think>"):
-        check_think(literal)
+    assert split_thought("thought\n</think>\n\nanswer") == (
+        "thought",
+        "answer",
+    )  # tag in the prompt
 
 
 def test_coding_rows_of_both_configurations():

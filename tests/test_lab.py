@@ -8,12 +8,13 @@ import sys
 import pytest
 from conftest import ROOT, strongest_sandbox
 
+from tinyr1 import thinking
 from tinyr1.chat import render
 from tinyr1.errors import RunStopped
 from tinyr1.lab import stages
 from tinyr1.lab.world import DOMAINS, World
 from tinyr1.log import Log
-from tinyr1.record import Message, check_think
+from tinyr1.record import Message
 from tinyr1.tokenizer import Tokenizer
 
 
@@ -35,7 +36,7 @@ def test_tokenizer_covers_the_world(tiny, world, domain):
             world.answer(problem, rng, habit=i % 3 == 0),
             world.hasty_answer(problem, rng),
         ):
-            check_think(text)
+            thinking.check(text)
             messages = (Message("user", problem.prompt), Message("assistant", text))
             tokens, is_target = render(tokenizer, messages, "deepseek_r1")
             assert unknown not in tokens

@@ -11,6 +11,7 @@ ROWS = [
     [
         "start",
         "errors",
+        "thinking",
         "record",
         "files",
         "config",

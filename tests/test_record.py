@@ -2,7 +2,8 @@
 
 import pytest
 
-from tinyr1.record import Record, Sample, check_think
+from tinyr1 import thinking
+from tinyr1.record import Record, Sample
 
 GOOD = "<think>\na\n</think>\n\nb"
 
@@ -65,7 +66,7 @@ def test_broken_rows_are_refused_by_field(changes, message):
 )
 def test_malformed_thoughts_are_refused(content):
     with pytest.raises(ValueError):
-        check_think(content)
+        thinking.check(content)
 
 
 def test_require_think_can_be_waived():

@@ -1,4 +1,4 @@
-"""What in a model's text is its answer: what follows the thinking, the last box, the last program.
+"""Finding the answer in what follows the thinking: the last box, the last program.
 
 Pure functions on text; nothing here is ever evaluated.
 """
@@ -11,20 +11,6 @@ LETTERS = ("A", "B", "C", "D")  # of a multiple choice
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*```")
-
-
-def final_part(text: str, think_open: bool = False, finish_reason: str = "stop") -> str | None:
-    """The text after the last `</think>`; None where the thinking never ended.
-
-    A text with neither tag is a plain answer, unless the prompt had opened the thinking or the
-    token limit cut the text off.
-    """
-    _, closed, after = text.rpartition("</think>")
-    if closed:
-        return None if "<think>" in after else after
-    if think_open or "<think>" in text or finish_reason == "length":
-        return None
-    return text
 
 
 def last_box(text: str) -> str | None:

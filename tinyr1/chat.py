@@ -16,9 +16,10 @@ from __future__ import annotations
 import itertools
 from typing import Literal, get_args
 
+from tinyr1 import thinking
 from tinyr1.errors import UserError
 from tinyr1.record import Example, Message
-from tinyr1.tokenizer import THINK_OPEN, Tokenizer
+from tinyr1.tokenizer import Tokenizer
 
 TemplateName = Literal["deepseek_r1", "qwen"]
 ThinkIn = Literal["target", "prompt"]
@@ -96,10 +97,10 @@ def render(
             continue
         add(_assistant_start(tokenizer, template))
         content = message.content
-        if think_in == "prompt" and content.lstrip().startswith(THINK_OPEN):
+        if think_in == "prompt" and (rest := thinking.without_opening(content)) is not None:
             # Cut where the generation prompt ends, so that training sees the tokens of sampling.
-            add(tokenizer.encode(THINK_OPEN + "\n"))
-            content = content.lstrip().removeprefix(THINK_OPEN).removeprefix("\n")
+            add(tokenizer.encode(thinking.OPENING))
+            content = rest
         end = tokenizer.special(TEMPLATE_END[template])
         add([*tokenizer.encode(content), end], target=True)
         if template == "qwen" and i + 1 < len(messages):
@@ -132,7 +133,9 @@ def render_prompt(
     for i, message in enumerate(messages):
         ids += _turn_ids(tokenizer, message, template, first=i == 0)
     ids += _assistant_start(tokenizer, template)
-    return ids + (tokenizer.encode(THINK_OPEN + "\n") if open_thinking else [])
+    if open_thinking:
+        ids += tokenizer.encode(thinking.OPENING)
+    return ids
 
 
 def _turn_ids(

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 import tyro
 
-from tinyr1 import report
-from tinyr1.answer import final_part, last_fenced_block
+from tinyr1 import report, thinking
+from tinyr1.answer import last_fenced_block
 from tinyr1.benchmarks import LCB_WINDOW, load_benchmark
 from tinyr1.config import check_range, given
 from tinyr1.errors import RunStopped, UserError
@@ -289,7 +289,7 @@ def grade_samples(
     def key(sample: Sample) -> tuple[Any, ...]:
         read: str | None = sample.text  # by the rules
         if not config.also_grade:  # whose rules read everything
-            read = final_part(sample.text, sample.think_open, sample.finish_reason)
+            read = thinking.after(sample.text, sample.think_open, sample.finish_reason)
             if read is not None and by_key[sample.task, sample.id]["kind"] == "code":
                 read = last_fenced_block(read)
         ending = sample.finish_reason, sample.think_open

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
+from tinyr1 import thinking
+
 if TYPE_CHECKING:
     import torch
 
@@ -58,7 +60,7 @@ class Record:
         if require_think:
             for message in messages:
                 if message.role == "assistant":
-                    check_think(message.content)
+                    thinking.check(message.content)
         domain = str(fields.get("domain", ""))
         if domain not in get_args(Domain):
             raise ValueError(f"domain={domain!r}: expected one of math, coding, science")
@@ -103,20 +105,6 @@ def _check_turns(messages: tuple[Message, ...]) -> None:
             raise ValueError(f"messages: turn {i} is {message.role}, expected {expected[i % 2]}")
     if not turns or len(turns) % 2:
         raise ValueError("messages: no assistant message at the end")
-
-
-def check_think(content: str) -> None:
-    """Raise ValueError unless `content` is one well-formed thought followed by an answer."""
-    opened, closed = content.count("<think>"), content.count("</think>")
-    if opened != 1 or closed != 1:
-        raise ValueError(
-            f"assistant message has {opened} <think> and {closed} </think>, expected one of each"
-        )
-    before, _, rest = content.partition("<think>")
-    if before.strip() or "</think>" not in rest:
-        raise ValueError("assistant message does not begin with <think>...</think>")
-    if not rest.partition("</think>")[2].strip():
-        raise ValueError("assistant message has no answer after </think>")
 
 
 class Example(NamedTuple):

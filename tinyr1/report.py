@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyr1 import plot
+from tinyr1 import plot, thinking
 from tinyr1.files import write_atomic
 from tinyr1.paper import BENCHMARKS, TABLE_1, TABLE_2, PaperRow
 from tinyr1.record import Grade, Sample
@@ -116,12 +116,11 @@ def browser(samples: Sequence[ShownSample]) -> str:
 
     def one(shown: ShownSample) -> str:
         s, verdict = shown.sample, html.escape(shown.verdict)
-        thought, closed, answer = s.text.rpartition("</think>")
+        thought, answer = thinking.for_display(s.text)
         parts = ""
-        if closed or "<think>" in answer:
-            said = html.escape(thought if closed else answer)
+        if thought:
+            said = html.escape(thought)
             parts = f"<details><summary>thinking</summary><pre>{said}</pre></details>"
-            answer = answer if closed else ""
         name = html.escape(f"{s.task} / {s.id} / {s.trial}")
         extracted = html.escape(repr((shown.grade.extracted or "")[:80]))
         wanted = f" of {html.escape(repr(shown.expected[:80]))}" if shown.expected else ""
@@ -235,7 +234,7 @@ def details_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
             ]
         )
     header = ["task", "pass@k %", "maj@k %", "tokens: median / p95 / max"]
-    return Table([*header, "no </think> %", "no answer %", "wrong, by reason"], rows)
+    return Table([*header, f"no {thinking.CLOSE} %", "no answer %", "wrong, by reason"], rows)
 
 
 def second_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyr1 import thinking
 from tinyr1.answer import LETTERS
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
@@ -70,8 +71,8 @@ def _figures(pairs: Sequence[tuple[Sample, Grade]], code: bool = False) -> dict[
         "p95_tokens": percentile(tokens, 95),
         "max_tokens": tokens[-1],
         "truncated": mean([s.finish_reason == "length" for s, _ in pairs]),
-        "thinks": mean([_has_thought(s.text) for s, _ in pairs]),
-        "no_think_close": mean(["</think>" not in s.text for s, _ in pairs]),
+        "thinks": mean([thinking.has_thought(s.text) for s, _ in pairs]),
+        "no_think_close": mean([not thinking.is_closed(s.text) for s, _ in pairs]),
         "no_answer": mean([g.extracted is None for _, g in pairs]),
         "reasons": dict(sorted(reasons.items())),
         **_second_columns(pairs),
@@ -106,11 +107,6 @@ def _vote(sample: Sample, verdict: Grade) -> str | None:
         return str(sample.choice_order[LETTERS.index(verdict.extracted)])
     value = parse(verdict.extracted)
     return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
-
-
-def _has_thought(text: str) -> bool:
-    thought, closed, _ = text.partition("</think>")
-    return bool(closed) and bool(thought.replace("<think>", "").strip())
 
 
 def load_outcomes(folder: Path) -> dict[str, dict[str, list[bool]]]:

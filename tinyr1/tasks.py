@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tinyr1 import chat
+from tinyr1 import chat, thinking
 from tinyr1.answer import LETTERS
 from tinyr1.chat import TemplateName, render_prompt
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
 from tinyr1.record import Message, Prompt, check_text
-from tinyr1.tokenizer import THINK_OPEN, Tokenizer
+from tinyr1.tokenizer import Tokenizer
 
 Preset = Literal["tinyr1", "r1", "plain"]
 KINDS = ("math", "choice", "code")
@@ -222,4 +222,4 @@ def prompt_text(prompt: Prompt) -> str:
     """A prompt as the DeepSeek-R1 template writes it, for reading."""
     marks = {"system": "", "user": chat.USER, "assistant": chat.ASSISTANT}
     text = chat.BOS + "".join(marks[m.role] + m.content for m in prompt.messages)
-    return text + chat.ASSISTANT + (THINK_OPEN + "\n" if prompt.think_open else "")
+    return text + chat.ASSISTANT + (thinking.OPENING if prompt.think_open else "")

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from tinyr1.chat import render_prompt
 from tinyr1.config import check_range, given, parse
-from tinyr1.data.clean import Draft, Dropped, check, split_think
+from tinyr1.data.clean import Draft, Dropped, check, split_thought
 from tinyr1.data.pipeline import is_right, record_of
 from tinyr1.data.sources import is_output
 from tinyr1.errors import RunStopped, UserError, run_main
@@ -122,7 +122,7 @@ def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
     """The trajectory in a sample; raises Dropped with the reason for which it is none."""
     if sample.finish_reason == "length":
         raise Dropped("cut_off")
-    thought, solution = split_think(sample.text)
+    thought, solution = split_thought(sample.text)
     meta = {"teacher": c.model_name or None, "trial": sample.trial, "tokens": sample.token_count}
     draft = Draft(
         row["id"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
+from tinyr1 import thinking
 from tinyr1.errors import UserError, needs
 from tinyr1.files import read_object
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -40,7 +39,7 @@ class Tokenizer:
         self._hidden = {
             token_id
             for token_id, token in self._fast.get_added_tokens_decoder().items()
-            if token.special and token.content not in (THINK_OPEN, THINK_CLOSE)
+            if token.special and token.content not in (thinking.OPEN, thinking.CLOSE)
         }
 
     @property
@@ -123,9 +122,7 @@ class Tokenizer:
     def opens_thinking(self) -> bool:
         """Whether the published chat template's generation prompt ends in `<think>\\n`."""
         _, found, prompt = self._chat_template().rpartition("add_generation_prompt")
-        # Qwen3's has a whole empty thought there, for those who ask for none.
-        prompt = re.sub(rf"{THINK_OPEN}(\\n|\s)*{THINK_CLOSE}", "", prompt)
-        return bool(found) and THINK_OPEN in prompt
+        return bool(found) and thinking.template_opens(prompt)
 
 
 def id_list(config: Mapping[str, Any], field: str, where: Path) -> list[int]:

@@ -46,7 +46,7 @@ PAPER = {  # section 2.1
 }
 OPTIONS_OF = {
     "math": ("question_types", "sources", "require_verified", "prefer"),
-    "coding": ("literal_markers",),
+    "coding": (),
     "science": ("cot_types", "questions_only"),
 }
 
@@ -87,8 +87,6 @@ class DataConfig:
     """math: only generations that correctness_math_verify marks true."""
     prefer: math.Prefer = "first"
     """math: which of several usable generations."""
-    literal_markers: bool = False
-    """coding: the paper's own replacement of two of four markers, which is malformed."""
     cot_types: tuple[str, ...] = science.S1_TYPES
     """science: values of s1's cot_type that are kept (none: all, as for s1K)."""
     questions_only: bool = False
@@ -124,7 +122,7 @@ def converter(domain: str, c: DataConfig) -> Callable[[dict[str, Any]], Draft]:
             prefer=c.prefer,
         )
     if domain == "coding":
-        return functools.partial(coding.convert, literal=c.literal_markers)
+        return coding.convert
     return functools.partial(
         science.convert, cot_types=c.cot_types, questions_only=c.questions_only
     )

@@ -1,7 +1,7 @@
-"""What a well-formed trajectory is, and the reasons for which one is dropped.
+"""Checks of a trajectory, and the reasons for which one is dropped.
 
-The normal form is `<think>\\n{thought}\\n</think>\\n\\n{solution}`: white space and all, since the
-generation prompt ends in `<think>\\n` and other tokens there would never have been trained.
+Here are the markers of the published sets, the loops and the leaks; the thought format itself is in
+thinking.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinyr1 import thinking
 from tinyr1.answer import LETTERS, last_box, last_fenced_block
 from tinyr1.chat import TEMPLATE_TOKENS
 from tinyr1.graders.choice import choice_letter
@@ -22,8 +23,6 @@ BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
 MARKERS = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION)
 CHAT_TOKENS = tuple(token for tokens in TEMPLATE_TOKENS.values() for token in tokens)
 LEAKS = (*CHAT_TOKENS, "<|im_", "<｜", "<|endoftext|>", "<|EOT|>", "<tool_call>")
-
-NORMAL_FORM = re.compile(r"<think>\n(?!\s).*\S\n</think>\n\n(?!\s).*\S", re.DOTALL)
 
 
 class Dropped(Exception):
@@ -62,12 +61,12 @@ class Draft:
     def content(self) -> str:
         """The assistant's message in the normal form."""
         assert self.thought is not None
-        return f"<think>\n{self.thought.strip()}\n</think>\n\n{self.solution.strip()}"
+        return thinking.join(self.thought.strip(), self.solution.strip())
 
 
 def check_normal_form(content: str) -> None:
     """ValueError unless an assistant message has the normal form, white space and all."""
-    if not NORMAL_FORM.fullmatch(content):
+    if not thinking.is_normal(content):
         raise ValueError(
             "content: not of the form '<think>\\n...\\n</think>\\n\\n...' to the white space"
         )
@@ -76,22 +75,12 @@ def check_normal_form(content: str) -> None:
             raise ValueError(f"content: contains {mark!r}")
 
 
-def split_think(text: str) -> tuple[str, str]:
-    """Thought and solution of `<think>...</think>...`; the opening tag may have been the prompt's.
-
-    Raises Dropped("no_think"), ("unfinished_thinking") or ("several_thoughts").
-    """
-    opened, closed = text.count("<think>"), text.count("</think>")
-    if closed == 0:
-        raise Dropped("unfinished_thinking" if opened else "no_think", text)
-    if closed > 1 or opened > 1:
-        raise Dropped("several_thoughts", text)
-    before, _, after = text.partition("</think>")
-    if opened:
-        lead, tag, before = before.partition("<think>")
-        if not tag or lead.strip():
-            raise Dropped("text_before_thinking", text)
-    return before.strip(), after.strip()
+def split_thought(text: str) -> tuple[str, str]:
+    """`thinking.split`, whose faults are reasons to drop a row."""
+    try:
+        return thinking.split(text)
+    except thinking.ThoughtFault as fault:
+        raise Dropped(fault.reason, text) from None
 
 
 def from_markers(text: str) -> tuple[str, str]:
@@ -106,19 +95,11 @@ def from_markers(text: str) -> tuple[str, str]:
     return thought.strip(), solution.strip()
 
 
-def literal_markers(text: str) -> str:
-    """The paper's sentence to the letter (section 2.1): two of the four markers are replaced.
-
-    What comes out is malformed: two markers stay, and `</think>` follows the solution.
-    """
-    return text.replace(BEGIN_THOUGHT, "<think>").replace(END_SOLUTION, "</think>")
-
-
 def check_question(question: str) -> None:
     """Raise Dropped with the reason for which a question cannot be put to a model."""
     if not question.strip():
         raise Dropped("empty_question")
-    if any(mark in question for mark in (*MARKERS, "<think>", "</think>")):
+    if thinking.has_tag(question) or any(mark in question for mark in MARKERS):
         raise Dropped("leaked_marker")
     if any(token in question for token in LEAKS):
         raise Dropped("leaked_chat_token")
@@ -132,7 +113,7 @@ def check(draft: Draft) -> None:
         raise Dropped("empty_thought")
     if not solution.strip():
         raise Dropped("empty_solution")
-    if any(mark in thought + solution for mark in (*MARKERS, "<think>", "</think>")):
+    if thinking.has_tag(thought + solution) or any(m in thought + solution for m in MARKERS):
         raise Dropped("leaked_marker")
     if any(token in thought + solution for token in LEAKS):
         raise Dropped("leaked_chat_token")

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tinyr1.data.clean import Draft, Dropped, from_markers, literal_markers
-from tinyr1.errors import UserError
+from tinyr1.data.clean import Draft, Dropped, from_markers
 
 SOURCE = "open-thoughts/OpenThoughts-114k"
 FUNCTION = "Generate an executable Python function generated from the given prompt."
@@ -22,16 +21,9 @@ STDIN_RULE = (
 FUNCTION_RULE = " Return the function body without invoking it at the final solution."
 
 
-def convert(row: dict[str, Any], literal: bool = False) -> Draft:
-    """A row of either configuration. Raises Dropped("domain") for what is no program.
-
-    `literal` keeps the paper's own replacement of two markers, which is malformed.
-    """
-    if "domain" not in row:
-        return _from_conversation(row, literal)
-    if literal:
-        raise UserError("--literal-markers: this configuration has no markers; use the default one")
-    return _from_metadata(row)
+def convert(row: dict[str, Any]) -> Draft:
+    """A row of either configuration. Raises Dropped("domain") for what is no program."""
+    return _from_metadata(row) if "domain" in row else _from_conversation(row)
 
 
 def _from_metadata(row: dict[str, Any]) -> Draft:
@@ -53,13 +45,12 @@ def _from_metadata(row: dict[str, Any]) -> Draft:
     )
 
 
-def _from_conversation(row: dict[str, Any], literal: bool) -> Draft:
+def _from_conversation(row: dict[str, Any]) -> Draft:
     question, response = conversation(row)
     if not question.startswith(FUNCTION):
         raise Dropped("domain")
     thought, solution = from_markers(response)
-    meta = {"literal_content": literal_markers(response)} if literal else {}
-    return Draft(str(row.get("id") or ""), "coding", question, thought, solution, SOURCE, meta=meta)
+    return Draft(str(row.get("id") or ""), "coding", question, thought, solution, SOURCE)
 
 
 def conversation(row: dict[str, Any]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tinyr1.data.clean import Draft, Dropped, split_think
+from tinyr1.data.clean import Draft, Dropped, split_thought
 
 Prefer = Literal["first", "shortest"]
 
@@ -70,7 +70,7 @@ def _first_whole(generations: list[str], candidates: list[int]) -> tuple[int, tu
     fault = Dropped("no_think")
     for i in candidates:
         try:
-            return i, split_think(generations[i])
+            return i, split_thought(generations[i])
         except Dropped as why:
             fault = why
     raise fault

@@ -241,8 +241,7 @@ def _examine(draft: Draft, steps: Steps) -> tuple[int, bool]:
     if draft.thought is None:
         check_question(draft.question)
         return 0, False
-    if "literal_content" not in draft.meta:
-        check(draft)
+    check(draft)
     right = steps.verify(draft) if steps.verify else True
     if right is False:
         raise Dropped("wrong_answer")
@@ -259,14 +258,13 @@ def record_of(draft: Draft, name: str) -> dict[str, Any]:
     if draft.thought is None:
         row |= {"question": user["content"]}
     else:
-        content = draft.meta.get("literal_content") or draft.content()
-        row |= {"messages": [user, {"role": "assistant", "content": content}]}
+        row |= {"messages": [user, {"role": "assistant", "content": draft.content()}]}
     row["source"] = draft.source
     if draft.answer is not None:
         row["answer"] = draft.answer
     if draft.tests is not None:
         row["tests"] = draft.tests
-    meta = {k: v for k, v in draft.meta.items() if k != "literal_content" and v is not None}
+    meta = {k: v for k, v in draft.meta.items() if v is not None}
     return row | ({"meta": meta} if meta else {})
 
 

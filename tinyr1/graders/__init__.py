@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tinyr1.answer import final_part, last_box, last_fenced_block
+from tinyr1 import thinking
+from tinyr1.answer import last_box, last_fenced_block
 from tinyr1.graders.choice import choice_letter
 from tinyr1.graders.code import grade_program
 from tinyr1.graders.math import equal_answers, is_number
@@ -40,7 +41,7 @@ def grade(
     Raises SandboxUnavailable where a program has to run and the machine cannot give the sandbox.
     """
     extracted, reason = None, "unfinished_thinking"
-    part = final_part(text, think_open, finish_reason)
+    part = thinking.after(text, think_open, finish_reason)
     if part is None and finish_reason == "length":
         reason = "truncated"
     elif part is not None:

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from tinyr1 import chat
+from tinyr1 import chat, thinking
 from tinyr1.answer import LETTERS
 from tinyr1.files import write_json
-from tinyr1.tokenizer import THINK_CLOSE, THINK_OPEN
 
 DOMAINS = ("math", "coding", "science")
 KINDS = {"math": "math", "coding": "code", "science": "choice"}
@@ -124,12 +123,12 @@ class World:
         """The teacher's assistant message; with `habit`, with its slips."""
         solve = {"math": _solve_math, "coding": _solve_coding, "science": self._solve_science}
         thought, answer = solve[problem.domain](problem, rng, habit)
-        return f"<think>\n{thought}\n</think>\n\n{answer}"
+        return thinking.join(thought, answer)
 
     def hasty_answer(self, problem: Problem, rng: random.Random) -> str:
         """The right answer after an empty thought."""
-        _, _, answer = self.answer(problem, rng).partition("</think>\n\n")
-        return f"<think>\n\n</think>\n\n{answer}"
+        _, answer = thinking.split(self.answer(problem, rng))
+        return thinking.join("", answer)
 
     def _solve_science(self, problem: Problem, rng: random.Random, habit: bool) -> tuple[str, str]:
         name, options = problem.facts
@@ -226,7 +225,7 @@ def write_tokenizer(world: World, folder: Path) -> None:
     words |= set(PROPERTIES) | {f" {creature}" for creature in world.creatures}
     characters = [chr(c) for c in range(32, 127)] + ["\n"]
     special = [chat.EOS, chat.BOS, chat.USER, chat.ASSISTANT, "<unk>"]
-    tags = [THINK_OPEN, THINK_CLOSE]
+    tags = [thinking.OPEN, thinking.CLOSE]
     vocab = {w: i for i, w in enumerate(special + tags + characters + sorted(words))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     longest_first = sorted(words, key=lambda w: (-len(w), w))

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tinyr1 import thinking
 from tinyr1.errors import RunStopped, UserError, needs
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.sampler import (
@@ -27,7 +28,7 @@ from tinyr1.sampling.sampler import (
     finished_sample,
     request_seed,
 )
-from tinyr1.tokenizer import THINK_CLOSE, THINK_OPEN, Tokenizer
+from tinyr1.tokenizer import Tokenizer
 
 Api = Literal["completions", "chat"]
 REFUSED_AT_ONCE = 3  # refusals before any answer: then it is not the prompts
@@ -69,9 +70,11 @@ class _Answer:
         """One text, the thought in its tags wherever the server put it."""
         text = self.content
         if self.reasoning:
-            opened = "" if self.think_open else THINK_OPEN + "\n"
-            closed = f"\n{THINK_CLOSE}\n\n{self.content.lstrip()}" if self.content else ""
-            text = opened + self.reasoning.strip("\n") + closed
+            thought = self.reasoning.strip("\n")
+            if self.content:
+                text = thinking.join(thought, self.content.lstrip(), self.think_open)
+            else:
+                text = thinking.unfinished(thought, self.think_open)
         # A character may come in two pieces, as the halves of a surrogate pair.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

@@ -26,6 +26,7 @@ from tinyr1.fusion import arcee_fusion
 from tinyr1.log import Log
 from tinyr1.merge_plan import MergeConfig
 from tinyr1.merging import run_merge
+from tinyr1.methods import METHODS, MergeParams
 from tinyr1.weights import Checkpoint
 
 
@@ -346,7 +347,6 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
         ("{math} {science} {out} --method linear --weights 1", "--weights: 1 given for 2"),
         ("{math} {science} {out} --method linear --weights 1 -1", "sum to 0"),
         ("{math} {science} {out} --weights 1 1", "--weights: has no meaning"),
-        ("{math} {science} {out} --method linear --normalize --no-normalize", "choose one"),
         ("{math} {science} {out} --method dare_ties --base {base} --density 2", "--density=2.0"),
         ("{math} {science} {out} --method linear --arithmetic paper", "--arithmetic: has no"),
         ("{math} {science} {out} --method linear --then {coding}", "--then: has no"),
@@ -574,10 +574,14 @@ def test_threads_and_chunks_change_no_byte(experts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"method": "multislerp"}, {"method": "dare_linear", "density": 0.5}, {"arithmetic": "paper"}],
+    ("method", "params"),
+    [
+        ("multislerp", MergeParams()),
+        ("dare_linear", MergeParams(density=0.5)),
+        ("arcee_fusion", MergeParams(arithmetic="paper")),
+    ],
 )
-def test_cores_change_no_byte_of_whole_tensors(tmp_path, options):
+def test_cores_change_no_byte_of_whole_tensors(tmp_path, method, params):
     """torch would sum a long tensor in as many parts as it has threads."""
     generator = torch.Generator().manual_seed(0)
     folders = [tmp_path / name for name in ("base", "a", "b")]
@@ -586,12 +590,13 @@ def test_cores_change_no_byte_of_whole_tensors(tmp_path, options):
         weight = torch.randn(600, 700, generator=generator)
         save_file({"a": weight, "b": weight[:, :300].clone()}, folder / "model.safetensors")
         (folder / "config.json").write_text("{}")
-    base = folders[0] if "density" in options else None
+    base = folders[0] if METHODS[method].needs_base else None
     threads = torch.get_num_threads()
     for number in (1, 3):
         torch.set_num_threads(number)
         out = tmp_path / f"out{number}"
-        run_merge(MergeConfig((*folders[1:], out), base=base, threads=number, **options), QUIET)
+        paths = (*folders[1:], out)
+        run_merge(MergeConfig(paths, method, base=base, params=params, threads=number), QUIET)
     torch.set_num_threads(threads)
     assert file_hashes(tmp_path / "out1") == file_hashes(tmp_path / "out3")
 
@@ -667,7 +672,8 @@ def test_options_reach_the_fusion(experts, tmp_path):
     thresholds = []
     for i, options in enumerate(({}, {"eps": 0.1}, {"quantiles": "changed"}, {"lam": 1.0})):
         out = tmp_path / str(i)
-        run_merge(MergeConfig((experts["science"], experts["math"], out), **options), QUIET)
+        paths = (experts["science"], experts["math"], out)
+        run_merge(MergeConfig(paths, params=MergeParams(**options)), QUIET)
         report = json.loads((out / "merge_report.json").read_text())
         thresholds.append(report["tensors"]["model.embed_tokens.weight"]["threshold"])
     assert thresholds[1] < thresholds[0]

@@ -28,15 +28,35 @@ def parse(cls: type[T], args: list[str], default: T | None = None, prog: str | N
     """Make a `cls` from command-line arguments; tyro prints usage and exits 2 on unknown ones."""
     import tyro  # 0.3 s that library users of this package need not pay
 
+    option = ""
+    for text in args:
+        option = text if text.startswith("--") else option
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+            raise UserError(f"{option}={text}: expected UTF-8 text") from None
+    args = _spelled_out(args, _open_flags(cls))
     description = (cls.__doc__ or "").strip()
     parsed = tyro.cli(cls, args=args, default=default, prog=prog, description=description)
-    for name, value in vars(parsed).items():
-        for text in value if isinstance(value, tuple) else (value,):
-            try:
-                text.encode() if isinstance(text, str) else None
-            except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-                raise UserError(f"{flag(name)}={text}: expected UTF-8 text") from None
     return typing.cast("T", parsed)
+
+
+def _open_flags(cls: Any) -> set[str]:
+    """Names of the fields that may be left open (`bool | None`), those of inner classes, too."""
+    names: set[str] = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            names |= _open_flags(hint)
+        elif hint == bool | None:
+            names.add(name)
+    return names
+
+
+def _spelled_out(args: list[str], open_flags: set[str]) -> list[str]:
+    """`--x` and `--no-x` as `--x True` and `--x False`: tyro makes flags of plain booleans only."""
+    spelled = {flag(name): [flag(name), "True"] for name in open_flags}
+    spelled |= {flag(f"no_{name}"): [flag(name), "False"] for name in open_flags}
+    return [word for arg in args for word in spelled.get(arg, [arg])]
 
 
 def load_recipe(cls: type[T], name_or_path: str) -> T:

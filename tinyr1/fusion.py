@@ -38,6 +38,7 @@ from tinyr1.weights import matrix_shape, row_parts
 
 # Shapes: N rows of the last dimension W. A tensor of any rank is seen as (N, W).
 EPSILON = 1e-8  # the paper's, added to both softmaxes
+LAMBDA = 1.5  # the paper's theta (section 3.1.1), lambda of equation 3
 SAMPLE_ELEMENTS = 1 << 13  # at least so many scores tell where the quartiles lie
 SAMPLE_STRIDE = 61  # of larger tensors one element in so many, or a million in all
 FAR = (1 / 224, 1 / 32, 1 / 32)  # changes beyond which a fourth, fifth, sixth moment counts
@@ -63,14 +64,14 @@ class FusionStats(NamedTuple):
 class FusionOptions(NamedTuple):
     """What all three arithmetics read; `generator` draws mergekit's sample of large tensors."""
 
-    lam: float = 1.5
+    lam: float = LAMBDA
     epsilon: float = EPSILON
     quantiles: Quantiles = "all"
     generator: torch.Generator | None = None
 
 
 def arcee_fusion(
-    left: Tensor, right: Tensor, *, lam: float = 1.5, arithmetic: str = "exact"
+    left: Tensor, right: Tensor, *, lam: float = LAMBDA, arithmetic: str = "exact"
 ) -> Tensor:
     """Fuse one pair of tensors of any rank; the result has Left's dtype.
 

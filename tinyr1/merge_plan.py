@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ import tyro
 from tinyr1.config import check_range, flag
 from tinyr1.errors import UserError
 from tinyr1.files import hash_json, read_object, real
-from tinyr1.fusion import COPIES, EPSILON, FusionOptions
+from tinyr1.fusion import COPIES
 from tinyr1.log import Log
 from tinyr1.methods import METHODS, MergeParams
 from tinyr1.ranks import Ranks, core_count
@@ -30,10 +30,6 @@ if TYPE_CHECKING:  # the names are in one table, which a type checker cannot rea
     MethodName = str
 else:
     MethodName = Literal[tuple(METHODS)]
-# Options that are fields of MergeParams under the same name.
-_SHARED_OPTIONS = tuple(
-    field.name for field in fields(MergeParams) if field.name not in ("normalize", "rescale")
-)
 MAX_THREADS = 8  # by default; more share the memory system and the interpreter
 VOCABULARY_FILES = (*TOKENIZER_FILES, "vocab.json", "merges.txt")
 RESIDENT_BYTES = 400 * 10**6  # torch, what is mapped of the inputs, what quartiles collect
@@ -48,55 +44,11 @@ class MergeConfig:
     (with --then, those of the last Left)."""
     method: MethodName = "arcee_fusion"
     """How tensors are merged."""
-    arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
-    """How Arcee Fusion is computed: without rounding noise, as mergekit 0.1.5, or literally."""
     then: tuple[Path, ...] = ()
     """Merge the result, as Right, into each of these Lefts in turn, in the same pass."""
     base: Path | None = None
     """The common ancestor, for methods that work on changes."""
-    lam: float | None = None
-    """Lambda (by default 1.5 for arcee_fusion, 1.0 for the task-vector methods)."""
-    weights: tuple[float, ...] = ()
-    """One weight a model (by default 1 each)."""
-    normalize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Divide by the sum of the weights (the default of linear, multislerp, ties and della)."""
-    no_normalize: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Do not divide by the sum of the weights (the default of the others)."""
-    density: float = 1.0
-    """Share of each task vector that is kept (ties, dare, della, breadcrumbs)."""
-    gamma: float = 0.01
-    """Share of largest changes that breadcrumbs drops."""
-    epsilon: float | None = None
-    """della: spread of the keeping probability (0.15); ram: smallest change that counts (1e-5)."""
-    eps: float = EPSILON
-    """Added to both softmaxes (arcee_fusion), to norms that divide (multislerp)."""
-    quantiles: Literal["all", "changed"] = "all"
-    """arcee_fusion: quartiles over all elements, or over those that differ. With most of a tensor
-    unchanged, the quartiles of all are 0 and Right is taken whole; `changed` is the cure."""
-    t: float = 0.5
-    """slerp: 0 is the first model, 1 the second; nearswap: the swap threshold."""
-    select_topk: float = 1.0
-    """Share of most varying elements that sce keeps."""
-    rescale: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Scale thinned task vectors back to their norm (the default of dare and della)."""
-    no_rescale: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Leave thinned task vectors as they are (the default of ties and breadcrumbs)."""
-    max_iter: int = 10
-    """karcher: most steps to the mean."""
-    tol: float = 1e-5
-    """karcher: a step so short is the last."""
-    r: float = 0.1
-    """ramplus_tl: how much a model's own changes are reinforced."""
-    alpha: float = 0.2
-    """ramplus_tl: largest ratio of shared to own changes that counts."""
-    filter_wise: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """model_stock: one interpolation ratio a row."""
-    nuslerp_flatten: bool = True
-    """nuslerp: one arc for the whole tensor, not one a vector."""
-    nuslerp_row_wise: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """nuslerp without flattening: vectors of the first dimension, not of the last."""
-    scale: float = 1.0
-    """passthrough: factor."""
+    params: Annotated[MergeParams, tyro.conf.OmitArgPrefixes] = field(default_factory=MergeParams)
     dtype: Literal["bf16", "fp16", "fp32"] | None = None
     """Type of the output (by default Left's, tensor by tensor)."""
     seed: int = 0
@@ -119,17 +71,10 @@ class MergeConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
-        numbers = [f.name for f in fields(self) if isinstance(getattr(self, f.name), float)]
-        check_range(self, -1e6, 1e6, *numbers)
-        for weight in self.weights:
-            if not abs(weight) <= 1e6:
-                raise UserError(f"--weights={weight}: expected numbers between -1e6 and 1e6")
         check_range(self, 1e-6, math.inf, "shard_size")
         check_range(self, 0, math.inf, "threads")
         if self.threads > 1 and self.device == "cuda":
             raise UserError(f"--threads={self.threads}: --device cuda merges one tensor at a time")
-        check_range(self, 1e-12, math.inf, "eps")
-        check_range(self, 0, 1, "density", "gamma", "select_topk")
         if self.diff and self.paths:
             raise UserError("--diff: compares two checkpoints; leave the other paths out")
         if self.save and not self.diff:
@@ -138,29 +83,22 @@ class MergeConfig:
 
 def _check_options(config: MergeConfig, model_count: int) -> None:
     """UserError for options that do not fit the method, or one another."""
-    name, method = config.method, METHODS[config.method]
+    name, method, params = config.method, METHODS[config.method], config.params
     if not method.min_models <= model_count <= (method.max_models or model_count):
         expected = method.max_models or f"{method.min_models} or more"
         raise UserError(
             f"--method {name}: {model_count} models given, expected {expected} and then OUT"
         )
-    unused = {"rescale", "normalize", *_SHARED_OPTIONS} - set(method.options)
-    if name != "arcee_fusion":
-        unused |= {"arithmetic", "quantiles", "then"}
-    defaults = {field.name: field.default for field in fields(MergeConfig)}
-    for option in sorted(unused & set(defaults)):
-        if any(
-            getattr(config, o) != defaults[o] for o in (option, f"no_{option}") if o in defaults
-        ):
+    for option in sorted({f.name for f in fields(MergeParams)} - set(method.options)):
+        if getattr(params, option) != getattr(MergeParams(), option):
             raise UserError(f"{flag(option)}: has no meaning with --method {name}")
-    if config.weights and len(config.weights) != model_count:
-        raise UserError(f"--weights: {len(config.weights)} given for {model_count} models")
-    divides = name in ("linear", "multislerp") and not config.no_normalize
-    if divides and sum(config.weights or (1,)) == 0:
+    if config.then and name != "arcee_fusion":
+        raise UserError(f"--then: has no meaning with --method {name}")
+    if params.weights and len(params.weights) != model_count:
+        raise UserError(f"--weights: {len(params.weights)} given for {model_count} models")
+    divides = name in ("linear", "multislerp") and params.normalize is not False
+    if divides and sum(params.weights or (1,)) == 0:
         raise UserError("--weights: sum to 0; use --no-normalize")
-    for option in ("normalize", "rescale"):
-        if getattr(config, option) and getattr(config, f"no_{option}"):
-            raise UserError(f"--{option} and --no-{option}: choose one")
     if method.needs_base != (config.base is not None) and not method.takes_base:
         need = "is required" if method.needs_base else "has no meaning"
         raise UserError(f"--base: {need} with --method {name}")
@@ -186,6 +124,8 @@ class Merge:
         self.base = opened[config.base] if config.base else None
         # The last Left is the one whose files, names and dtypes the output has.
         self.left = self.then[-1] if self.then else self.models[0]
+        self.method = METHODS[config.method]
+        self.params = self.method.resolve(config.params)
         dtype = DTYPES[config.dtype] if config.dtype else None
         self.specs = {
             name: spec._replace(dtype=dtype) if dtype and spec.is_floating else spec
@@ -199,31 +139,11 @@ class Merge:
         return self.out.with_name(self.out.name + ".partial")
 
     @property
-    def lam(self) -> float:
-        """Lambda as it is used."""
-        default = 1.5 if self.config.method == "arcee_fusion" else 1.0
-        return default if self.config.lam is None else self.config.lam
-
-    @property
-    def params(self) -> MergeParams:
-        """The options as the methods take them."""
-        values: dict[str, Any] = {name: getattr(self.config, name) for name in _SHARED_OPTIONS}
-        for name in ("normalize", "rescale"):  # None: the method's default
-            on, off = getattr(self.config, name), getattr(self.config, f"no_{name}")
-            values[name] = True if on else (False if off else None)
-        values["lam"] = self.lam
-        return MergeParams(**values)
-
-    @property
-    def fusion_options(self) -> FusionOptions:
-        return FusionOptions(self.lam, self.config.eps, self.config.quantiles)
-
-    @property
     def streams(self) -> bool:
         """Whether tensors are merged some rows at a time, so that their size does not matter."""
         if self.config.method == "arcee_fusion":
-            return self.config.arithmetic == "exact"
-        return METHODS[self.config.method].elementwise
+            return self.params.arithmetic == "exact"
+        return self.method.elementwise
 
     @property
     def thread_count(self) -> int:
@@ -248,8 +168,8 @@ class Merge:
     def copies(self) -> int:
         """Of a tensor in float32, where whole tensors are held."""
         if self.config.method == "arcee_fusion":
-            return COPIES[self.config.arithmetic]
-        return METHODS[self.config.method].copies(len(self.models))
+            return COPIES[self.params.arithmetic]
+        return self.method.copies(len(self.models))
 
     @property
     def largest_bytes(self) -> int:
@@ -323,19 +243,18 @@ class Merge:
 
     def identity(self) -> dict[str, Any]:
         """Inputs and options: what the output depends on, without paths and times."""
-        c = self.config
+        c, params = self.config, self.params
+        is_fusion = c.method == "arcee_fusion"
+        apart = ("arithmetic", "quantiles")  # they stand beside the options
+        options = {name: getattr(params, name) for name in self.method.options if name not in apart}
         roles = [(f"model {i}", m) for i, m in enumerate(self.models)]
         roles += [(f"then {i}", m) for i, m in enumerate(self.then)]
         roles += [("base", self.base)] if self.base else []
         return {
             "method": c.method,
-            "arithmetic": c.arithmetic if c.method == "arcee_fusion" else None,
-            "quantiles": c.quantiles if c.method == "arcee_fusion" else None,
-            "options": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name in METHODS[c.method].options
-                for value in (getattr(self.params, name),)
-            },
+            "arithmetic": params.arithmetic if is_fusion else None,
+            "quantiles": params.quantiles if is_fusion else None,
+            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
             "dtype": c.dtype,
             "device": c.device,
             "seed": c.seed,

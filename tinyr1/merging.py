@@ -30,7 +30,6 @@ from tinyr1.fusion import ExactFusion, FusionStats, NonFiniteError, Rows, fuse
 from tinyr1.log import Log
 from tinyr1.merge_card import write_card
 from tinyr1.merge_plan import Merge, MergeConfig, main_dtype, plan_lines, warn_differences
-from tinyr1.methods import METHODS
 from tinyr1.quartiles import count_true, differing
 from tinyr1.ranks import Ranks, one_core
 from tinyr1.weights import (
@@ -69,40 +68,42 @@ class FusedTensor:
     def __init__(self, merge: Merge, name: str, stack: ExitStack) -> None:
         shape = merge.specs[name].shape
         self.parts, self._size = row_parts(shape), merge.specs[name].element_count
-        options = merge.fusion_options
+        params = merge.params
         left, right = (stack.enter_context(_mapped(merge, model, name)) for model in merge.models)
         lefts = [left, *(stack.enter_context(_mapped(merge, model, name)) for model in merge.then)]
         self._rows: Rows = right
-        self._stats: list[Callable[[], FusionStats | None]] = []
+        # A streamed fusion knows its figures only when its last rows have been asked for.
+        self._steps: list[ExactFusion | FusionStats | None] = []
         for left in lefts:
             try:
-                if merge.config.arithmetic == "exact":
-                    fusion = ExactFusion(left, self._rows, shape, options, merge.device)
-                    self._rows = fusion
-                    self._stats.append(lambda fusion=fusion: fusion.stats)
+                if params.arithmetic == "exact":
+                    options = params.fusion_options()
+                    self._rows = ExactFusion(left, self._rows, shape, options, merge.device)
+                    self._steps.append(self._rows)
                 else:
                     generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
-                    drawing = options._replace(generator=generator)
+                    options = params.fusion_options(generator)
                     a, b = _whole(left, shape, merge), _whole(self._rows, shape, merge)
-                    result, stats = fuse(a, b, drawing, merge.config.arithmetic)
+                    result, stats = fuse(a, b, options, params.arithmetic)
                     self._rows = result.view(matrix_shape(shape))
-                    self._stats.append(lambda stats=stats: stats)
+                    self._steps.append(stats)
             except NonFiniteError:
                 if not merge.config.allow_nonfinite:
                     raise
                 self._rows = left  # as it would have been written
-                self._stats.append(lambda: None)
+                self._steps.append(None)
 
     def __getitem__(self, part: slice, /) -> Tensor:
         return self._rows[part]
 
     def entry(self) -> Entry:
-        steps = [self._step(stats()) for stats in self._stats]
+        steps = [self._step_entry(step) for step in self._steps]
         return steps[0] if len(steps) == 1 else {"steps": steps}
 
-    def _step(self, stats: FusionStats | None) -> Entry:
-        if stats is None:
+    def _step_entry(self, step: ExactFusion | FusionStats | None) -> Entry:
+        if step is None:
             return {"flags": ["nonfinite_input"]}
+        stats = step.stats if isinstance(step, ExactFusion) else step
         count = max(self._size, 1)
         return {
             "threshold": finite(stats.threshold),
@@ -120,7 +121,7 @@ class MethodTensor:
     def __init__(self, merge: Merge, name: str, stack: ExitStack) -> None:
         shape = merge.specs[name].shape
         self.parts, self._size = row_parts(shape), merge.specs[name].element_count
-        self._merge, self._method = merge, METHODS[merge.config.method]
+        self._merge, self._method = merge, merge.method
         self._dtype = merge.specs[name].dtype
         self._models = [stack.enter_context(_mapped(merge, model, name)) for model in merge.models]
         self._base = stack.enter_context(_mapped(merge, merge.base, name)) if merge.base else None
@@ -238,7 +239,10 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     ranks = Ranks.from_env()
     merge = Merge(config, ranks)
     for line in plan_lines(merge):
-        print(line) if config.dry_run and ranks.is_main else log.say(line)
+        if config.dry_run and ranks.is_main:
+            print(line)
+        else:
+            log.say(line)
     warn_differences(merge, log)
     if config.dry_run:
         return

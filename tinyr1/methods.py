@@ -14,37 +14,79 @@ its Figure 2 compares it with, and what people ask for beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tinyr1.fusion import arcee_fusion, wide_dtype
+from tinyr1.config import check_range
+from tinyr1.errors import UserError
+from tinyr1.fusion import EPSILON, LAMBDA, FusionOptions, Quantiles, fuse, wide_dtype
 
 
 @dataclass(frozen=True)
 class MergeParams:
-    """Options of the methods; each reads its own."""
+    """Options of the methods; each reads its own. None is the method's default."""
 
-    weights: tuple[float, ...] = ()
     lam: float | None = None
+    """Lambda (by default 1.5 for arcee_fusion, 1.0 for the task-vector methods)."""
+    arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
+    """How Arcee Fusion is computed: without rounding noise, as mergekit 0.1.5, or literally."""
+    quantiles: Quantiles = "all"
+    """arcee_fusion: quartiles over all elements, or over those that differ. With most of a tensor
+    unchanged, the quartiles of all are 0 and Right is taken whole; `changed` is the cure."""
+    weights: tuple[float, ...] = ()
+    """One weight a model (by default 1 each)."""
     normalize: bool | None = None
+    """--normalize: divide by the sum of the weights; --no-normalize: do not (by default linear,
+    multislerp, ties and della do)."""
     density: float = 1.0
-    gamma: float = 0.01
-    epsilon: float | None = None
-    t: float = 0.5
-    select_topk: float = 1.0
-    eps: float = 1e-8
+    """Share of each task vector that is kept (ties, dare, della, breadcrumbs)."""
     rescale: bool | None = None
+    """--rescale: scale thinned task vectors back to their norm; --no-rescale: leave them (by
+    default dare and della do)."""
+    gamma: float = 0.01
+    """Share of largest changes that breadcrumbs drops."""
+    epsilon: float | None = None
+    """della: spread of the keeping probability (0.15); ram: smallest change that counts (1e-5)."""
+    eps: float = EPSILON
+    """Added to both softmaxes (arcee_fusion), to norms that divide (multislerp)."""
+    t: float = 0.5
+    """slerp: 0 is the first model, 1 the second; nearswap: the swap threshold."""
+    select_topk: float = 1.0
+    """Share of most varying elements that sce keeps."""
     max_iter: int = 10
+    """karcher: most steps to the mean."""
     tol: float = 1e-5
+    """karcher: a step so short is the last."""
     r: float = 0.1
+    """ramplus_tl: how much a model's own changes are reinforced."""
     alpha: float = 0.2
+    """ramplus_tl: largest ratio of shared to own changes that counts."""
     filter_wise: bool = False
+    """model_stock: one interpolation ratio a row."""
     nuslerp_flatten: bool = True
+    """nuslerp: one arc for the whole tensor, not one a vector."""
     nuslerp_row_wise: bool = False
+    """nuslerp without flattening: vectors of the first dimension, not of the last."""
     scale: float = 1.0
+    """passthrough: factor."""
+
+    def __post_init__(self) -> None:
+        floats = [f.name for f in fields(self) if isinstance(getattr(self, f.name), float)]
+        check_range(self, -1e6, 1e6, *floats)
+        for weight in self.weights:
+            if not abs(weight) <= 1e6:
+                raise UserError(f"--weights={weight}: expected numbers between -1e6 and 1e6")
+        check_range(self, 1e-12, math.inf, "eps")
+        check_range(self, 0, 1, "density", "gamma", "select_topk")
+
+    def fusion_options(self, generator: torch.Generator | None = None) -> FusionOptions:
+        """What Arcee Fusion reads of these; `lam` is resolved."""
+        assert self.lam is not None
+        return FusionOptions(self.lam, self.eps, self.quantiles, generator)
 
     def weights_for(self, count: int) -> tuple[float, ...]:
         """One weight a model: those given, or 1 each."""
@@ -59,8 +101,9 @@ MergeFn = Callable[[Models, Tensor, MergeParams, torch.Generator], Tensor]
 class MergeMethod:
     """A merge method, the options that it reads, whether it needs --base, and how many models."""
 
-    wide: MergeFn
+    wide: MergeFn  # on float32 or float64, with every option resolved
     options: tuple[str, ...] = ()  # fields of MergeParams
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of those that are None if not given
     needs_base: bool = False
     min_models: int = 2
     max_models: int | None = None
@@ -72,6 +115,11 @@ class MergeMethod:
         """Float32 copies of a tensor that are held at the peak, the inputs among them."""
         fixed, each = self.copies_made
         return fixed + each * model_count + model_count + self.needs_base
+
+    def resolve(self, params: MergeParams) -> MergeParams:
+        """`params` with this method's defaults where nothing was given."""
+        missing = {k: v for k, v in self.defaults.items() if getattr(params, k) is None}
+        return replace(params, **missing)
 
     def fn(
         self,
@@ -93,7 +141,7 @@ class MergeMethod:
         """`fn` as it is computed, in float32 or float64."""
         wide = wide_dtype(tensors[0])
         origin = torch.zeros_like(tensors[0], dtype=wide) if base is None else base.to(wide)
-        return self.wide([t.to(wide) for t in tensors], origin, params, generator)
+        return self.wide([t.to(wide) for t in tensors], origin, self.resolve(params), generator)
 
 
 # ---------------------------------------------------------------- averages and spheres
@@ -102,7 +150,7 @@ class MergeMethod:
 def linear(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """sum w_i W_i, over sum w_i unless --no-normalize (model soups, arXiv 2203.05482)."""
     weights = p.weights_for(len(models))
-    total = sum(weights) if p.normalize is not False else 1.0
+    total = sum(weights) if p.normalize else 1.0
     mixed = torch.zeros_like(models[0])
     for weight, model in zip(weights, models, strict=True):
         mixed += model * (weight / total)
@@ -160,7 +208,7 @@ def multislerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Ge
     if len(models) == 1:
         return models[0]
     raw = p.weights_for(len(models))
-    weights = [w / sum(raw) for w in raw] if p.normalize is not False else list(raw)
+    weights = [w / sum(raw) for w in raw] if p.normalize else list(raw)
     vectors = [model - base for model in models]
     norms = [float(v.norm()) for v in vectors]
     units = [v / (n + p.eps) for v, n in zip(vectors, norms, strict=True)]
@@ -221,10 +269,9 @@ def _task_vectors(models: Models, base: Tensor, weights: Sequence[float]) -> Ten
 
 
 def _combine(
-    vectors: Tensor, weights: Sequence[float], base: Tensor, p: MergeParams, elect: bool,
-    normalize: bool,
-) -> Tensor:  # fmt: skip
-    """W0 + lambda * sum of weighted task vectors, over the sum of the weights if `normalize`.
+    vectors: Tensor, weights: Sequence[float], base: Tensor, p: MergeParams, elect: bool
+) -> Tensor:
+    """W0 + lambda * sum of weighted task vectors, over the sum of the weights if p.normalize.
 
     With `elect` only vectors that agree with the sign of the sum count (TIES), element by element.
     """
@@ -234,10 +281,12 @@ def _combine(
         sign = torch.where(vectors.sum(0) >= 0, 1.0, -1.0)
         agrees = vectors.sign() == sign
         vectors, weight = vectors * agrees, weight * agrees
-    change, divisor = vectors.sum(0), weight.sum(0)
-    if p.normalize if p.normalize is not None else normalize:
+    change = vectors.sum(0)
+    if p.normalize:
+        divisor = weight.sum(0)
         change = change / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
-    return base + (1.0 if p.lam is None else p.lam) * change
+    assert p.lam is not None  # resolved
+    return base + p.lam * change
 
 
 def _restored(kept: Tensor, vector: Tensor) -> Tensor:
@@ -260,28 +309,27 @@ def task_arithmetic(
     """W0 + lambda * sum w_i t_i (arXiv 2212.04089)."""
     weights = p.weights_for(len(models))
     vectors = _task_vectors(models, base, weights)
-    return _combine(vectors, weights, base, p, elect=False, normalize=False)
+    return _combine(vectors, weights, base, p, elect=False)
 
 
 Sparsify = Callable[[Tensor, MergeParams, torch.Generator], Tensor]
 
 
-def sparse_method(sparsify: Sparsify, elect: bool, normalize: bool, rescale: bool) -> MergeFn:
+def sparse_method(sparsify: Sparsify, elect: bool) -> MergeFn:
     """Thin out each task vector, then combine as task arithmetic does, or as TIES with `elect`.
 
-    With `rescale` a vector is scaled back to its former L1 norm; the options have the last word.
+    With p.rescale a thinned vector is scaled back to its former L1 norm.
     """
 
     def merge(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
         weights = p.weights_for(len(models))
-        again = rescale if p.rescale is None else p.rescale
         thinned: Models = []
         for model in models:
             vector = model - base
             kept = vector if p.density >= 1 else sparsify(vector, p, generator)
-            thinned.append((_restored(kept, vector) if again else kept) + base)
+            thinned.append((_restored(kept, vector) if p.rescale else kept) + base)
         vectors = _task_vectors(thinned, base, weights)
-        return _combine(vectors, weights, base, p, elect, normalize)
+        return _combine(vectors, weights, base, p, elect)
 
     return merge
 
@@ -302,7 +350,8 @@ def drop(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
 def drop_by_rank(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """Keep with probability density -+ epsilon, rising with the rank of |value| in its row
     (DELLA, arXiv 2406.11617)."""
-    epsilon = 0.15 if p.epsilon is None else p.epsilon
+    epsilon = p.epsilon
+    assert epsilon is not None  # resolved
     if not 0 < p.density - epsilon <= p.density + epsilon < 1:
         raise ValueError(f"density {p.density} -+ epsilon {epsilon} must lie within 0 and 1")
     rows = vector if vector.ndim > 1 else vector.view(1, -1)
@@ -356,7 +405,8 @@ def ramplus_tl(models: Models, base: Tensor, p: MergeParams, generator: torch.Ge
 
 def _reinforced(models: Models, base: Tensor, p: MergeParams, boost: float) -> Tensor:
     vectors = torch.stack([m - base for m in models])
-    changed = vectors.abs() > (1e-5 if p.epsilon is None else p.epsilon)
+    assert p.epsilon is not None  # resolved
+    changed = vectors.abs() > p.epsilon
     count = changed.sum(0)
     vectors = vectors * changed
     own = (changed & (count == 1)).reshape(len(models), -1).sum(1)
@@ -397,7 +447,7 @@ def nearswap(models: Models, base: Tensor, p: MergeParams, generator: torch.Gene
 
 def _arcee(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """Arcee Fusion: the first model is Left, the second Right."""
-    return arcee_fusion(models[0], models[1], lam=1.5 if p.lam is None else p.lam)
+    return fuse(models[0], models[1], p.fusion_options(generator), p.arithmetic)[0]
 
 
 def _passthrough(
@@ -408,21 +458,29 @@ def _passthrough(
 
 
 _TASK = ("weights", "lam", "normalize")
+_ADDED = {"lam": 1.0, "normalize": False}  # task vectors are summed
+_AVERAGED = {"lam": 1.0, "normalize": True}
 
 
 def _sparse(
-    sparsify: Sparsify, elect: bool, normalize: bool, rescale: bool, *options: str
+    sparsify: Sparsify, defaults: Mapping[str, Any], *options: str, elect: bool = False
 ) -> MergeMethod:
     """A task-vector method that thins out, with its defaults and further options."""
-    merge = sparse_method(sparsify, elect, normalize, rescale)
-    read = (*_TASK, "rescale", *options)
-    made = (9, 5) if elect else (8, 3)
-    return MergeMethod(merge, read, needs_base=True, min_models=1, copies_made=made)
+    return MergeMethod(
+        sparse_method(sparsify, elect),
+        (*_TASK, "rescale", *options),
+        defaults,
+        needs_base=True,
+        min_models=1,
+        copies_made=(9, 5) if elect else (8, 3),
+    )
 
 
 METHODS: dict[str, MergeMethod] = {
-    "arcee_fusion": MergeMethod(_arcee, ("lam", "eps"), max_models=2),
-    "linear": MergeMethod(linear, ("weights", "normalize"), elementwise=True),
+    "arcee_fusion": MergeMethod(
+        _arcee, ("lam", "eps", "arithmetic", "quantiles"), {"lam": LAMBDA}, max_models=2
+    ),
+    "linear": MergeMethod(linear, ("weights", "normalize"), {"normalize": True}, elementwise=True),
     "slerp": MergeMethod(slerp, ("t",), max_models=2, copies_made=(6, 0)),
     "nuslerp": MergeMethod(
         nuslerp,
@@ -432,23 +490,44 @@ METHODS: dict[str, MergeMethod] = {
         copies_made=(10, 0),
     ),
     "multislerp": MergeMethod(
-        multislerp, ("weights", "normalize", "eps"), takes_base=True, copies_made=(4, 4)
+        multislerp,
+        ("weights", "normalize", "eps"),
+        {"normalize": True},
+        takes_base=True,
+        copies_made=(4, 4),
     ),
     "karcher": MergeMethod(karcher, ("max_iter", "tol"), copies_made=(4, 2)),
     "task_arithmetic": MergeMethod(
-        task_arithmetic, _TASK, needs_base=True, min_models=1, elementwise=True
+        task_arithmetic, _TASK, _ADDED, needs_base=True, min_models=1, elementwise=True
     ),
-    "ties": _sparse(trim, True, True, False, "density"),
-    "dare_linear": _sparse(drop, False, False, True, "density"),
-    "dare_ties": _sparse(drop, True, False, True, "density"),
-    "della": _sparse(drop_by_rank, True, True, True, "density", "epsilon"),
-    "della_linear": _sparse(drop_by_rank, False, False, True, "density", "epsilon"),
-    "breadcrumbs": _sparse(drop_outliers, False, False, False, "density", "gamma"),
-    "breadcrumbs_ties": _sparse(drop_outliers, True, False, False, "density", "gamma"),
+    "ties": _sparse(trim, _AVERAGED | {"rescale": False}, "density", elect=True),
+    "dare_linear": _sparse(drop, _ADDED | {"rescale": True}, "density"),
+    "dare_ties": _sparse(drop, _ADDED | {"rescale": True}, "density", elect=True),
+    "della": _sparse(
+        drop_by_rank,
+        _AVERAGED | {"rescale": True, "epsilon": 0.15},
+        "density",
+        "epsilon",
+        elect=True,
+    ),
+    "della_linear": _sparse(
+        drop_by_rank, _ADDED | {"rescale": True, "epsilon": 0.15}, "density", "epsilon"
+    ),
+    "breadcrumbs": _sparse(drop_outliers, _ADDED | {"rescale": False}, "density", "gamma"),
+    "breadcrumbs_ties": _sparse(
+        drop_outliers, _ADDED | {"rescale": False}, "density", "gamma", elect=True
+    ),
     "sce": MergeMethod(sce, ("select_topk",), needs_base=True, min_models=1, copies_made=(6, 4)),
-    "ram": MergeMethod(ram, ("epsilon",), needs_base=True, min_models=1, elementwise=True),
+    "ram": MergeMethod(
+        ram, ("epsilon",), {"epsilon": 1e-5}, needs_base=True, min_models=1, elementwise=True
+    ),
     "ramplus_tl": MergeMethod(
-        ramplus_tl, ("epsilon", "r", "alpha"), needs_base=True, min_models=1, copies_made=(7, 5)
+        ramplus_tl,
+        ("epsilon", "r", "alpha"),
+        {"epsilon": 1e-5},
+        needs_base=True,
+        min_models=1,
+        copies_made=(7, 5),
     ),
     "model_stock": MergeMethod(model_stock, ("filter_wise",), needs_base=True, copies_made=(5, 2)),
     "nearswap": MergeMethod(nearswap, ("t",), max_models=2, elementwise=True),

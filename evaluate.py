@@ -9,7 +9,6 @@ asked.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1.config import parse
@@ -21,13 +20,11 @@ from tinyr1.sampling.build import share_among_replicas, starts_replicas
 
 
 def main() -> None:
-    args = sys.argv[1:]
-    model = Path(args.pop(0)) if args and not args[0].startswith("-") else None
-    config = parse(EvalConfig, args, prog="evaluate.py [MODEL]")
+    config = parse(EvalConfig, sys.argv[1:], prog="evaluate.py")
     asked = config.ask is not None
     sampling = not (config.compare or config.show_prompts or config.regrade or asked)
     if sampling and starts_replicas(config):
-        prepare(model, config, Log(main=False), Ranks())  # faults are said once, not by torchrun
+        prepare(config, Log(main=False), Ranks())  # faults are said once, not by torchrun
     ranks = share_among_replicas(config) if sampling else Ranks.from_env()
     log = Log(config.quiet, ranks.is_main)
     if not (sampling or ranks.is_main):
@@ -35,13 +32,13 @@ def main() -> None:
     if config.compare:
         compare(config, log)
     elif config.show_prompts:
-        show_prompts(model, config, log)
+        show_prompts(config, log)
     elif config.regrade:
         regrade(config, log)
     elif asked:
-        ask(model, config, log)
+        ask(config, log)
     else:
-        evaluate(model, config, log, ranks)
+        evaluate(config, log, ranks)
 
 
 if __name__ == "__main__":

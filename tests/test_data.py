@@ -487,18 +487,18 @@ def test_questions_for_the_teacher(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "command=''"),
-        (["essay"], "command='essay'"),
+        ([], "Missing subcommand"),
+        (["essay"], "Available subcommands: math, coding, science, inspect"),
         (["math", "--out", "x.jsonl"], "--source: required"),
         (["math", "--source", "nowhere.parquet", "--out", "x.jsonl"], "no such file"),
         (["math", "--source", "{torn}", "--out", "{out}"], "cannot be read"),
         (["math", "--source", "{empty}", "--out", "{out}"], "no .parquet or .jsonl"),
         (["math", "--source", "{other}", "--out", "{out}"], "no column 'question_type'"),
-        (["coding", "--source", "{other}", "--out", "{out}", "--cot-types", "x"], "of science"),
+        (["coding", "--source", "{other}", "--out", "{out}", "--cot-types", "x"], "--cot-types"),
         (["math", "--source", "{other}", "--out", "{out}", "--max-tokens", "5"], "--tokenizer"),
         (["coding", "--source", "{other}", "--out", "{out}"], "no column 'conversations'"),
         (["math", "--source", "{other}", "--out", "{out}", "--near-duplicates", "2"], "--near-dup"),
-        (["inspect"], "FILE: required"),
+        (["inspect"], "FILE"),
         (["inspect", "nowhere.jsonl"], "no such file"),
     ],
 )

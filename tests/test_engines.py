@@ -24,7 +24,7 @@ from tinyr1.record import Prompt
 from tinyr1.sampling.build import EngineConfig
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.run import prompt_hashes
-from tinyr1.sampling.sampler import TextStream, cut_at_stop
+from tinyr1.sampling.sampler import SamplingSettings, TextStream, cut_at_stop
 from tinyr1.sampling.vllm import VLLM, take_gpus
 from tinyr1.tasks import make_prompts
 from tinyr1.tokenizer import Tokenizer
@@ -533,8 +533,6 @@ def test_ask_streams_one_answer(tiny):
         ({"engine": "openai"}, "--base-url: required"),
         ({"engine": "openai", "base_url": "http://x/v1"}, "--model-name: required"),
         ({"engine": "openai", "base_url": "x:1", "model_name": "m"}, "expected http://"),
-        ({"stop": ("",)}, "--stop=''"),
-        ({"top_p": 2.0}, "--top-p=2.0"),
         ({"replicas": 0}, "--replicas=0"),
         ({"chunk_timeout": 0.0}, "--chunk-timeout=0.0"),
     ],
@@ -542,6 +540,21 @@ def test_ask_streams_one_answer(tiny):
 def test_bad_engine_options(options, message):
     with pytest.raises(UserError, match=message):
         EngineConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": ("",)}, "--stop=''"),
+        ({"stop_ids": (-1,)}, "--stop-token-ids"),
+        ({"top_p": 2.0}, "--top-p=2.0"),
+        ({"temperature": 1e-5}, "--temperature=1e-05: expected 0"),
+        ({"max_tokens": 0}, "--max-tokens=0"),
+    ],
+)
+def test_bad_sampling_settings(options, message):
+    with pytest.raises(UserError, match=message):
+        SamplingSettings(**options)
 
 
 def test_prompts_are_told_apart_whatever_their_ids_hold():

@@ -24,8 +24,18 @@ T = TypeVar("T")
 WORDS = {str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def parse(cls: type[T], args: list[str], default: T | None = None, prog: str | None = None) -> T:
-    """Make a `cls` from command-line arguments; tyro prints usage and exits 2 on unknown ones."""
+def parse(
+    cls: Any,
+    args: list[str],
+    default: Any = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Any:
+    """Make a `cls` from command-line arguments; tyro prints usage and exits 2 on unknown ones.
+
+    `cls` is a config class, or a union of those of subcommands. `default` has the values of options
+    that are not given, `description` stands at the top of --help instead of the class's own words.
+    """
     import tyro  # 0.3 s that library users of this package need not pay
 
     option = ""
@@ -36,13 +46,15 @@ def parse(cls: type[T], args: list[str], default: T | None = None, prog: str | N
         except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
             raise UserError(f"{option}={text}: expected UTF-8 text") from None
     args = _spelled_out(args, _open_flags(cls))
-    description = (cls.__doc__ or "").strip()
-    parsed = tyro.cli(cls, args=args, default=default, prog=prog, description=description)
-    return typing.cast("T", parsed)
+    description = description or (cls.__doc__ or "").strip()
+    defaults = {} if default is None else {"default": default}
+    return tyro.cli(cls, args=args, prog=prog, description=description, **defaults)
 
 
 def _open_flags(cls: Any) -> set[str]:
     """Names of the fields that may be left open (`bool | None`), those of inner classes, too."""
+    if not dataclasses.is_dataclass(cls):
+        return set()
     names: set[str] = set()
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
@@ -145,3 +157,11 @@ def check_range(config: Any, low: float, high: float, *fields: str) -> None:
         if value is not None and not low <= value <= min(high, sys.float_info.max):
             bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise UserError(f"{flag(field)}={value}: expected {bounds}")
+
+
+def check_zero_or_range(config: Any, low: float, *fields: str) -> None:
+    """UserError for a value between 0 and `low`: only 0 and what is not tiny mean anything."""
+    for field in fields:
+        value = getattr(config, field)
+        if 0 < value < low:
+            raise UserError(f"{flag(field)}={value}: expected 0, or at least {low}")

@@ -113,15 +113,16 @@ def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def show_prompts(model: Path | None, config: EvalConfig, log: Log) -> None:
+def show_prompts(config: EvalConfig, log: Log) -> None:
     """Print every prompt; without a model, in the DeepSeek-R1 template of today."""
     tokenizer, template, opens = None, "deepseek_r1", True
-    if model is not None:
-        backend = Backend(model, replace(config, engine="torch"), Ranks(), log)
+    if config.model is not None:
+        backend = Backend(replace(config, engine="torch"), Ranks(), log)
         tokenizer, template = backend.tokenizer, backend.template
         opens = bool(tokenizer and tokenizer.opens_thinking())
+    seed = config.sampling.seed
     for p in make_prompts(
-        load_rows(config), tokenizer, template, config.preset, config.trials, opens, config.seed
+        load_rows(config), tokenizer, template, config.preset, config.trials, opens, seed
     ):
         text = tokenizer.decode_raw(list(p.tokens)) if tokenizer else prompt_text(p)
         line = {"task": p.task, "id": p.id, "trial": p.trial, "prompt": text}
@@ -137,25 +138,26 @@ class Prepared(NamedTuple):
     prompts: list[Prompt]
 
 
-def prepare(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> Prepared:
+def prepare(config: EvalConfig, log: Log, ranks: Ranks) -> Prepared:
     """Everything that can be wrong is found here, before hours of sampling."""
-    if model is None and not config.model_name:
+    if config.model is None and not config.model_name:
         raise UserError("MODEL: required as the first argument; see evaluate.py --help")
     out = given(config.out, "--out")
     rows = load_rows(config)
     check_graders(rows, config, log)
-    backend = Backend(model, config, ranks, log)
+    backend = Backend(config, ranks, log)
     opens = backend.tokenizer.opens_thinking() if backend.tokenizer else False
+    seed = config.sampling.seed
     prompts = make_prompts(
-        rows, backend.tokenizer, backend.template, config.preset, config.trials, opens, config.seed
+        rows, backend.tokenizer, backend.template, config.preset, config.trials, opens, seed
     )
     backend.check_lengths(prompts)
     return Prepared(out, rows, backend, prompts)
 
 
-def evaluate(model: Path | None, config: EvalConfig, log: Log, ranks: Ranks) -> None:
+def evaluate(config: EvalConfig, log: Log, ranks: Ranks) -> None:
     """Sample what is missing in --out, grade everything, write results and report."""
-    out, rows, backend, prompts = prepare(model, config, log, ranks)
+    out, rows, backend, prompts = prepare(config, log, ranks)
     record = backend.record() | {"preset": config.preset}
     work = WorkQueue(ranks)
     with ranks.owning(out):
@@ -180,9 +182,9 @@ def _note_time(path: Path, seconds: float, ranks: Ranks, backend: Backend) -> No
     write_json(path, values)
 
 
-def ask(model: Path | None, config: EvalConfig, log: Log) -> None:
+def ask(config: EvalConfig, log: Log) -> None:
     """Print the answer to one question as it comes."""
-    backend = Backend(model, config, Ranks(), log)
+    backend = Backend(config, Ranks(), log)
     row = {"task": "ask", "id": "0", "kind": "math", "prompt": given(config.ask, "--ask")}
     (prompt,) = make_prompts([row], backend.tokenizer, backend.template, "plain", 1, False)
     backend.check_lengths([prompt])

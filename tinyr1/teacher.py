@@ -177,7 +177,7 @@ class Prepared(NamedTuple):
     prompts: list[Prompt]
 
 
-def prepare(model: Path | None, c: TeacherConfig, ranks: Ranks, log: Log) -> Prepared:
+def prepare(c: TeacherConfig, ranks: Ranks, log: Log) -> Prepared:
     """Everything that can be wrong is found here."""
     questions, out = given(c.questions, "--questions"), given(c.out, "--out")
     if out.suffix != ".jsonl" or out.is_dir():
@@ -187,14 +187,14 @@ def prepare(model: Path | None, c: TeacherConfig, ranks: Ranks, log: Log) -> Pre
     rows = load_questions(questions)
     if c.reject_wrong and any(row.get("tests") for row in rows):
         open_sandbox(c.sandbox)
-    backend = Backend(model, c, ranks, log)
+    backend = Backend(c, ranks, log)
     return Prepared(out, rows, backend, make_prompts(rows, backend, c))
 
 
-def teach(model: Path | None, c: TeacherConfig, ranks: Ranks) -> None:
+def teach(c: TeacherConfig, ranks: Ranks) -> None:
     """Ask, select, write."""
     log = Log(c.quiet, ranks.is_main)
-    out, rows, backend, prompts = prepare(model, c, ranks, log)
+    out, rows, backend, prompts = prepare(c, ranks, log)
     settings = backend.record()
     work, queue = out.with_suffix(".work"), WorkQueue(ranks)
     with ranks.owning(work):
@@ -259,12 +259,10 @@ def _write(
 
 
 def main() -> None:
-    args = sys.argv[1:]
-    model = Path(args.pop(0)) if args and not args[0].startswith("-") else None
-    config = parse(TeacherConfig, args, prog="python -m tinyr1.teacher [MODEL]")
+    config = parse(TeacherConfig, sys.argv[1:], prog="python -m tinyr1.teacher")
     if starts_replicas(config):
-        prepare(model, config, Ranks(), Log(main=False))  # faults are said once, not by torchrun
-    teach(model, config, share_among_replicas(config))
+        prepare(config, Ranks(), Log(main=False))  # faults are said once, not by torchrun
+    teach(config, share_among_replicas(config))
 
 
 if __name__ == "__main__":

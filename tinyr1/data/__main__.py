@@ -19,12 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+import tyro
 
 import tinyr1.start  # noqa: F401 - before anything that takes time to import
 from tinyr1 import plot
 from tinyr1.chat import TemplateName, guess_template, marked, render
-from tinyr1.config import check_range, flag, given, parse, to_json
+from tinyr1.config import check_range, given, parse, to_json
 from tinyr1.data import coding, math, science
 from tinyr1.data.clean import Draft
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
@@ -33,27 +35,17 @@ from tinyr1.data.sources import is_output, open_sources
 from tinyr1.errors import UserError, run_main
 from tinyr1.files import hash_files
 from tinyr1.log import Log
-from tinyr1.record import Message
+from tinyr1.record import Domain, Message
 from tinyr1.sandbox import Level, open_sandbox
 from tinyr1.stats import mean, percentile
 from tinyr1.tokenizer import Tokenizer
 
 FAULTS = 20  # broken lines that inspect prints
-PAPER = {  # section 2.1
-    "math": "the paper kept 58k of OpenR1-Math-220k's 94k; by which values it does not say",
-    "coding": "the paper has 20k; OpenThoughts-114k holds 19,904 programs",
-    "science": "the paper has 8.6k: 2.7k of s1's 59K, 1.0k of s1K, 4.9k of OpenThoughts",
-}
-OPTIONS_OF = {
-    "math": ("question_types", "sources", "require_verified", "prefer"),
-    "coding": (),
-    "science": ("cot_types", "questions_only"),
-}
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Make a branch's training file from published rows."""
+class DataOptions:
+    """What making any branch's training file asks for."""
 
     source: tuple[str, ...] = ()
     """Files, folders of one schema, or hub names."""
@@ -79,30 +71,87 @@ class DataConfig:
     """Isolation of programs that --verify runs."""
     limit: int | None = None
     """Read only so many rows."""
-    question_types: tuple[str, ...] = ("math-word-problem",)
-    """math: values of question_type that are kept (none: all)."""
-    sources: tuple[str, ...] = ()
-    """math: values of source that are kept (none: all)."""
-    require_verified: bool = True
-    """math: only generations that correctness_math_verify marks true."""
-    prefer: math.Prefer = "first"
-    """math: which of several usable generations."""
-    cot_types: tuple[str, ...] = science.S1_TYPES
-    """science: values of s1's cot_type that are kept (none: all, as for s1K)."""
-    questions_only: bool = False
-    """science: questions for the teacher, even where R1's answer is there."""
     quiet: bool = False
     """No progress on standard error."""
+
+    domain: ClassVar[Domain]
+    paper: ClassVar[str]  # what section 2.1 says of the numbers
 
     def __post_init__(self) -> None:
         check_range(self, 1, inf, "max_tokens", "limit")
         check_range(self, 0.05, 1, "near_duplicates")
+        if self.max_tokens != DataOptions.max_tokens and not self.tokenizer:
+            raise UserError(f"--max-tokens={self.max_tokens}: needs --tokenizer to count them")
+
+    def convert(self, row: dict[str, Any]) -> Draft:
+        """A published row as a draft; raises Dropped."""
+        raise AssertionError("each branch has its own")
+
+    @property
+    def asks_teacher(self) -> bool:
+        """True where the file will hold questions and no answers."""
+        return False
 
 
 @dataclass(frozen=True)
-class InspectConfig:
+class MathOptions(DataOptions):
+    """Make the math branch's training file, from OpenR1-Math-220k."""
+
+    question_types: tuple[str, ...] = ("math-word-problem",)
+    """Values of question_type that are kept (none: all)."""
+    sources: tuple[str, ...] = ()
+    """Values of source that are kept (none: all)."""
+    require_verified: bool = True
+    """Only generations that correctness_math_verify marks true."""
+    prefer: math.Prefer = "first"
+    """Which of several usable generations."""
+
+    domain = "math"
+    paper = "the paper kept 58k of OpenR1-Math-220k's 94k; by which values it does not say"
+
+    def convert(self, row: dict[str, Any]) -> Draft:
+        return math.convert(
+            row, self.question_types, self.sources, self.require_verified, self.prefer
+        )
+
+
+@dataclass(frozen=True)
+class CodingOptions(DataOptions):
+    """Make the coding branch's training file, from OpenThoughts-114k."""
+
+    domain = "coding"
+    paper = "the paper has 20k; OpenThoughts-114k holds 19,904 programs"
+
+    def convert(self, row: dict[str, Any]) -> Draft:
+        return coding.convert(row)
+
+
+@dataclass(frozen=True)
+class ScienceOptions(DataOptions):
+    """Make the science branch's training file, or its questions for the teacher."""
+
+    cot_types: tuple[str, ...] = science.S1_TYPES
+    """Values of s1's cot_type that are kept (none: all, as for s1K)."""
+    questions_only: bool = False
+    """Questions for the teacher, even where R1's answer is there."""
+
+    domain = "science"
+    paper = "the paper has 8.6k: 2.7k of s1's 59K, 1.0k of s1K, 4.9k of OpenThoughts"
+
+    def convert(self, row: dict[str, Any]) -> Draft:
+        return science.convert(row, self.cot_types, self.questions_only)
+
+    @property
+    def asks_teacher(self) -> bool:
+        return self.questions_only
+
+
+@dataclass(frozen=True)
+class InspectOptions:
     """Check a training file line by line and show what is in it."""
 
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """The training file."""
     tokenizer: Path | None = None
     """Checkpoint directory: counts tokens and shows which are targets."""
     examples: int = 2
@@ -111,21 +160,12 @@ class InspectConfig:
     """No progress on standard error."""
 
 
-def converter(domain: str, c: DataConfig) -> Callable[[dict[str, Any]], Draft]:
-    """The branch's conversion with its options."""
-    if domain == "math":
-        return functools.partial(
-            math.convert,
-            question_types=c.question_types,
-            sources=c.sources,
-            require_verified=c.require_verified,
-            prefer=c.prefer,
-        )
-    if domain == "coding":
-        return coding.convert
-    return functools.partial(
-        science.convert, cot_types=c.cot_types, questions_only=c.questions_only
-    )
+Command = (
+    Annotated[MathOptions, tyro.conf.subcommand("math")]
+    | Annotated[CodingOptions, tyro.conf.subcommand("coding")]
+    | Annotated[ScienceOptions, tyro.conf.subcommand("science")]
+    | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
+)
 
 
 def counter(folder: Path) -> Callable[[Draft], int]:
@@ -140,36 +180,24 @@ def counter(folder: Path) -> Callable[[Draft], int]:
     return count
 
 
-def _check_options(domain: str, c: DataConfig) -> None:
-    """UserError for an option that would do nothing."""
-    default = DataConfig()
-    for owner, names in OPTIONS_OF.items():
-        for name in names if owner != domain else ():
-            if getattr(c, name) != getattr(default, name):
-                raise UserError(f"{flag(name)}: is an option of {owner}")
-    if c.max_tokens != default.max_tokens and not c.tokenizer:
-        raise UserError(f"--max-tokens={c.max_tokens}: needs --tokenizer to count them")
-
-
-def make(domain: str, c: DataConfig) -> None:
+def make(c: DataOptions) -> None:
     """Build --out, print the waterfall."""
     names = given(c.source, "--source")
     out = given(c.out, "--out")
     log = Log(c.quiet)
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
-    _check_options(domain, c)
     for path in c.decontaminate:
         if is_output(path, out):
             raise UserError(f"--decontaminate={path}: --out={out} would write it; choose another")
     sources = open_sources(names, out, c.hub_config, c.revision)
-    if not c.tokenizer and not c.questions_only:
+    if not c.tokenizer and not c.asks_teacher:
         log.warn("--tokenizer was not given: conversations of any length are kept")
     if not c.decontaminate:
         log.warn(
             "--decontaminate was not given: test questions stay in (s1's science seeds hold GPQA's)"
         )
-    if c.verify and domain == "coding":
+    if c.verify and c.domain == "coding":
         open_sandbox(c.sandbox)
     steps = Steps(
         verify=functools.partial(is_right, sandbox=c.sandbox) if c.verify else None,
@@ -186,19 +214,19 @@ def make(domain: str, c: DataConfig) -> None:
     options["tokenizer"] = c.tokenizer.name if c.tokenizer else None
     options["decontaminate"] = [path.name for path in c.decontaminate]
     about = {
-        "domain": domain,
+        "domain": c.domain,
         "sources": [source.identity() for source in sources],
         "options": options,
         "decontaminate_sha256": hash_files(list(c.decontaminate)),
     }
     rows = itertools.chain.from_iterable(source.rows() for source in sources)
     rows = itertools.islice(rows, c.limit)
-    counts = build(rows, converter(domain, c), out, steps, about, log)
+    counts = build(rows, c.convert, out, steps, about, log)
     for line in counts.lines():
         print(line)
     if c.verify and counts.unverified:
         print(f"  of these {counts.unverified:,} had nothing to be verified by")
-    print(PAPER[domain])
+    print(c.paper)
     if not counts.rows_out:
         hint = "; --questions-only is for the teacher" if "no_trajectory" in counts.dropped else ""
         beside = out.with_suffix(".partial") / "rejected.jsonl"  # where FILE has stayed as it was
@@ -206,9 +234,9 @@ def make(domain: str, c: DataConfig) -> None:
         raise UserError(f"{out}: no row is left; see {reasons}{hint}")
 
 
-def inspect(path: Path, c: InspectConfig) -> None:
+def inspect(c: InspectOptions) -> None:
     """Check every line; print counts, lengths and a few records."""
-    log = Log(c.quiet)
+    path, log = c.file, Log(c.quiet)
     tokenizer = Tokenizer(c.tokenizer) if c.tokenizer else None
     template: TemplateName = guess_template(tokenizer) if tokenizer else "deepseek_r1"
     domains, sources, ids = Counter[str](), Counter[str](), Counter[str]()
@@ -259,20 +287,11 @@ def inspect(path: Path, c: InspectConfig) -> None:
 
 
 def main() -> None:
-    args = sys.argv[1:]
-    command = args.pop(0) if args else ""
-    if command in PAPER:
-        make(command, parse(DataConfig, args, prog=f"python -m tinyr1.data {command}"))
-    elif command == "inspect":
-        path = Path(args.pop(0)) if args and not args[0].startswith("-") else None
-        config = parse(InspectConfig, args, prog="python -m tinyr1.data inspect FILE")
-        if path is None:
-            raise UserError("FILE: required; see python -m tinyr1.data inspect --help")
-        inspect(path, config)
-    elif command in ("-h", "--help"):
-        print(__doc__)
+    command = parse(Command, sys.argv[1:], prog="python -m tinyr1.data", description=__doc__)
+    if isinstance(command, InspectOptions):
+        inspect(command)
     else:
-        raise UserError(f"command={command!r}: expected math, coding, science or inspect")
+        make(command)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from tinyr1.chat import TemplateName, check_template, guess_template, stop_ids
-from tinyr1.config import check_range, flag, to_json
+from tinyr1.config import check_range, check_zero_or_range, flag, to_json
 from tinyr1.errors import RunStopped, UserError
 from tinyr1.files import real
 from tinyr1.log import Log
@@ -35,26 +35,17 @@ from tinyr1.weights import DTYPES, Checkpoint, dtype_name
 class EngineConfig:
     """Options of sampling."""
 
+    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
+    """Hugging Face checkpoint directory; of a server's model, the tokenizer is enough."""
+    sampling: Annotated[SamplingSettings, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=SamplingSettings
+    )
     engine: Literal["auto", "torch", "vllm", "openai"] = "auto"
     """torch: ours; vllm: in this process; openai: a server. auto: vllm on GPUs where installed."""
     template: Literal["auto", "deepseek_r1", "qwen"] = "auto"
     """Chat template; auto goes by the tokenizer's special tokens."""
-    temperature: float = 0.6
-    """0 is greedy."""
-    top_p: float = 0.95
-    """Nucleus mass."""
-    top_k: int = 0
-    """Largest logits considered (0: all)."""
-    max_tokens: int = 32768
-    """New tokens a sample may have."""
     max_model_len: int | None = None
     """Prompt and answer together (by default the config's max_position_embeddings)."""
-    stop: tuple[str, ...] = ()
-    """Texts that end an answer, besides the model's own stop tokens."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Further stop tokens."""
-    seed: int = 0
-    """Seed of all random streams."""
     slots: int = 64
     """Sequences sampled at once (requests at once, for a server)."""
     dtype: Literal["fp32", "bf16"] | None = None
@@ -81,24 +72,16 @@ class EngineConfig:
     """Seconds without a word after which a request is tried again (openai)."""
 
     def __post_init__(self) -> None:
-        check_range(self, 1, math.inf, "max_tokens", "max_model_len", "slots")
+        check_range(self, 1, math.inf, "max_model_len", "slots")
         check_range(self, 1, math.inf, "tensor_parallel", "replicas")
-        check_range(self, 0, math.inf, "temperature", "top_k", "requests_per_minute")
-        check_range(self, 1e-9, 1, "top_p")
+        check_range(self, 0, math.inf, "requests_per_minute")
+        check_zero_or_range(self, 0.01, "requests_per_minute")
         check_range(self, 1e-3, 1, "gpu_memory_utilization")
         check_range(self, 1e-3, 86_400, "chunk_timeout")
-        for field, least in (("temperature", 0.001), ("requests_per_minute", 0.01)):
-            if 0 < getattr(self, field) < least:
-                value = getattr(self, field)
-                raise UserError(f"{flag(field)}={value}: expected 0, or at least {least}")
-        if min(self.stop_token_ids, default=0) < 0:
-            raise UserError(f"--stop-token-ids={self.stop_token_ids}: expected token ids, from 0")
-        if "" in self.stop:
-            raise UserError("--stop='': expected a text of at least one character")
         if self.engine == "openai":
-            for field in ("base_url", "model_name"):
-                if not getattr(self, field):
-                    raise UserError(f"{flag(field)}: required with --engine openai")
+            for name in ("base_url", "model_name"):
+                if not getattr(self, name):
+                    raise UserError(f"{flag(name)}: required with --engine openai")
             if not self.base_url.startswith(("http://", "https://")):
                 raise UserError(f"--base-url={self.base_url}: expected http:// or https://")
 
@@ -146,8 +129,9 @@ def _run_replicas(count: int) -> NoReturn:
 class Backend:
     """A model that can be sampled from: its tokenizer and limits now, the engine on demand."""
 
-    def __init__(self, model: Path | None, config: EngineConfig, ranks: Ranks, log: Log) -> None:
-        self.model, self.config, self.ranks = model, config, ranks
+    def __init__(self, config: EngineConfig, ranks: Ranks, log: Log) -> None:
+        self.config, self.ranks = config, ranks
+        self.model = model = config.model
         self.engine = config.engine
         if self.engine == "auto":
             fast = torch.cuda.is_available() and vllm.available()
@@ -169,19 +153,11 @@ class Backend:
         if self.tokenizer and shape:
             self.tokenizer.check_size(shape.vocab_size)
         self.template: TemplateName = "deepseek_r1"
-        stops = config.stop_token_ids
+        stops = set(config.sampling.stop_ids)
         if self.tokenizer:
             self.template = self._template(self.tokenizer)
-            stops = (*stop_ids(self.tokenizer, self.template), *stops)
-        self.settings = SamplingSettings(
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            max_tokens=config.max_tokens,
-            seed=config.seed,
-            stop_ids=tuple(sorted(set(stops))),
-            stop=config.stop,
-        )
+            stops.update(stop_ids(self.tokenizer, self.template))
+        self.settings = replace(config.sampling, stop_ids=tuple(sorted(stops)))
         on_gpu = torch.cuda.is_available()
         self.dtype = config.dtype or ("bf16" if on_gpu else "fp32")
 

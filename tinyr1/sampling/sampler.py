@@ -7,25 +7,47 @@ get the key of it as the request's seed.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
+import tyro
+
+from tinyr1.config import check_range, check_zero_or_range
+from tinyr1.errors import UserError
 from tinyr1.record import Prompt, Sample
 from tinyr1.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are drawn and when an answer ends."""
+    """How tokens are drawn and when an answer ends (paper section 3.1.2)."""
 
     temperature: float = 0.6
+    """0 is greedy."""
     top_p: float = 0.95
+    """Nucleus mass."""
     top_k: int = 0
+    """Largest logits considered (0: all)."""
     max_tokens: int = 32768
+    """New tokens a sample may have."""
     seed: int = 0
-    stop_ids: tuple[int, ...] = ()
-    stop: tuple[str, ...] = ()  # texts that end an answer and are cut off
+    """Seed of all random streams."""
+    stop_ids: Annotated[tuple[int, ...], tyro.conf.arg(name="stop-token-ids")] = ()
+    """Further stop tokens, besides the model's own."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer and are cut off, besides the stop tokens."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, math.inf, "max_tokens")
+        check_range(self, 0, math.inf, "temperature", "top_k")
+        check_range(self, 1e-9, 1, "top_p")
+        check_zero_or_range(self, 0.001, "temperature")
+        if min(self.stop_ids, default=0) < 0:
+            raise UserError(f"--stop-token-ids={self.stop_ids}: expected token ids, from 0")
+        if "" in self.stop:
+            raise UserError("--stop='': expected a text of at least one character")
 
     def limit(self, prompt: Prompt, max_model_len: int) -> int:
         """New tokens that this prompt may get."""

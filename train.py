@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 import tinyr1.start  # noqa: F401 - before anything that takes time to import
-from tinyr1.config import load_recipe, parse
+from tinyr1.config import parse_recipe
 from tinyr1.errors import run_main
 from tinyr1.log import Log
 from tinyr1.memory import print_plan
@@ -22,10 +22,7 @@ from tinyr1.train_plan import TrainConfig
 
 
 def main() -> None:
-    args = sys.argv[1:]
-    recipe = args.pop(0) if args and not args[0].startswith("-") else None
-    default = load_recipe(TrainConfig, recipe) if recipe else None
-    config = parse(TrainConfig, args, default, prog="train.py RECIPE")
+    config = parse_recipe(TrainConfig, sys.argv[1:], prog="train.py")
     ranks = Ranks.from_env()
     log = Log(config.quiet, ranks.is_main)
     if config.dry_run:

@@ -71,6 +71,16 @@ def _spelled_out(args: list[str], open_flags: set[str]) -> list[str]:
     return [word for arg in args for word in spelled.get(arg, [arg])]
 
 
+def parse_recipe(cls: Any, args: list[str], prog: str) -> Any:
+    """`parse` for a class whose field `recipe` names the file that the defaults come from.
+
+    The line is read twice: for the recipe's name, which may stand anywhere in it, and then with
+    the recipe's values as defaults.
+    """
+    recipe = given(parse(cls, args, prog=prog).recipe, "RECIPE")
+    return parse(cls, args, load_recipe(cls, recipe), prog)
+
+
 def load_recipe(cls: type[T], name_or_path: str) -> T:
     """Make a `cls` from a recipe: a name under tinyr1/recipes or the path of a TOML file."""
     path = Path(name_or_path)
@@ -95,7 +105,7 @@ def load_recipe(cls: type[T], name_or_path: str) -> T:
         if key not in hints:
             raise UserError(f"recipe={name_or_path}: unknown key {key!r}")
         values[key] = _typed(f"recipe={name_or_path}: {key}", hints[key], value)
-    return cls(**values)
+    return cls(**values | {"recipe": name_or_path})
 
 
 def _typed(where: str, hint: Any, value: Any) -> Any:
@@ -145,7 +155,7 @@ def flag(field: str) -> str:
 
 def given(value: T | None, option: str) -> T:
     """`value`; UserError where the option was not given."""
-    if value is None or value == ():
+    if value in (None, (), ""):
         raise UserError(f"{option}: required; --help shows all options")
     return value
 

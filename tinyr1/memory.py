@@ -174,10 +174,10 @@ def print_plan(config: TrainConfig, log: Log) -> None:
     print(f"\nmodel: {parameter_count(model):,} parameters")
     flops = TrainingFlops.of(model)
     if config.data and any((folder / name).exists() for name in TOKENIZER_FILES):
-        _, corpus, plan, _ = prepare(config, log)
-        for line in describe(config, corpus, plan):
+        prepared = prepare(config, log)
+        for line in describe(config, prepared.corpus, prepared.plan):
             print(line)
-        print(_hours(config, plan))
+        print(_hours(config, prepared.plan))
     else:
         full = config.batch_size * flops.of_sequences([config.seq_len], config.seq_len)
         print(f"a step of {config.batch_size} full sequences: {full:.2e} floating-point operations")

@@ -18,7 +18,8 @@ DOCUMENTS = 3
 
 def print_preview(config: TrainConfig, log: Log) -> None:
     """Print the first documents of the first packs, targets marked, with every token id."""
-    tokenizer, corpus, plan, _ = prepare(config, log)
+    prepared = prepare(config, log)
+    tokenizer, corpus, plan = prepared.tokenizer, prepared.corpus, prepared.plan
     for line in describe(config, corpus, plan):
         print(line)
     for number, pack in enumerate(plan.packs(1)[:PACKS]):

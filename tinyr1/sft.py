@@ -1,6 +1,6 @@
-"""Supervised fine-tuning of one branch (paper section 2.1 and 3.1.1): the step and the loop.
+"""Supervised fine-tuning of one branch (paper sections 2.1 and 3.1.1), from the top down.
 
-    Plan -> train_step, train_step, ... -> export
+    train -> _train (model, optimizer, checkpoint) -> _loop -> train_step -> forward
 
 The loss of an optimizer step is the sum over its targets divided once by their number over all
 ranks and micro-steps, so neither packing nor accumulation nor the number of GPUs changes the
@@ -14,7 +14,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,16 +29,215 @@ from tinyr1.files import read_object, real, write_json
 from tinyr1.flops import peak_tflops
 from tinyr1.log import Log
 from tinyr1.metrics import Metrics
-from tinyr1.model import Qwen2, tensor_shapes
-from tinyr1.model_config import Qwen2Config
+from tinyr1.model import Qwen2
 from tinyr1.optim import learning_rate, make_optimizer
-from tinyr1.parallel import Sharding, clip_gradients, load_weights, make_mesh, shard
+from tinyr1.parallel import clip_gradients, load_weights, make_mesh, shard
 from tinyr1.ranks import Ranks, StopSignal
-from tinyr1.record import Batch
-from tinyr1.train_plan import Prepared, TrainConfig, check_trajectory, describe, prepare, trajectory
-from tinyr1.weights import DTYPES, Checkpoint, dtype_name
+from tinyr1.record import Batch, Pack
+from tinyr1.train_plan import (
+    Plan,
+    Prepared,
+    TrainConfig,
+    check_trajectory,
+    describe,
+    prepare,
+    trajectory,
+)
+from tinyr1.weights import DTYPES, dtype_name
 
 MAX_BAD_STEPS = 3  # non-finite steps in a row before the run stops
+
+
+def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
+    """Run a recipe to its end, or to the next SIGTERM; the same call again continues."""
+    out = _check_out(config, ranks)
+    config.check_world(ranks.world_size, f"{ranks.world_size} ranks")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    # Hours of tokenising, perhaps: before the process group, which would time out meanwhile.
+    prepared = prepare(config, log)
+    for line in describe(config, prepared.corpus, prepared.plan):
+        log.say(line)
+    # First --out, then the others: a rank that has to end here lets nobody wait.
+    with ranks.owning(out):
+        ranks.connect()
+        stop = StopSignal()
+        try:
+            with ranks.listening():
+                _train(prepared, out, log, ranks, stop)
+            ranks.barrier()  # nobody leaves while another still talks
+        finally:
+            stop.restore()
+            ranks.disconnect()
+
+
+def _check_out(config: TrainConfig, ranks: Ranks) -> Path:
+    """--out; UserError where a run must not write into it."""
+    model = given(config.model, "--model")
+    given(config.data, "--data")
+    out = given(config.out, "--out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: expected a directory")
+    there = {p.name for p in out.iterdir()} if out.exists() else set[str]()
+    if ranks.is_main and not config.resume and there - {"cache"}:  # tokens alone are no run
+        raise UserError(f"--out={out}: not empty, and --no-resume was given")
+    if real(out) == real(model):
+        raise UserError(f"--out={out}: is --model; choose another place")
+    if "config.json" in there and "train_config.json" not in there:
+        raise UserError(f"--out={out}: holds a model that no run made; choose another place")
+    return out
+
+
+def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSignal) -> None:
+    """The run itself, with the process group up and --out to itself."""
+    config, plan = prepared.config, prepared.plan
+    compute_dtype = config.compute_dtype(ranks.device)
+    export_dtype = DTYPES.get(config.export_dtype or "", compute_dtype)
+
+    # A model without memory is sharded first; then each rank reads its own rows of the weights.
+    assert prepared.weights is not None
+    with torch.device("meta"):
+        model = Qwen2(prepared.model_config)
+    mesh = make_mesh(ranks.device.type, ranks.world_size, config.replicate)
+    shard(model, mesh, config.sharding(ranks.device))
+    home = torch.device("cpu") if config.cpu_offload else ranks.device
+    load_weights(model, prepared.weights, home)
+    optimizer = make_optimizer(
+        model,
+        config.lr,
+        config.betas,
+        config.eps,
+        config.weight_decay,
+        DTYPES[config.optim_dtype],
+    )
+
+    # From the newest checkpoint on, or from the beginning.
+    settings = trajectory(config, plan, compute_dtype, prepared.weights.fingerprint())
+    step = _resume(out, settings, plan.total_steps, model, optimizer)
+    if step:
+        log.say(f"resuming after step {step} of {plan.total_steps}")
+    finished = out / "config.json"  # what an export writes last
+    if step == plan.total_steps and finished.exists():
+        exported = read_object(finished)
+        if dtype_name(export_dtype) in (exported.get("torch_dtype"), exported.get("dtype")):
+            log.say(f"already trained: {out} (another --export-dtype would export it again)")
+            return
+    ranks.barrier()
+    if ranks.is_main:
+        finished.unlink(missing_ok=True)  # of a shorter run that this one continues
+        write_json(out / "train_config.json", to_json(config))
+
+    def export(folder: Path) -> None:
+        checkpoint.export(model, given(config.model, "--model"), folder, export_dtype, ranks)
+        for fault in warn_of_faults(folder) if ranks.is_main else ():
+            log.warn(f"{folder}: {fault}")
+
+    if _loop(prepared, out, model, optimizer, step, settings, export, log, ranks, stop):
+        export(out)
+        log.say(f"finished: {out}")
+
+
+def _resume(
+    out: Path,
+    settings: dict[str, Any],
+    total_steps: int,
+    model: Qwen2,
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Restore the newest checkpoint that this run may continue; returns its step, or 0."""
+    done = checkpoint.completed_steps(out)
+    if not done:
+        return 0
+    newest = done[-1]
+    if newest > total_steps:
+        raise UserError(
+            f"--out={out}: its checkpoints go to step {newest}, this run has only "
+            f"{total_steps}; use more --epochs or --max-steps, or another --out"
+        )
+    check_trajectory(settings, checkpoint.read_settings(out, newest), out)
+    checkpoint.load(out, newest, model, optimizer)
+    return newest
+
+
+def _loop(
+    prepared: Prepared,
+    out: Path,
+    model: Qwen2,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    settings: dict[str, Any],
+    export: Callable[[Path], None],
+    log: Log,
+    ranks: Ranks,
+    stop: StopSignal,
+) -> bool:
+    """Step until done (True) or asked to stop (False); either way a checkpoint is on disk."""
+    config, plan, total = prepared.config, prepared.plan, prepared.plan.total_steps
+    metrics = Metrics(out, step, total, log, config.tensorboard, quiet=not ranks.is_main)
+    saver = checkpoint.Saver(out, ranks, config.keep)
+    saved = step
+    bad_steps = 0  # in a row
+    skipped = metrics.skipped_steps
+    stopped = False
+    exports = _step_exports(config, out, total)
+    if step in exports and not (exports[step] / "config.json").exists():
+        export(exports[step])  # the run was killed in it, with the checkpoint whole
+    with (
+        contextlib.closing(metrics),  # also of a run that stops: its curve is wanted most
+        log.bar(total=total, initial=step, desc="training", unit="step") as bar,
+    ):
+        while step < total and not stopped:
+            started = time.perf_counter()
+            step += 1
+            packs = plan.packs(step)
+            lr = learning_rate(step, total, config.lr, config.schedule, config.warmup_ratio)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batches = plan.batches(packs, ranks)
+            waited = time.perf_counter() - started
+            stats = train_step(
+                model,
+                batches,
+                plan.total_weight(packs),
+                optimizer,
+                ranks,
+                config.clip_norm,
+                stop.requested,
+            )
+            stopped = stats.stop_requested
+            skipped += not stats.updated
+            row = {"step": step, "epoch": plan.epoch_of(step) + 1, "lr": lr}
+            row |= _figures(stats, packs, plan, ranks, time.perf_counter() - started)
+            row |= {"data_seconds": waited, "skipped_steps": skipped}
+
+            # Whoever stops us does not wait long; but what the last step leaves out is never done.
+            eval_due = step % config.eval_every == 0 and not stopped
+            if prepared.held_out and (eval_due or step == total):
+                row["eval_loss"] = held_out_loss(model, prepared.held_out, ranks)
+            metrics.add(row)
+            bar.update()
+
+            bad_steps = 0 if stats.updated else bad_steps + 1
+            if bad_steps == MAX_BAD_STEPS:
+                saver.wait()
+                raise RunStopped(
+                    f"loss={stats.loss} grad_norm={stats.grad_norm} at step {step}: "
+                    f"{bad_steps} non-finite steps in a row; records {_culprits(packs, plan)}"
+                )
+            save_due = step % config.save_every == 0 or stopped
+            # A step that changed nothing must not push out the checkpoint of one that did.
+            if step == total or (save_due and stats.updated):
+                saver.save(
+                    step, model, optimizer, {"settings": settings, "world_size": ranks.world_size}
+                )
+                saved = step
+            if step in exports:
+                export(exports[step])
+        saver.wait()
+    if step < total:
+        log.say(f"stopped after step {saved}; the same command continues")
+    return step == total
 
 
 class StepStats(NamedTuple):
@@ -96,241 +295,53 @@ def forward(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tenso
     )
 
 
-class Run:
-    """A training run in progress: the sharded model, its optimizer, and where it stands."""
-
-    def __init__(self, config: TrainConfig, prepared: Prepared, ranks: Ranks, log: Log) -> None:
-        self.config, self.ranks, self.log = config, ranks, log
-        self.corpus, self.plan = prepared.corpus, prepared.plan
-        self.held_out = prepared.held_out
-        self.source = given(config.model, "--model")
-        self.out = given(config.out, "--out")
-        self.compute_dtype = config.compute_dtype(ranks.device)
-        self.export_dtype = DTYPES.get(config.export_dtype or "", self.compute_dtype)
-        model_config = Qwen2Config.from_pretrained(self.source)
-        weights = Checkpoint(self.source)
-        self.fingerprint = weights.fingerprint()
-        weights.check(tensor_shapes(model_config), model_config.tie_word_embeddings)
-        with torch.device("meta"):
-            self.model = Qwen2(model_config)
-        on_gpu = ranks.device.type == "cuda"
-        sharding = Sharding(
-            compute_dtype=self.compute_dtype,
-            checkpointing=config.activation_checkpointing
-            or ("full" if on_gpu or config.offload_checkpoints else "none"),
-            offload_checkpoints=config.offload_checkpoints,
-            cpu_offload=config.cpu_offload,
-            compile=config.compile,
-        )
-        mesh = make_mesh(ranks.device.type, ranks.world_size, config.replicate)
-        shard(self.model, mesh, sharding)
-        load_weights(
-            self.model, weights, torch.device("cpu") if config.cpu_offload else ranks.device
-        )
-        self.optimizer = make_optimizer(
-            self.model,
-            config.lr,
-            config.betas,
-            config.eps,
-            config.weight_decay,
-            DTYPES[config.optim_dtype],
-        )
-        self.trajectory = trajectory(config, self.plan, self.compute_dtype, self.fingerprint)
-        self.step, self.skipped = self._resume(), 0
-        self.saver = checkpoint.Saver(self.out, ranks, config.keep)
-
-    def _resume(self) -> int:
-        """Restore the newest checkpoint that this run may continue; returns its step or 0."""
-        done = checkpoint.completed_steps(self.out)
-        if not done:
-            return 0
-        if done[-1] > self.plan.total_steps:
-            raise UserError(
-                f"--out={self.out}: its checkpoints go to step {done[-1]}, this run has only "
-                f"{self.plan.total_steps}; use more --epochs or --max-steps, or another --out"
-            )
-        check_trajectory(self.trajectory, checkpoint.read_settings(self.out, done[-1]), self.out)
-        checkpoint.load(self.out, done[-1], self.model, self.optimizer)
-        self.log.say(f"resuming after step {done[-1]} of {self.plan.total_steps}")
-        return done[-1]
-
-    def save(self) -> None:
-        """Begin a checkpoint of the step just taken."""
-        meta = {"settings": self.trajectory, "world_size": self.ranks.world_size}
-        self.saver.save(self.step, self.model, self.optimizer, meta)
-
-    def export(self, out: Path) -> None:
-        """Write the model as a Hugging Face checkpoint."""
-        checkpoint.export(self.model, self.source, out, self.export_dtype, self.ranks)
-        for fault in warn_of_faults(out) if self.ranks.is_main else ():
-            self.log.warn(f"{out}: {fault}")
-
-    @property
-    def step_export(self) -> Path | None:
-        """Where the model of this step goes with --export-every, if it goes anywhere."""
-        every = self.config.export_every
-        due = every and 0 < self.step < self.plan.total_steps and self.step % every == 0
-        return self.out / "exports" / f"step-{self.step:06d}" if due else None
-
-    def take_step(self, stop: bool) -> tuple[StepStats, dict[str, Any]]:
-        """Train on the next step's packs; returns its figures as they go to metrics.jsonl."""
-        started = time.perf_counter()
-        step, config = self.step + 1, self.config
-        packs = self.plan.packs(step)
-        lr = learning_rate(
-            step, self.plan.total_steps, config.lr, config.schedule, config.warmup_ratio
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        batches = self.plan.batches(packs, self.ranks)
-        waited = time.perf_counter() - started
-        stats = train_step(
-            self.model,
-            batches,
-            self.plan.total_weight(packs),
-            self.optimizer,
-            self.ranks,
-            config.clip_norm,
-            stop,
-        )
-        self.step = step
-        self.skipped += not stats.updated
-        seconds = time.perf_counter() - started
-        tokens = sum(p.token_count for p in packs)
-        row: dict[str, Any] = {
-            "step": step,
-            "epoch": self.plan.epoch_of(step) + 1,
-            "loss": stats.loss,
-            "grad_norm": stats.grad_norm,
-            "lr": lr,
-            "tokens": tokens,
-            "target_tokens": sum(self.corpus.target_counts[d] for p in packs for d in p.documents),
-            "tokens_per_s": tokens / seconds,
-            "seconds": seconds,
-            "data_seconds": waited,
-            "skipped_steps": self.skipped,
-        }
-        flops = sum(self.plan.pack_flops(p) for p in packs)
-        row["tflops_per_gpu"] = flops / seconds / self.ranks.world_size / 1e12
-        if self.ranks.device.type == "cuda":
-            row["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            if peak := peak_tflops(torch.cuda.get_device_name()):
-                row["mfu"] = row["tflops_per_gpu"] / peak
-        if not stats.updated:
-            row["skipped"] = True
-        return stats, row
-
-    @torch.no_grad()
-    def evaluate(self) -> float:
-        """Mean loss per target of the held-out documents, each alone in its context."""
-        assert self.held_out is not None
-        sums = torch.zeros((), device=self.ranks.device)
-        for batch in self.held_out.batches(self.held_out.all_packs(), self.ranks):
-            sums += forward(self.model, batch, self.ranks.device)
-        cast("Any", self.model).reshard()  # a backward would; an export needs the shards
-        targets = sum(self.held_out.corpus.target_counts)
-        return float(self.ranks.sum(sums)) / max(targets, 1)
-
-    def culprits(self) -> str:
-        """The records of the step just taken, for the message of a run that stops."""
-        ids = [self.corpus.ids[d] for p in self.plan.packs(self.step) for d in p.documents]
-        return ", ".join(ids[:20]) + (" ..." if len(ids) > 20 else "")
+@torch.no_grad()
+def held_out_loss(model: Qwen2, held_out: Plan, ranks: Ranks) -> float:
+    """Mean loss per target of the held-out documents, each alone in its context."""
+    sums = torch.zeros((), device=ranks.device)
+    for batch in held_out.batches(held_out.all_packs(), ranks):
+        sums += forward(model, batch, ranks.device)
+    cast("Any", model).reshard()  # a backward would; an export needs the shards
+    targets = sum(held_out.corpus.target_counts)
+    return float(ranks.sum(sums)) / max(targets, 1)
 
 
-def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
-    """Run a recipe to its end, or to the next SIGTERM; the same call again continues."""
-    model = given(config.model, "--model")
-    given(config.data, "--data")
-    out = given(config.out, "--out")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out}: expected a directory")
-    there = {p.name for p in out.iterdir()} if out.exists() else set[str]()
-    if ranks.is_main and not config.resume and there - {"cache"}:  # tokens alone are no run
-        raise UserError(f"--out={out}: not empty, and --no-resume was given")
-    if real(out) == real(model):
-        raise UserError(f"--out={out}: is --model; choose another place")
-    if "config.json" in there and "train_config.json" not in there:
-        raise UserError(f"--out={out}: holds a model that no run made; choose another place")
-    config.check_world(ranks.world_size, f"{ranks.world_size} ranks")
-    shape = Qwen2Config.from_pretrained(model)  # before hours of tokenising
-    Checkpoint(model).check(tensor_shapes(shape), shape.tie_word_embeddings)
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    prepared = prepare(config, log)
-    for line in describe(config, prepared.corpus, prepared.plan):
-        log.say(line)
-    # First --out, then the others: who has to end here lets nobody wait.
-    with ranks.owning(out):
-        ranks.connect()
-        stop = StopSignal()
-        try:
-            with ranks.listening():
-                _train(config, prepared, ranks, log, stop)
-            ranks.barrier()  # nobody leaves while another still talks
-        finally:
-            stop.restore()
-            ranks.disconnect()
+# ---------------------------------------------------------------- what is told of a step
 
 
-def _train(
-    config: TrainConfig, prepared: Prepared, ranks: Ranks, log: Log, stop: StopSignal
-) -> None:
-    """The run itself, with the process group up and --out to itself."""
-    run = Run(config, prepared, ranks, log)
-    finished = run.out / "config.json"  # what an export writes last
-    if run.step == run.plan.total_steps and finished.exists():
-        exported = read_object(finished)
-        if dtype_name(run.export_dtype) in (exported.get("torch_dtype"), exported.get("dtype")):
-            log.say(f"already trained: {run.out} (another --export-dtype would export it again)")
-            return
-    ranks.barrier()
-    if ranks.is_main:
-        finished.unlink(missing_ok=True)  # of a shorter run that this one continues
-        write_json(run.out / "train_config.json", to_json(config))
-    if _loop(run, stop):
-        run.export(run.out)
-        log.say(f"finished: {run.out}")
+def _figures(
+    stats: StepStats, packs: Sequence[Pack], plan: Plan, ranks: Ranks, seconds: float
+) -> dict[str, Any]:
+    """A step's figures as they go to metrics.jsonl (docs/formats.md)."""
+    tokens = sum(p.token_count for p in packs)
+    counts = plan.corpus.target_counts
+    flops = sum(plan.pack_flops(p) for p in packs)
+    row: dict[str, Any] = {
+        "loss": stats.loss,
+        "grad_norm": stats.grad_norm,
+        "tokens": tokens,
+        "target_tokens": sum(counts[d] for p in packs for d in p.documents),
+        "tokens_per_s": tokens / seconds,
+        "seconds": seconds,
+        "tflops_per_gpu": flops / seconds / ranks.world_size / 1e12,
+    }
+    if ranks.device.type == "cuda":
+        row["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if peak := peak_tflops(torch.cuda.get_device_name()):
+            row["mfu"] = row["tflops_per_gpu"] / peak
+    if not stats.updated:
+        row["skipped"] = True
+    return row
 
 
-def _loop(run: Run, stop: StopSignal) -> bool:
-    """Step until done (True) or asked to stop (False); either way a checkpoint is on disk."""
-    config, total = run.config, run.plan.total_steps
-    metrics = Metrics(
-        run.out, run.step, total, run.log, config.tensorboard, quiet=not run.ranks.is_main
-    )
-    bad_steps, saved = 0, run.step
-    if (out := run.step_export) and not (out / "config.json").exists():
-        run.export(out)  # it was killed in it, with the checkpoint whole
-    run.skipped = metrics.skipped_steps
-    with (
-        contextlib.closing(metrics),  # also of a run that stops: its curve is wanted most
-        run.log.bar(total=total, initial=run.step, desc="training", unit="step") as bar,
-    ):
-        while run.step < total:
-            stats, row = run.take_step(stop.requested)
-            # Who stops us does not wait long; but what the last step does not do is never done.
-            eval_due = run.step % config.eval_every == 0 and not stats.stop_requested
-            if run.held_out and (eval_due or run.step == total):
-                row["eval_loss"] = run.evaluate()
-            metrics.add(row)
-            bar.update()
-            bad_steps = 0 if stats.updated else bad_steps + 1
-            if bad_steps == MAX_BAD_STEPS:
-                run.saver.wait()
-                raise RunStopped(
-                    f"loss={stats.loss} grad_norm={stats.grad_norm} at step {run.step}: "
-                    f"{bad_steps} non-finite steps in a row; records {run.culprits()}"
-                )
-            save_due = run.step % config.save_every == 0 or stats.stop_requested
-            # A step that changed nothing must not push out the checkpoint of one that did.
-            if run.step == total or (save_due and stats.updated):
-                run.save()
-                saved = run.step
-            if out := run.step_export:
-                run.export(out)
-            if stats.stop_requested and run.step < total:
-                run.log.say(f"stopped after step {saved}; the same command continues")
-                break
-        run.saver.wait()
-    return run.step == total
+def _step_exports(config: TrainConfig, out: Path, total: int) -> dict[int, Path]:
+    """Where the models of which steps go with --export-every; the last one goes to --out."""
+    every = config.export_every
+    steps = range(every, total, every) if every else ()
+    return {step: out / "exports" / f"step-{step:06d}" for step in steps}
+
+
+def _culprits(packs: Sequence[Pack], plan: Plan) -> str:
+    """The records of a step, for the message of a run that stops."""
+    ids = [plan.corpus.ids[d] for p in packs for d in p.documents]
+    return ", ".join(ids[:20]) + (" ..." if len(ids) > 20 else "")

@@ -24,14 +24,15 @@ from tinyr1.corpus import Corpus, Rendering, build_corpus
 from tinyr1.errors import UserError
 from tinyr1.flops import TrainingFlops
 from tinyr1.log import Log
+from tinyr1.model import tensor_shapes
 from tinyr1.model_config import Qwen2Config
 from tinyr1.optim import Schedule
 from tinyr1.packing import Packing, Weighting, epoch_packs, make_batch
-from tinyr1.parallel import ActivationCheckpointing
+from tinyr1.parallel import ActivationCheckpointing, Sharding
 from tinyr1.ranks import Ranks
 from tinyr1.record import Batch, Pack
 from tinyr1.tokenizer import Tokenizer
-from tinyr1.weights import DTYPES, dtype_name
+from tinyr1.weights import DTYPES, Checkpoint, dtype_name
 
 Dtype = Literal["fp32", "bf16"]
 
@@ -40,6 +41,9 @@ Dtype = Literal["fp32", "bf16"]
 class TrainConfig:
     """Fine-tune a Qwen2 checkpoint on teacher trajectories."""
 
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
+    """A name under tinyr1/recipes (math, coding, science, mixture, ...) or the path of a TOML file:
+    the defaults of the options below."""
     model: Path | None = None
     """Hugging Face checkpoint directory to start from (download first)."""
     data: tuple[Path, ...] = ()
@@ -162,6 +166,17 @@ class TrainConfig:
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         return DTYPES[self.dtype or ("bf16" if device.type == "cuda" else "fp32")]
 
+    def sharding(self, device: torch.device) -> Sharding:
+        """How the model is spread over the ranks."""
+        recompute = device.type == "cuda" or self.offload_checkpoints
+        return Sharding(
+            compute_dtype=self.compute_dtype(device),
+            checkpointing=self.activation_checkpointing or ("full" if recompute else "none"),
+            offload_checkpoints=self.offload_checkpoints,
+            cpu_offload=self.cpu_offload,
+            compile=self.compile,
+        )
+
 
 class Plan:
     """Which packs each optimizer step trains on: a pure function of (corpus, config)."""
@@ -258,8 +273,11 @@ class Plan:
 
 
 class Prepared(NamedTuple):
-    """What a run needs of its data."""
+    """A run before any GPU is asked: all that it reads, opened once and checked."""
 
+    config: TrainConfig
+    model_config: Qwen2Config
+    weights: Checkpoint | None  # None where no step is taken (--dry-run, --preview)
     tokenizer: Tokenizer
     corpus: Corpus
     plan: Plan
@@ -267,13 +285,17 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: TrainConfig, log: Log) -> Prepared:
-    """Tokenise and plan; needs no process group, so nothing can time out meanwhile."""
+    """Open model and tokenizer, tokenise, plan; UserError for everything that can be wrong."""
     model = given(config.model, "--model")
     data = given(config.data, "--data")
+    planning = config.dry_run or config.preview  # these take no step and leave nothing behind
     model_config = Qwen2Config.from_pretrained(model)
+    weights = None
+    if not planning:  # before hours of tokenising
+        weights = Checkpoint(model)
+        weights.check(tensor_shapes(model_config), model_config.tie_word_embeddings)
     tokenizer = Tokenizer(model)
     check_template(tokenizer, config.template)
-    planning = config.dry_run or config.preview  # these leave nothing behind
     temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
     cache_dir = Path(temporary.name) if temporary else config.cache_dir
     if cache_dir is None:
@@ -296,7 +318,8 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
     )
     corpus = build_corpus(data, rendering, cache_dir, log)
     flops = TrainingFlops.of(model_config)
-    plan, held_out = Plan(corpus, config, flops), None
+    plan = Plan(corpus, config, flops)
+    held_out = None
     if config.eval_data:
         # Isolated documents, one vote a target: what is measured does not depend on the recipe.
         plain = replace(config, packing="neat", loss_weighting="token")
@@ -304,7 +327,7 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
         held_out = Plan(unseen, plain, flops)
     if temporary:
         temporary.cleanup()  # the files stay mapped until the corpus is dropped
-    return Prepared(tokenizer, corpus, plan, held_out)
+    return Prepared(config, model_config, weights, tokenizer, corpus, plan, held_out)
 
 
 def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:

@@ -27,6 +27,7 @@ from tinyr1.errors import run_main
 from tinyr1.lab.initial import initialise, model_config, save_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
 from tinyr1.model import Qwen2
+from tinyr1.record import TaskRow
 from tinyr1.sandbox import Sandbox, SandboxUnavailable
 from tinyr1.tokenizer import Tokenizer
 
@@ -84,6 +85,11 @@ def task_rows(count, domains=DOMAINS, seed=1):
     world, rng = World(0), random.Random(seed)
     problems = [world.problem(domains[i % len(domains)], rng) for i in range(count)]
     return [task_row(p, f"q-{i}") for i, p in enumerate(problems)]
+
+
+def checked(rows):
+    """Rows of a task file as what they are read into."""
+    return [TaskRow.from_json(row) for row in rows]
 
 
 def write_rows(path, rows):

@@ -16,7 +16,8 @@ from tinyr1.benchmarks import load_benchmark
 from tinyr1.errors import UserError
 from tinyr1.graders import grade
 from tinyr1.published import file_rows
-from tinyr1.tasks import check_row, choice_order, in_order, make_prompts
+from tinyr1.record import ProgramTests
+from tinyr1.tasks import choice_order, make_prompts
 from tinyr1.tokenizer import Tokenizer
 
 
@@ -72,18 +73,14 @@ def test_aime_in_any_of_its_forms(tmp_path):
     write_rows(tmp_path / "aime24.jsonl", aime_rows())
     rows = load_benchmark("aime24", tmp_path, "tinyr1")
     assert len(rows) == 30
-    for row in rows:
-        check_row(row)
-    assert (rows[7]["answer"], rows[7]["id"], rows[7]["task"]) == ("7", "67", "aime24")
+    assert (rows[7].answer, rows[7].id, rows[7].task) == ("7", "67", "aime24")
     other = tmp_path / "other"
     other.mkdir()
     renamed = [
         {"ID": r["id"], "Problem": r["problem"], "Answer": int(r["answer"])} for r in aime_rows()
     ]
     write_rows(other / "AIME_2024.jsonl", renamed)
-    assert [r["answer"] for r in load_benchmark("aime24", other, "r1")] == [
-        r["answer"] for r in rows
-    ]
+    assert [r.answer for r in load_benchmark("aime24", other, "r1")] == [r.answer for r in rows]
     several = tmp_path / "several"
     (several / "aimo-validation-aime").mkdir(parents=True)
     both = aime_rows(url="https://x/2024_AIME_I") + aime_rows(url="https://x/2023_AIME_I")
@@ -105,7 +102,7 @@ def test_parquet_as_published(tmp_path):
     (tmp_path / "MATH-500").mkdir()
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "MATH-500" / "test.parquet")
     loaded = load_benchmark("math500", tmp_path, "tinyr1")
-    assert (loaded[3]["difficulty"], loaded[3]["subject"]) == ("level 4", "Algebra")
+    assert (loaded[3].difficulty, loaded[3].subject) == ("level 4", "Algebra")
 
 
 def test_a_benchmark_from_the_hub(tmp_path, tiny):
@@ -128,7 +125,7 @@ def test_line_ends_within_a_field_are_plain(tmp_path):
     file = gpqa_file(tmp_path / "gpqa_diamond.csv")
     file.write_bytes(file.read_bytes().replace(b"?\nLook", b"?\r\nLook"))
     rows = load_benchmark("gpqa_diamond", tmp_path, "tinyr1")
-    assert rows[3]["prompt"] == ' Which is 3?\nLook, "well". '
+    assert rows[3].prompt == ' Which is 3?\nLook, "well". '
 
 
 def test_long_fields_are_read_and_half_a_pair_is_refused(tmp_path):
@@ -144,9 +141,7 @@ def test_long_fields_are_read_and_half_a_pair_is_refused(tmp_path):
 def test_gpqa_orders_are_seeded_recorded_and_uniform(tmp_path, tiny):
     gpqa_file(tmp_path / "gpqa_diamond.csv")
     rows = load_benchmark("gpqa_diamond", tmp_path, "tinyr1")
-    for row in rows:
-        check_row(row)
-    assert rows[0]["prompt"].startswith(" Which")  # not stripped, as sent
+    assert rows[0].prompt.startswith(" Which")  # not stripped, as sent
     tokenizer = Tokenizer(tiny)
     prompts = make_prompts(rows, tokenizer, "deepseek_r1", "tinyr1", None, True, seed=3)
     assert len(prompts) == 4 * 198
@@ -156,12 +151,12 @@ def test_gpqa_orders_are_seeded_recorded_and_uniform(tmp_path, tiny):
     letters = collections.Counter()
     for prompt in prompts:
         row = rows[int(prompt.id[3:])]
-        ordered = in_order(row, prompt.choice_order)
-        letters[ordered["answer"]] += 1
-        place = "ABCD".index(ordered["answer"])
-        assert ordered["choices"][place] == f"right {prompt.id[3:]}"
-        assert tuple(ordered["choices"]) == tuple(row["choices"][i] for i in prompt.choice_order)
-        text = f"so </think> \\boxed{{{ordered['answer']}}}"
+        ordered = row.in_order(prompt.choice_order)
+        letters[ordered.answer] += 1
+        place = "ABCD".index(ordered.answer)
+        assert ordered.choices[place] == f"right {prompt.id[3:]}"
+        assert tuple(ordered.choices) == tuple(row.choices[i] for i in prompt.choice_order)
+        text = f"so </think> \\boxed{{{ordered.answer}}}"
         assert grade(ordered, text).correct
     assert len({p.choice_order for p in prompts}) == 24
     assert all(abs(letters[x] - 198) < 5 * (792 * 0.1875) ** 0.5 for x in "ABCD")
@@ -169,7 +164,7 @@ def test_gpqa_orders_are_seeded_recorded_and_uniform(tmp_path, tiny):
         choice_order(rows[1], 3, 0) != choice_order(rows[1], 4, 0)
     )
     with pytest.raises(ValueError, match="choice_order"):
-        in_order(rows[0], (0, 1, 2, 2))
+        rows[0].in_order((0, 1, 2, 2))
 
 
 def test_gpqa_is_graded_by_the_order_of_each_trial(tmp_path):
@@ -205,13 +200,11 @@ def test_livecodebench_window_tests_and_limits(tmp_path):
         load_benchmark("livecodebench", tmp_path, "tinyr1")
     window = ("2024-08-01", "2025-02-02")
     rows = load_benchmark("livecodebench", tmp_path, "tinyr1", window)
-    assert [r["id"] for r in rows] == ["abc1", "abc2", "abc3"]
-    for row in rows:
-        check_row(row)
-    assert rows[0]["tests"]["fn_name"] == "add"
-    assert rows[1]["tests"] == {"inputs": ["1 2\n"] * 2, "outputs": ["3\n"] * 2, "fn_name": None}
-    assert (rows[0]["timeout_s"], rows[0]["timeout_total_s"]) == (18.0, 60.0)
-    assert "timeout_s" not in load_benchmark("livecodebench", tmp_path, "r1", window)[0]
+    assert [r.id for r in rows] == ["abc1", "abc2", "abc3"]
+    assert rows[0].tests.fn_name == "add"
+    assert rows[1].tests == ProgramTests(("1 2\n",) * 2, ("3\n",) * 2)
+    assert (rows[0].timeout_s, rows[0].timeout_total_s) == (18.0, 60.0)
+    assert load_benchmark("livecodebench", tmp_path, "r1", window)[0].timeout_s is None
     write_rows(
         tmp_path / "code_generation_lite" / "test2.jsonl", [lcb_row(i) for i in range(10, 287)]
     )
@@ -266,9 +259,8 @@ def test_no_tests_and_damaged_files_are_refused(tmp_path):
 def test_aime_as_it_is_and_every_gold_grades_as_itself():
     for name in ("aime24", "aime25"):
         for row in load_benchmark(name, SHARED_DATA, "tinyr1"):
-            check_row(row)
-            assert grade(row, f"x</think>\\boxed{{{row['answer']}}}").correct
-            assert not grade(row, f"x</think>\\boxed{{{int(row['answer']) + 1}}}").correct
+            assert grade(row, f"x</think>\\boxed{{{row.answer}}}").correct
+            assert not grade(row, f"x</think>\\boxed{{{int(row.answer) + 1}}}").correct
     done = run(
         "evaluate.py", "--show-prompts", "--tasks", "aime24, aime25", "--data", SHARED_DATA,
         "--limit", 2, "--trials", 3,

@@ -28,6 +28,7 @@ from tinyr1.data.clean import (
 )
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
 from tinyr1.log import Log
+from tinyr1.record import ProgramTests
 
 GOOD = "<think>\nOne and one.\n</think>\n\nIt is \\boxed{2}."
 MARKED = (
@@ -232,10 +233,10 @@ def test_coding_rows_of_both_configurations():
     }  # fmt: skip
     draft = coding.convert(row)
     assert draft.question.endswith("final solution.Add.\ndef add():")
-    assert draft.tests == {"inputs": ["1\n[2]"], "outputs": ["3"], "fn_name": "add"}
+    assert draft.tests == ProgramTests(("1\n[2]",), ("3",), "add")
     stdin = json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})
     draft = coding.convert(row | {"test_cases": stdin, "starter_code": None})
-    assert draft.tests == {"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": None}
+    assert draft.tests == ProgramTests(("1\n",), ("2\n",))
     assert "take stdin as input" in draft.question
     for broken in (None, "", "no json", "[]", '{"inputs": [1]}', "[" * 100_000):
         assert coding.convert(row | {"test_cases": broken}).tests is None

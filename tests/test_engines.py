@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run, task_rows, write_rows
+from conftest import ROOT, checked, run, task_rows, write_rows
 from engine_conformance import MAX_MODEL_LEN, Conformance, collect, settings_of
 from fake_server import PIECES, fake_server
 
@@ -40,7 +40,7 @@ def folder(tiny):
 
 @pytest.fixture(scope="module")
 def prompts(tiny):
-    return make_prompts(task_rows(4), Tokenizer(tiny), "deepseek_r1", "plain", 3, False)
+    return make_prompts(checked(task_rows(4)), Tokenizer(tiny), "deepseek_r1", "plain", 3, False)
 
 
 class TestTorch(Conformance):
@@ -193,7 +193,7 @@ def test_rate_limit_spreads_requests(tiny, prompts, monkeypatch):
 @pytest.mark.parametrize("style", ["vllm", "deepseek", "plain"])
 def test_chat_puts_the_thought_back_into_its_tags(tiny, world, style):
     """Whether the server splits the reasoning off, and under which name, makes no difference."""
-    prompts = make_prompts(task_rows(6), Tokenizer(tiny), "deepseek_r1", "plain", 1, False)
+    prompts = make_prompts(checked(task_rows(6)), Tokenizer(tiny), "deepseek_r1", "plain", 1, False)
     with fake_server(tiny, style="plain") as server:
         reference = collect(client(server, tiny, api="chat"), prompts)
     without_ids = [
@@ -370,7 +370,9 @@ def test_stop_strings_over_token_borders(bytewise):
 
 @pytest.mark.parametrize("slots", [1, 5, 16])
 def test_a_prompt_is_read_once_for_all_its_trials(tiny, slots):
-    prompts = make_prompts(task_rows(4), Tokenizer(tiny), "deepseek_r1", "plain", 16, False)
+    prompts = make_prompts(
+        checked(task_rows(4)), Tokenizer(tiny), "deepseek_r1", "plain", 16, False
+    )
     model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
     engine = Engine(model, tokenizer, settings_of(tiny), slots, MAX_MODEL_LEN)
     samples = collect(engine, prompts)

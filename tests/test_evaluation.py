@@ -5,7 +5,7 @@ import math
 import shutil
 
 import pytest
-from conftest import call, make_checkpoint, run, strongest_sandbox, task_rows, write_rows
+from conftest import call, checked, make_checkpoint, run, strongest_sandbox, task_rows, write_rows
 from safetensors.torch import load_file, save_file
 
 from tinyr1 import evaluation as evaluation_module
@@ -234,6 +234,7 @@ def test_teachers_answers_grade_as_right_and_its_slips_as_wrong():
         ):
             kind.append(Sample(problem.domain, str(i), len(kind), text, 9, "stop"))
     config = EvalConfig(sandbox="rlimits")
+    rows = checked(rows)
     grades = grade_samples(rows, samples, config, Log(quiet=True))
     assert all(g.correct for g in grades), [g for g in grades if not g.correct]
     tasks = summarise(samples, grades)
@@ -250,7 +251,7 @@ def test_identical_answers_are_graded_once(monkeypatch):
     calls = []
     original = evaluation.grade
     monkeypatch.setattr(evaluation, "grade", lambda *a, **k: calls.append(a) or original(*a, **k))
-    rows = task_rows(1, ("math",))
+    rows = checked(task_rows(1, ("math",)))
     samples = [Sample("math", "q-0", t, "x</think>\\boxed{1}", 3, "stop") for t in range(16)]
     grades = grade_samples(rows, samples, EvalConfig(), Log(quiet=True))
     assert len(calls) == 1
@@ -273,7 +274,7 @@ def test_verdicts_do_not_depend_on_jobs_and_equal_programs_run_once(tmp_path, mo
     verdicts = []
     for jobs in (1, 4):
         config = EvalConfig(jobs=jobs, sandbox=strongest_sandbox())
-        verdicts.append(grade_samples([row], samples, config, Log(quiet=True)))
+        verdicts.append(grade_samples(checked([row]), samples, config, Log(quiet=True)))
     assert verdicts[0] == verdicts[1]
     reasons = ["", "wrong_answer", "runtime_error", "compile_error"] * 3
     assert [g.reason for g in verdicts[0]] == reasons
@@ -286,19 +287,24 @@ def test_votes_are_values_of_the_trials_that_every_question_has():
         for trial, answer in enumerate(answers):
             samples.append(Sample("math", name, trial, f"\\boxed{{{answer}}}", 9, "stop"))
 
-    config, log = EvalConfig(sandbox="rlimits"), Log(quiet=True)
+    def figures_of(rows, samples):
+        rows = checked(rows)
+        grades = grade_samples(rows, samples, EvalConfig(sandbox="rlimits"), Log(quiet=True))
+        return summarise(samples, grades, rows)["math"]
+
     rows, samples = [], []
     graded("1", ["2", "0.5", "1/2", "\\frac12"])  # one half has three votes
-    figures = summarise(samples, grade_samples(rows, samples, config, log), rows)["math"]
+    figures = figures_of(rows, samples)
     assert (figures["pass_at_1"], figures["maj_at_k"]) == (0.25, {"4": 0.0})
     rows, samples = [], []
     graded("1", ["3"])
     graded("2", ["3", "2", "2"])
-    figures = summarise(samples, grade_samples(rows, samples, config, log), rows)["math"]
+    figures = figures_of(rows, samples)
     assert (figures["pass_at_k"], figures["maj_at_k"]) == ({"1": pytest.approx(1 / 3)}, {"1": 0})
-    rows[1]["kind"] = "code"  # whichever of the rows it is
+    tests = {"inputs": [""], "outputs": [""]}
+    rows[1] |= {"kind": "code", "tests": tests}  # whichever of the rows it is
     grades = [Grade("math", s.id, s.trial, False, s.text, "wrong_answer") for s in samples]
-    assert summarise(samples, grades, rows)["math"]["maj_at_k"] == {}
+    assert summarise(samples, grades, checked(rows))["math"]["maj_at_k"] == {}
 
 
 def test_regrading_is_the_same_whatever_order_the_samples_have(tasks, tmp_path):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import task_rows
+from conftest import checked, task_rows
 
 from tinyr1 import sampling
 from tinyr1.chat import stop_ids
@@ -108,7 +108,7 @@ def test_stream_keys_differ_in_every_part():
 @pytest.fixture(scope="module")
 def prompts(tiny):
     rows = task_rows(9)
-    return make_prompts(rows, Tokenizer(tiny), "deepseek_r1", "plain", 3, False)
+    return make_prompts(checked(rows), Tokenizer(tiny), "deepseek_r1", "plain", 3, False)
 
 
 def engine_of(tiny, slots, **settings):

@@ -15,6 +15,7 @@ from tinyr1.graders.released import (
     released_program,
 )
 from tinyr1.graders.symbolic import SymbolicJudge
+from tinyr1.record import TaskRow
 
 needs_math_verify = pytest.mark.skipif(
     importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed"
@@ -45,9 +46,11 @@ def row_of(answer):
 )
 def test_math_verify_is_asked_where_the_rules_refuse(judge, reference, answer, exact, symbolic):
     row = row_of(reference)
-    verdict = also_symbolic(row, grade(row, rf"x</think>\boxed{{{answer}}}"), judge)
+    verdict = also_symbolic(
+        TaskRow.from_json(row), grade(row, rf"x</think>\boxed{{{answer}}}"), judge
+    )
     assert (verdict.correct, verdict.symbolic) == (exact, symbolic)
-    assert not also_symbolic(row, grade(row, "no box"), judge).symbolic
+    assert not also_symbolic(TaskRow.from_json(row), grade(row, "no box"), judge).symbolic
 
 
 @needs_math_verify
@@ -77,7 +80,7 @@ def test_symbolic_column_on_the_extended_cases(judge):
     found = {"exact": 0, "symbolic": 0, "false": 0}
     for case in cases:
         row = row_of(case["gold"])
-        verdict = also_symbolic(row, grade(row, case["response"]), judge)
+        verdict = also_symbolic(TaskRow.from_json(row), grade(row, case["response"]), judge)
         right = case["expected"] in (True, "correct")
         found["exact"] += right and verdict.correct
         found["symbolic"] += right and bool(verdict.symbolic)
@@ -123,4 +126,4 @@ def test_released_column(tmp_path):
     assert [(g["correct"], g["released"]) for g in grades] == [(False, True), (False, True)]
     assert "by the released rules %" in (tmp_path / "out" / "report.md").read_text()
     row = row_of("28")
-    assert not also_released(row, grade(row, "29"), "29", "rlimits").released
+    assert not also_released(TaskRow.from_json(row), grade(row, "29"), "29", "rlimits").released

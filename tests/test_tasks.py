@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import SHARED_DATA, task_rows, write_rows
+from conftest import SHARED_DATA, checked, task_rows, write_rows
 
 from tinyr1.errors import UserError
 from tinyr1.tasks import load_task_file, make_prompts, prompt_text
@@ -22,7 +22,9 @@ STARTER = CODE | {"starter_code": "class Solution:\n    def f(self, a: int) -> i
 
 
 def text_of(row, preset, template_opens):
-    return prompt_text(make_prompts([row], None, "deepseek_r1", preset, 1, template_opens)[0])
+    return prompt_text(
+        make_prompts(checked([row]), None, "deepseek_r1", preset, 1, template_opens)[0]
+    )
 
 
 @pytest.mark.skipif(not GOLDENS.exists(), reason="the prompt goldens are absent")
@@ -51,7 +53,7 @@ def test_prompts_equal_the_goldens(golden, row, preset, template_opens):
 def test_token_prompts_are_the_text_prompts(tiny, preset, row):
     tokenizer = Tokenizer(tiny)
     for opens in (True, False):
-        prompt = make_prompts([row], tokenizer, "deepseek_r1", preset, 1, opens)[0]
+        prompt = make_prompts(checked([row]), tokenizer, "deepseek_r1", preset, 1, opens)[0]
         text = prompt_text(prompt)
         assert tokenizer.decode_raw(list(prompt.tokens)) == text
         assert prompt.think_open == text.endswith("<think>\n")
@@ -64,12 +66,12 @@ def test_braces_in_a_problem_survive():
 
 def test_trials_by_preset():
     def trials(row, preset, given=None):
-        return len(make_prompts([row], None, "deepseek_r1", preset, given, True))
+        return len(make_prompts(checked([row]), None, "deepseek_r1", preset, given, True))
 
     assert [trials(r, "tinyr1") for r in (MATH, GPQA, CODE)] == [16, 4, 4]
     assert trials(MATH, "r1") == trials(MATH, "plain") == 1
     assert trials(MATH, "tinyr1", 3) == 3
-    second = make_prompts([MATH], None, "deepseek_r1", "plain", 2, True)[1]
+    second = make_prompts(checked([MATH]), None, "deepseek_r1", "plain", 2, True)[1]
     assert second.key == ("aime24", "1", 1)
 
 

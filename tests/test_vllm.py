@@ -12,7 +12,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import make_checkpoint, run, task_rows, write_rows
+from conftest import checked, make_checkpoint, run, task_rows, write_rows
 from engine_conformance import MAX_MODEL_LEN, Conformance, settings_of
 
 from tinyr1.tasks import make_prompts
@@ -38,7 +38,7 @@ def folder(tiny):
 
 @pytest.fixture(scope="module")
 def prompts(tiny):
-    return make_prompts(task_rows(4), Tokenizer(tiny), "deepseek_r1", "plain", 3, False)
+    return make_prompts(checked(task_rows(4)), Tokenizer(tiny), "deepseek_r1", "plain", 3, False)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 
-LETTERS = ("A", "B", "C", "D")  # of a multiple choice
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _FENCE = re.compile(r"^[ \t]*```")

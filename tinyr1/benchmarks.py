@@ -12,7 +12,7 @@ import json
 import pickle
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from tinyr1.errors import UserError
 from tinyr1.published import Row, file_rows, hub_rows
-from tinyr1.record import check_text
+from tinyr1.record import TaskRow
 
 LCB_WINDOW = ("2024-08-01", "2025-02-01")  # the paper's
 LCB_PRESET_LIMITS = {"tinyr1": (18.0, 60.0)}  # seconds a test and in all, as the paper's runs had
@@ -38,7 +38,7 @@ class Benchmark:
 
 def load_benchmark(
     name: str, data: Path | None, preset: str, window: tuple[str, str] = LCB_WINDOW
-) -> list[Row]:
+) -> list[TaskRow]:
     """Rows of a built-in task, from files under `data` or, without it, from the hub.
 
     Raises UserError where files are missing, a field is, or the number of rows is not the known
@@ -48,28 +48,31 @@ def load_benchmark(
         raise UserError(f"--tasks={name}: expected some of {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
     source = _files(name, benchmark, data) if data else _hub(*benchmark.hub)
-    rows: list[Row] = []
+    per_test, in_all = (None, None)
+    if name == "livecodebench":
+        per_test, in_all = LCB_PRESET_LIMITS.get(preset, (None, None))
+    rows: list[TaskRow] = []
+    read = 0
     for place, raw in source:
         try:
-            row = benchmark.convert(raw, len(rows))
-            check_text(row or {})
+            fields = benchmark.convert(raw, read)
+            if fields is None:  # of another year
+                continue
+            read += 1
+            if name == "livecodebench" and not _in_window(fields["date"], window):
+                continue
+            limits = {"timeout_s": per_test, "timeout_total_s": in_all}
+            rows.append(TaskRow.from_json(fields | {"task": name} | limits))
         except (KeyError, ValueError, TypeError, RecursionError, zlib.error) as error:
             said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{place}: {said}; is this a file of {name}?") from None
-        if row is not None:
-            rows.append({"task": name} | row)
-    if name == "livecodebench":
-        rows = _in_window(rows, window)
-        per_test, in_all = LCB_PRESET_LIMITS.get(preset, (None, None))
-        if per_test:
-            rows = [row | {"timeout_s": per_test, "timeout_total_s": in_all} for row in rows]
     expected = benchmark.rows if name != "livecodebench" or window == LCB_WINDOW else len(rows)
     if len(rows) != expected or not rows:
         raise UserError(
             f"--tasks={name}: {len(rows)} rows, expected {expected}; another release or a part of "
             "the set can be evaluated as a --task-file"
         )
-    if len({row["id"] for row in rows}) != len(rows):
+    if len({row.id for row in rows}) != len(rows):
         raise UserError(f"--tasks={name}: some ids appear twice; were its files read twice?")
     return rows
 
@@ -207,13 +210,13 @@ def _decode_tests(text: str) -> list[Row]:
     return tests
 
 
-def _in_window(rows: Sequence[Row], window: tuple[str, str]) -> list[Row]:
-    """Problems of contests from the first day to the last, both at midnight, as published."""
+def _in_window(date: str, window: tuple[str, str]) -> bool:
+    """True for a contest from the first day to the last, both at midnight, as published."""
     try:
-        first, last = map(_day, window)
+        first, last = _day(window[0]), _day(window[1])
     except ValueError as error:
         raise UserError(f"--lcb-start, --lcb-end: {error}") from None
-    return [row for row in rows if first <= _day(row["date"]) <= last]
+    return first <= _day(date) <= last
 
 
 def _day(text: str) -> datetime:

@@ -12,7 +12,7 @@ import json
 import math
 import queue
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,13 +31,13 @@ from tinyr1.files import hash_json, owned, read_jsonl, read_object, real, write_
 from tinyr1.graders import SandboxUnavailable, SymbolicJudge, also_released, also_symbolic, grade
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
-from tinyr1.record import Grade, Prompt, Sample
+from tinyr1.record import Grade, Prompt, Sample, TaskRow
 from tinyr1.sampling.build import Backend, EngineConfig
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import prompt_hashes, sample_missing
 from tinyr1.sandbox import Level, end_all, open_sandbox
 from tinyr1.scores import load_outcomes, summarise
-from tinyr1.tasks import Preset, in_order, load_task_file, make_prompts, prompt_text
+from tinyr1.tasks import Preset, load_task_file, make_prompts, prompt_text
 
 FIGURES = ("pass_at_1", "question_se")  # of a task, that --compare needs
 PAGE_CHARACTERS = 30_000_000  # of samples in report.html; a browser opens no page of a gigabyte
@@ -89,26 +89,27 @@ class EvalConfig(EngineConfig):
         check_range(self, 1, math.inf, "trials", "limit", "jobs")
 
 
-def load_rows(config: EvalConfig) -> list[dict[str, Any]]:
+def load_rows(config: EvalConfig) -> list[TaskRow]:
     """The task rows of a run, cut to --limit a task."""
     if not config.tasks:
         given(config.task_file, "--task-file")
     names = list(dict.fromkeys(name.strip() for name in config.tasks.split(",") if name.strip()))
     if config.tasks and not names:
         raise UserError(f"--tasks={config.tasks}: no name in it")
-    found: list[dict[str, Any]] = []
+    found: list[TaskRow] = []
     for name in names:
         window = (config.lcb_start, config.lcb_end)
         found += load_benchmark(name, config.data, config.preset, window)
     if config.task_file is not None:
         own = load_task_file(config.task_file)
-        if clash := {row["task"] for row in own} & set(names):
+        if clash := {row.task for row in own} & set(names):
             raise UserError(f"--task-file={config.task_file}: its {min(clash)} is in --tasks too")
         found += own
-    rows, counts = [], defaultdict[str, int](int)
+    rows: list[TaskRow] = []
+    counts = Counter[str]()
     for row in found:
-        counts[row["task"]] += 1
-        if config.limit is None or counts[row["task"]] <= config.limit:
+        counts[row.task] += 1
+        if config.limit is None or counts[row.task] <= config.limit:
             rows.append(row)
     return rows
 
@@ -133,7 +134,7 @@ class Prepared(NamedTuple):
     """An evaluation of which all is known but the samples."""
 
     out: Path
-    rows: list[dict[str, Any]]
+    rows: list[TaskRow]
     backend: Backend
     prompts: list[Prompt]
 
@@ -185,7 +186,7 @@ def _note_time(path: Path, seconds: float, ranks: Ranks, backend: Backend) -> No
 def ask(config: EvalConfig, log: Log) -> None:
     """Print the answer to one question as it comes."""
     backend = Backend(config, Ranks(), log)
-    row = {"task": "ask", "id": "0", "kind": "math", "prompt": given(config.ask, "--ask")}
+    row = TaskRow("ask", "0", "math", given(config.ask, "--ask"))
     (prompt,) = make_prompts([row], backend.tokenizer, backend.template, "plain", 1, False)
     backend.check_lengths([prompt])
     sampler = backend.open(1)
@@ -201,14 +202,14 @@ def regrade(config: EvalConfig, log: Log) -> None:
     """Grade samples made elsewhere against the task file."""
     file, out = given(config.regrade, "--regrade"), given(config.out, "--out")
     rows = load_rows(config)
-    known = {(row["task"], row["id"]): row for row in rows}
+    known = {row.key: row for row in rows}
     samples: list[Sample] = []
     seen: set[tuple[str, str, int]] = set()
     for number, line in read_jsonl(file):
         try:
             sample = Sample.from_json(line)
             if row := known.get((sample.task, sample.id)):
-                in_order(row, sample.choice_order)
+                row.in_order(sample.choice_order)
         except ValueError as error:
             raise UserError(f"{file}:{number}: {error}") from None
         if sample.key in seen:
@@ -234,11 +235,11 @@ def regrade(config: EvalConfig, log: Log) -> None:
         finish(out, rows, samples, config, record, log)
 
 
-def check_graders(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) -> None:
+def check_graders(rows: Sequence[TaskRow], config: EvalConfig, log: Log) -> None:
     """Fail early where grading would: no sandbox for programs, no math-verify for --symbolic."""
     if config.symbolic and importlib.util.find_spec("math_verify") is None:
         raise UserError("--symbolic: needs math-verify; pip install 'tinyr1[eval]'")
-    if not any(row["kind"] == "code" for row in rows):
+    if not any(row.kind == "code" for row in rows):
         return
     if config.sandbox == "rlimits":
         log.warn("--sandbox rlimits is no sandbox: programs can read and write this user's files")
@@ -247,7 +248,7 @@ def check_graders(rows: Sequence[dict[str, Any]], config: EvalConfig, log: Log) 
 
 def finish(
     out: Path,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[TaskRow],
     samples: Sequence[Sample],
     config: EvalConfig,
     record: dict[str, Any],
@@ -265,34 +266,32 @@ def finish(
 
 
 def shown_samples(
-    rows: Sequence[dict[str, Any]], samples: Sequence[Sample], grades: Sequence[Grade]
+    rows: Sequence[TaskRow], samples: Sequence[Sample], grades: Sequence[Grade]
 ) -> list[report.ShownSample]:
     """What the page shows: every sample, or of a large run the first trial of each question."""
-    by_key = {(row["task"], row["id"]): row for row in rows}
+    by_key = {row.key: row for row in rows}
     whole = sum(len(s.text) for s in samples) <= PAGE_CHARACTERS
     return [
-        report.ShownSample(
-            s, g, str(in_order(by_key[s.task, s.id], s.choice_order).get("answer", ""))
-        )
+        report.ShownSample(s, g, by_key[s.task, s.id].in_order(s.choice_order).answer)
         for s, g in zip(samples, grades, strict=True)
         if whole or s.trial == 0
     ]
 
 
 def grade_samples(
-    rows: Sequence[dict[str, Any]], samples: Sequence[Sample], config: EvalConfig, log: Log
+    rows: Sequence[TaskRow], samples: Sequence[Sample], config: EvalConfig, log: Log
 ) -> list[Grade]:
     """Grades in sample order; what would be graded alike is graded once.
 
     Only the part after the thinking counts, and of a program's answer only the program.
     """
-    by_key = {(row["task"], row["id"]): row for row in rows}
+    by_key = {row.key: row for row in rows}
 
     def key(sample: Sample) -> tuple[Any, ...]:
         read: str | None = sample.text  # by the rules
         if not config.also_grade:  # whose rules read everything
             read = thinking.after(sample.text, sample.think_open, sample.finish_reason)
-            if read is not None and by_key[sample.task, sample.id]["kind"] == "code":
+            if read is not None and by_key[sample.task, sample.id].kind == "code":
                 read = last_fenced_block(read)
         ending = sample.finish_reason, sample.think_open
         return (sample.task, sample.id, read, sample.choice_order, *ending)
@@ -304,7 +303,7 @@ def grade_samples(
         judges.put(SymbolicJudge())
 
     def work(sample: Sample) -> Grade:
-        row = in_order(by_key[sample.task, sample.id], sample.choice_order)
+        row = by_key[sample.task, sample.id].in_order(sample.choice_order)
         verdict = grade(
             row,
             sample.text,

@@ -1,7 +1,7 @@
 """The records that flow through the recipe, each made in one place and checked when made.
 
     dataset row -> Record -> Example -> Pack -> Batch -> (training)
-    task row -> Prompt -> Sample -> Grade -> (report)
+    TaskRow -> Prompt -> Sample -> Grade -> (report)
 
 Field names are those of the files (docs/formats.md). Tensors appear only in `Batch`.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from tinyr1 import thinking
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Domain = Literal["math", "coding", "science"]
 Role = Literal["system", "user", "assistant"]
+Kind = Literal["math", "choice", "code"]  # of a task's questions
 
 
 class Message(NamedTuple):
@@ -136,6 +137,164 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (K,) int64
     weights: torch.Tensor  # (K,) float32
     token_count: int  # without padding
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+LETTERS = ("A", "B", "C", "D")  # of a multiple choice
+MAX_SECONDS = 86_400  # that a row may give its program
+
+
+@dataclass(frozen=True)
+class ProgramTests:
+    """LiveCodeBench's evaluation sample: what a program is given, and what it must give.
+
+    Standard input and output; with `fn_name`, one JSON value a line for each argument, and one JSON
+    value for the result.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fn_name: str | None = None
+
+    @staticmethod
+    def from_json(raw: Any) -> ProgramTests:
+        """Raises ValueError unless these are {inputs, outputs} of text, as many of each."""
+        if not isinstance(raw, Mapping):
+            raise ValueError("tests: expected an object with inputs, outputs and fn_name")
+        fields = cast("Mapping[str, Any]", raw)
+        inputs, outputs = _texts(fields.get("inputs")), _texts(fields.get("outputs"))
+        if not inputs:
+            raise ValueError("tests: inputs and outputs must be non-empty lists")
+        if len(inputs) != len(outputs):
+            raise ValueError(f"tests: {len(inputs)} inputs but {len(outputs)} outputs")
+        name = fields.get("fn_name")
+        if name is not None and not (isinstance(name, str) and name.isidentifier()):
+            raise ValueError(f"tests: fn_name={name!r}: expected the name of a function")
+        return ProgramTests(inputs, outputs, name)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "fn_name": self.fn_name,
+        }
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise ValueError("tests: inputs and outputs must be non-empty lists")
+    texts = cast("list[Any]", values)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("tests: every input and output must be a string")
+    return tuple(texts)
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A question of a task, one line of a task file: what is asked, and how answers are graded."""
+
+    task: str
+    id: str
+    kind: Kind
+    prompt: str
+    answer: str = ""  # mathematics: LaTeX or plain; choice: a letter; code: none
+    choices: tuple[str, ...] = ()  # none: `prompt` is the whole question
+    shuffle: bool = False  # each trial sees the options in an order of its own
+    starter_code: str = ""
+    tests: ProgramTests | None = None  # of code, always
+    timeout_s: float | None = None  # a test
+    timeout_total_s: float | None = None
+    subject: str | None = None
+    difficulty: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.task, self.id
+
+    @staticmethod
+    def from_json(row: Any, to_ask: bool = True) -> TaskRow:
+        """Read one JSON object of a task file (docs/formats.md); ValueError names the field.
+
+        A row that is not `to_ask` but to grade by may lack its prompt, and its answer be empty (to
+        which no answer is equal).
+        """
+        if not isinstance(row, Mapping):
+            raise ValueError("expected a JSON object")
+        fields = cast("Mapping[str, Any]", row)
+        check_text(fields)
+        if fields.get("id") is None:
+            raise ValueError("id: missing")
+        for name in ("task", "prompt") if to_ask else ("task",):
+            if not isinstance(fields.get(name), str) or not fields[name]:
+                raise ValueError(f"{name}={fields.get(name)!r}: expected text")
+        kind = fields.get("kind")
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(Kind))}")
+        choices, shuffle = _options(fields) if kind == "choice" else ((), False)
+        return TaskRow(
+            task=fields["task"],
+            id=str(fields["id"]),
+            kind=cast("Kind", kind),
+            prompt=str(fields.get("prompt") or ""),
+            answer="" if kind == "code" else _reference(fields, kind == "choice", to_ask),
+            choices=choices,
+            shuffle=shuffle,
+            starter_code=str(fields.get("starter_code") or ""),
+            tests=ProgramTests.from_json(fields.get("tests")) if kind == "code" else None,
+            timeout_s=_seconds(fields, "timeout_s"),
+            timeout_total_s=_seconds(fields, "timeout_total_s"),
+            subject=_label(fields, "subject"),
+            difficulty=_label(fields, "difficulty"),
+        )
+
+    def in_order(self, order: Sequence[int] | None) -> TaskRow:
+        """The row with its options in `order`, its answer's letter moved along; itself for None.
+
+        Raises ValueError for a row without options, or an order of other than these.
+        """
+        if order is None:
+            return self
+        if not self.choices:
+            raise ValueError(f"choice_order={list(order)}: its row has no options")
+        if sorted(order) != list(range(len(self.choices))):
+            raise ValueError(f"choice_order={list(order)}: not an order of {len(self.choices)}")
+        answer = LETTERS[list(order).index(LETTERS.index(self.answer))]
+        return replace(self, choices=tuple(self.choices[i] for i in order), answer=answer)
+
+
+def _reference(fields: Mapping[str, Any], is_choice: bool, to_ask: bool) -> str:
+    answer = fields.get("answer")
+    if is_choice:
+        if answer not in LETTERS:
+            raise ValueError(f"answer={answer!r}: expected A, B, C or D")
+    elif not isinstance(answer, (str, int, float)) or (to_ask and not str(answer).strip()):
+        raise ValueError(f"answer={answer!r}: expected the reference answer")
+    return str(answer)
+
+
+def _options(fields: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """The options of a multiple choice, and whether each trial has an order of its own."""
+    raw, shuffle = fields.get("choices"), fields.get("shuffle")
+    choices = cast("list[Any]", raw) if isinstance(raw, list) else []
+    if raw is not None and (len(choices) != 4 or not all(isinstance(c, str) for c in choices)):
+        raise ValueError("choices: expected a list of 4 strings")
+    if shuffle not in (None, False) and (shuffle is not True or raw is None):
+        raise ValueError(f"shuffle={shuffle!r}: expected true or false; true needs choices")
+    return tuple(choices), shuffle is True
+
+
+def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    if value is not None and (type(value) not in (int, float) or not 0 < value <= MAX_SECONDS):
+        raise ValueError(f"{name}={value!r}: expected seconds, at most {MAX_SECONDS:,}")
+    return value
+
+
+def _label(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    return None if value is None else str(value)
 
 
 @dataclass(frozen=True)

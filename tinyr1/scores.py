@@ -8,29 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1 import thinking
-from tinyr1.answer import LETTERS
 from tinyr1.errors import UserError
 from tinyr1.files import read_jsonl
 from tinyr1.graders.math import parse
-from tinyr1.record import Grade, Sample
+from tinyr1.record import LETTERS, Grade, Sample, TaskRow
 from tinyr1.stats import ks, majority, mean, pass_at_1, pass_at_k, percentile
 
 
 def summarise(
-    samples: Sequence[Sample], grades: Sequence[Grade], rows: Sequence[dict[str, Any]] = ()
+    samples: Sequence[Sample], grades: Sequence[Grade], rows: Sequence[TaskRow] = ()
 ) -> dict[str, dict[str, Any]]:
     """Figures of each task, as results.json keeps them."""
-    about = {(row["task"], row["id"]): row for row in rows}
+    about = {row.key: row for row in rows}
     tasks: dict[str, dict[str, Any]] = {}
     for task in dict.fromkeys(s.task for s in samples):
         pairs = [(s, g) for s, g in zip(samples, grades, strict=True) if s.task == task]
-        tasks[task] = _figures(pairs, _is_code(about, pairs))
+        is_code = any((task, s.id) in about and about[task, s.id].kind == "code" for s, _ in pairs)
+        tasks[task] = _figures(pairs, is_code)
         groups: dict[str, dict[str, Any]] = {}
         for field in ("subject", "difficulty"):
             parts: dict[str, list[tuple[Sample, Grade]]] = defaultdict(list)
             for pair in pairs:
-                if value := about.get((task, pair[0].id), {}).get(field):
-                    parts[str(value)].append(pair)
+                if value := getattr(about.get((task, pair[0].id)), field, None):
+                    parts[value].append(pair)
             if len(parts) > 1:
                 groups[field] = {
                     value: {k: _figures(part)[k] for k in ("questions", "pass_at_1", "question_se")}
@@ -39,11 +39,6 @@ def summarise(
         if groups:
             tasks[task]["groups"] = groups
     return tasks
-
-
-def _is_code(about: dict[tuple[str, str], Any], pairs: Sequence[tuple[Sample, Grade]]) -> bool:
-    kinds = {about.get((sample.task, sample.id), {}).get("kind") for sample, _ in pairs}
-    return "code" in kinds
 
 
 def _figures(pairs: Sequence[tuple[Sample, Grade]], code: bool = False) -> dict[str, Any]:

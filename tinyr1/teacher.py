@@ -27,12 +27,11 @@ from tinyr1.errors import RunStopped, UserError, run_main
 from tinyr1.files import hash_files, read_jsonl, write_json, write_jsonl
 from tinyr1.log import Log
 from tinyr1.ranks import Ranks
-from tinyr1.record import Domain, Message, Prompt, Sample, check_text
+from tinyr1.record import Domain, Message, ProgramTests, Prompt, Sample, check_text
 from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas, starts_replicas
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sandbox import Level, open_sandbox
-from tinyr1.tasks import check_tests
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def load_questions(path: Path) -> list[dict[str, Any]]:
             try:
                 check_text(row)
                 if row.get("tests") is not None:
-                    check_tests(row["tests"])
+                    ProgramTests.from_json(row["tests"])
             except ValueError as error:
                 fault = str(error)
         if fault:
@@ -132,7 +131,7 @@ def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
         solution,
         str(row.get("source") or ""),
         None if row.get("answer") is None else str(row["answer"]),
-        row.get("tests"),
+        ProgramTests.from_json(row["tests"]) if row.get("tests") else None,
         meta,
     )
     check(draft)

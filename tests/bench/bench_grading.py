@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tinyr1.graders.code import grade_program
+from tinyr1.record import ProgramTests, TaskRow
 from tinyr1.sandbox import SandboxUnavailable, open_sandbox
 
 PREAMBLE = """from string import *
@@ -49,7 +50,7 @@ import string, re, datetime, collections, heapq, bisect, copy, math, random, sta
 import itertools, functools, operator, io, sys, json
 """
 PROGRAM = "print(sum(int(x) for x in input().split()))"
-ROW = {"tests": {"inputs": ["1 2 3\n"], "outputs": ["6\n"], "fn_name": None}}
+ROW = TaskRow("bench", "0", "code", "", tests=ProgramTests(("1 2 3\n",), ("6\n",)))
 
 
 def ours(level: str) -> Callable[[], None]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinyr1 import thinking
-from tinyr1.answer import LETTERS, last_box, last_fenced_block
+from tinyr1.answer import last_box, last_fenced_block
 from tinyr1.chat import TEMPLATE_TOKENS
 from tinyr1.graders.choice import choice_letter
+from tinyr1.record import LETTERS, ProgramTests
 
 BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"
 BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
@@ -55,7 +56,7 @@ class Draft:
     solution: str
     source: str
     answer: str | None = None
-    tests: dict[str, Any] | None = None
+    tests: ProgramTests | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     def content(self) -> str:

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from tinyr1.data.clean import Draft, Dropped, from_markers
+from tinyr1.record import ProgramTests
 
 SOURCE = "open-thoughts/OpenThoughts-114k"
 FUNCTION = "Generate an executable Python function generated from the given prompt."
@@ -30,7 +31,7 @@ def _from_metadata(row: dict[str, Any]) -> Draft:
     if row["domain"] != "code":
         raise Dropped("domain")
     tests = _tests(row.get("test_cases"))
-    rule = FUNCTION_RULE if tests and tests["fn_name"] else STDIN_RULE
+    rule = FUNCTION_RULE if tests and tests.fn_name else STDIN_RULE
     question = FUNCTION + rule + str(row.get("problem") or "")
     if row.get("starter_code"):
         question += "\n" + row["starter_code"]
@@ -67,7 +68,7 @@ def conversation(row: dict[str, Any]) -> tuple[str, str]:
     return question, response
 
 
-def _tests(text: Any) -> dict[str, Any] | None:
+def _tests(text: Any) -> ProgramTests | None:
     """Tests as in a task file, from their JSON text; None where there are none that can be read."""
     try:
         tests: Any = json.loads(text) if text else None
@@ -87,10 +88,7 @@ def _tests(text: Any) -> dict[str, Any] | None:
         return json.dumps(one)
 
     try:
-        return {
-            "inputs": [text_of(value, True) for value in inputs],
-            "outputs": [text_of(value, False) for value in outputs],
-            "fn_name": name,
-        }
+        said = tuple(text_of(value, True) for value in inputs)
+        return ProgramTests(said, tuple(text_of(value, False) for value in outputs), name)
     except TypeError:
         return None

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tinyr1.answer import LETTERS, last_box
+from tinyr1.answer import last_box
 from tinyr1.corpus import in_threads
 from tinyr1.data.clean import REASONS, Draft, Dropped, check, check_normal_form, check_question
 from tinyr1.data.compare import Comparison
@@ -36,7 +36,7 @@ from tinyr1.files import (
 )
 from tinyr1.graders import grade
 from tinyr1.log import Log
-from tinyr1.record import Record
+from tinyr1.record import LETTERS, Kind, Record, TaskRow
 from tinyr1.sandbox import Level
 
 SAVE_EVERY = 5.0  # seconds between points that an interrupted run can go on from
@@ -263,22 +263,24 @@ def record_of(draft: Draft, name: str) -> dict[str, Any]:
     if draft.answer is not None:
         row["answer"] = draft.answer
     if draft.tests is not None:
-        row["tests"] = draft.tests
+        row["tests"] = draft.tests.to_json()
     meta = {k: v for k, v in draft.meta.items() if v is not None}
     return row | ({"meta": meta} if meta else {})
 
 
 def is_right(draft: Draft, sandbox: Level = "namespaces") -> bool | None:
     """Whether a solution is right; None where nothing is known that it could be compared with."""
-    row: dict[str, Any] = {"task": draft.domain, "id": draft.id, "prompt": draft.question}
+    kind: Kind
     if draft.tests:
-        row |= {"kind": "code", "tests": draft.tests}
+        kind = "code"
     elif draft.answer and draft.answer in LETTERS:
-        row |= {"kind": "choice", "answer": draft.answer}
+        kind = "choice"
     elif draft.answer and (draft.domain == "math" or last_box(draft.solution)):
-        row |= {"kind": "math", "answer": draft.answer}
+        kind = "math"
     else:
         return None
+    answer = draft.answer or ""
+    row = TaskRow(draft.domain, draft.id, kind, draft.question, answer, tests=draft.tests)
     return grade(row, draft.content(), sandbox=sandbox).correct
 
 

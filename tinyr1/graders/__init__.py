@@ -22,14 +22,14 @@ from tinyr1.graders.released import (
     released_program,
 )
 from tinyr1.graders.symbolic import SymbolicJudge
-from tinyr1.record import Grade
+from tinyr1.record import Grade, TaskRow
 from tinyr1.sandbox import SandboxUnavailable, open_sandbox
 
 __all__ = ["SandboxUnavailable", "SymbolicJudge", "also_released", "also_symbolic", "grade"]
 
 
 def grade(
-    task_row: dict[str, Any],
+    task_row: TaskRow | dict[str, Any],
     text: str,
     finish_reason: str = "stop",
     *,
@@ -38,19 +38,25 @@ def grade(
 ) -> Grade:
     """Grade one answer to one row of a task file (docs/formats.md); `trial` is 0 in the result.
 
-    Raises SandboxUnavailable where a program has to run and the machine cannot give the sandbox.
+    Raises ValueError for a row that breaks the contract of the file, and SandboxUnavailable where a
+    program has to run and the machine cannot give the sandbox.
     """
-    extracted, reason = None, "unfinished_thinking"
+    if isinstance(task_row, TaskRow):
+        row = task_row
+    else:
+        row = TaskRow.from_json(task_row, to_ask=False)
+    extracted = None
+    reason = "unfinished_thinking"
     part = thinking.after(text, think_open, finish_reason)
     if part is None and finish_reason == "length":
         reason = "truncated"
     elif part is not None:
-        extracted, reason = _GRADERS[task_row["kind"]](task_row, part, sandbox)
+        extracted, reason = _GRADERS[row.kind](row, part, sandbox)
         if extracted is None and finish_reason == "length":
             reason = "truncated"
     return Grade(
-        task=task_row["task"],
-        id=str(task_row["id"]),
+        task=row.task,
+        id=row.id,
         trial=0,
         correct=not reason,
         extracted=extracted,
@@ -58,53 +64,50 @@ def grade(
     )
 
 
-def also_symbolic(task_row: dict[str, Any], verdict: Grade, judge: SymbolicJudge) -> Grade:
+def also_symbolic(row: TaskRow, verdict: Grade, judge: SymbolicJudge) -> Grade:
     """The same grade with a second opinion on a mathematical answer that the rules refuse."""
-    if task_row["kind"] != "math":
+    if row.kind != "math":
         return verdict
-    reference, answer = str(task_row["answer"]), verdict.extracted
+    answer = verdict.extracted
     equal = verdict.correct
     # Between two plain numbers the exact rules are right, and math-verify rounds.
     if verdict.reason == "wrong_answer" and answer is not None:
-        plain = is_number(reference) and is_number(answer)
-        equal = not plain and judge.equal(reference, answer)
+        plain = is_number(row.answer) and is_number(answer)
+        equal = not plain and judge.equal(row.answer, answer)
     return replace(verdict, symbolic=equal)
 
 
-def also_released(task_row: dict[str, Any], verdict: Grade, text: str, sandbox: str) -> Grade:
+def also_released(row: TaskRow, verdict: Grade, text: str, sandbox: str) -> Grade:
     """The same grade with what the released scripts' rules say of the whole text."""
-    kind, correct = task_row["kind"], False
-    if kind == "math":
+    correct = False
+    if row.kind == "math":
         answer = released_number(text)
-        correct = answer is not None and released_equal(str(task_row["answer"]), answer)
-    elif kind == "choice":
-        correct = released_choice(text) == task_row["answer"]
+        correct = answer is not None and released_equal(row.answer, answer)
+    elif row.kind == "choice":
+        correct = released_choice(text) == row.answer
     elif (program := released_program(text)) is not None:
-        same = program == verdict.extracted
-        correct = verdict.correct if same else not _run(program, task_row, sandbox)
+        if program == verdict.extracted:
+            correct = verdict.correct
+        else:
+            correct = not grade_program(program, row, open_sandbox(sandbox))
     return replace(verdict, released=correct)
 
 
-def _run(program: str, row: dict[str, Any], sandbox: str) -> str:
-    return grade_program(program, row, open_sandbox(sandbox))
-
-
-def _math(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, str]:
+def _math(row: TaskRow, text: str, sandbox: str) -> tuple[str | None, str]:
     box = last_box(text)
     if box is None or not box.strip():
         return None, "no_answer"
-    return box, "" if equal_answers(str(row["answer"]), box) else "wrong_answer"
+    return box, "" if equal_answers(row.answer, box) else "wrong_answer"
 
 
-def _choice(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, str]:
-    count = len(row["choices"]) if row.get("choices") else 4
-    letter = choice_letter(text, "ABCDEFGHIJ"[:count])
+def _choice(row: TaskRow, text: str, sandbox: str) -> tuple[str | None, str]:
+    letter = choice_letter(text)
     if letter is None:
         return None, "no_answer"
-    return letter, "" if letter == row["answer"] else "wrong_answer"
+    return letter, "" if letter == row.answer else "wrong_answer"
 
 
-def _code(row: dict[str, Any], text: str, sandbox: str) -> tuple[str | None, str]:
+def _code(row: TaskRow, text: str, sandbox: str) -> tuple[str | None, str]:
     program = last_fenced_block(text)
     if program is None:
         return None, "no_answer"

@@ -11,24 +11,26 @@ import math
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from tinyr1.record import TaskRow
 from tinyr1.sandbox import Outcome, Sandbox
 
 TIMEOUT_S = 6.0  # a test, as in LiveCodeBench
 _REASONS = {"output_limit": "runtime_error"}
 
 
-def grade_program(program: str, row: dict[str, Any], sandbox: Sandbox) -> str:
+def grade_program(program: str, row: TaskRow, sandbox: Sandbox) -> str:
     """Run all tests of a task row; returns "" when every one passes, else why the first failed."""
-    tests = row["tests"]
-    fn_name = tests.get("fn_name")
-    timeout_s = float(row.get("timeout_s") or TIMEOUT_S)
-    budget_s = float(row.get("timeout_total_s") or (timeout_s + 1) * len(tests["inputs"]) + 5)
-    for given, expected in zip(tests["inputs"], tests["outputs"], strict=True):
+    tests = row.tests
+    assert tests is not None  # TaskRow checks that code has some
+    timeout_s = row.timeout_s or TIMEOUT_S
+    # Without a limit of its own a row gets a second more a test, and five, to start and to compare.
+    budget_s = row.timeout_total_s or (timeout_s + 1) * len(tests.inputs) + 5
+    for given, expected in zip(tests.inputs, tests.outputs, strict=True):
         if budget_s <= 0:
             return "timeout"
-        outcome = sandbox.run(program, given, fn_name, min(timeout_s, budget_s))
+        outcome = sandbox.run(program, given, tests.fn_name, min(timeout_s, budget_s))
         budget_s -= outcome.seconds
-        reason = _verdict(outcome, expected, fn_name is not None)
+        reason = _verdict(outcome, expected, tests.fn_name is not None)
         if reason:
             return reason
     return ""

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from tinyr1 import chat, thinking
-from tinyr1.answer import LETTERS
 from tinyr1.files import write_json
+from tinyr1.record import LETTERS
 
 DOMAINS = ("math", "coding", "science")
 KINDS = {"math": "math", "coding": "code", "science": "choice"}

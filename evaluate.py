@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import sys
 
-import tinyr1.start  # noqa: F401 - before anything that takes time to import
-from tinyr1.config import parse
-from tinyr1.errors import run_main
-from tinyr1.evaluation import EvalConfig, ask, compare, evaluate, prepare, regrade, show_prompts
-from tinyr1.log import Log
-from tinyr1.ranks import Ranks
-from tinyr1.sampling.build import share_among_replicas, starts_replicas
+import tinyr1.common.start  # noqa: F401 - before anything that takes time to import
+from tinyr1.common.config import parse
+from tinyr1.common.errors import run_main
+from tinyr1.common.log import Log
+from tinyr1.common.ranks import Ranks
+from tinyr1.evaluate.options import EvalConfig
+from tinyr1.evaluate.run import ask, compare, evaluate, prepare, regrade, show_prompts
+from tinyr1.sampling.replicas import share_among_replicas, starts_replicas
 
 
 def main() -> None:

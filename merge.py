@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sys
 
-import tinyr1.start  # noqa: F401 - before anything that takes time to import
-from tinyr1.config import parse
-from tinyr1.diff import run_diff
-from tinyr1.errors import run_main
-from tinyr1.log import Log
-from tinyr1.merge_plan import MergeConfig
-from tinyr1.merging import run_merge
-from tinyr1.ranks import Ranks
+import tinyr1.common.start  # noqa: F401 - before anything that takes time to import
+from tinyr1.common.config import parse
+from tinyr1.common.errors import run_main
+from tinyr1.common.log import Log
+from tinyr1.common.ranks import Ranks
+from tinyr1.merge.diff import run_diff
+from tinyr1.merge.options import MergeConfig
+from tinyr1.merge.run import run_merge
 
 
 def main() -> None:

@@ -19,18 +19,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from tinyr1.chat import render, render_prompt
-from tinyr1.fusion import ExactFusion, FusionOptions
-from tinyr1.memory import Parts, traced_parts
-from tinyr1.model import Qwen2
-from tinyr1.model_config import Qwen2Config
-from tinyr1.packing import plan_packs
+from tinyr1.merge.fusion import ExactFusion, FusionOptions
+from tinyr1.model.chat import render, render_prompt
+from tinyr1.model.config import Qwen2Config
+from tinyr1.model.qwen2 import Qwen2
+from tinyr1.model.tokenizer import Tokenizer
+from tinyr1.model.weights import Checkpoint
 from tinyr1.record import Message, Prompt, Record
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import SamplingSettings
-from tinyr1.tokenizer import Tokenizer
-from tinyr1.train_plan import TrainConfig
-from tinyr1.weights import Checkpoint
+from tinyr1.train.memory import Parts, traced_parts
+from tinyr1.train.options import TrainConfig
+from tinyr1.train.packing import plan_packs
 
 QWEN_32B = Qwen2Config(
     vocab_size=152064,

@@ -23,16 +23,17 @@ os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 import pytest
 import torch
 
-from tinyr1.errors import run_main
+from tinyr1.common.errors import run_main
+from tinyr1.graders.sandbox import Sandbox, SandboxUnavailable
 from tinyr1.lab.initial import initialise, model_config, save_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
-from tinyr1.model import Qwen2
+from tinyr1.model.qwen2 import Qwen2
+from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import TaskRow
-from tinyr1.sandbox import Sandbox, SandboxUnavailable
-from tinyr1.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED_DATA = ROOT.parent / "shared" / "data"
+GOLDEN = ROOT / "tests" / "golden"  # cases of the project's own; README.md there says which
+SHARED_DATA = ROOT.parent / "shared" / "data"  # files that the repository may not hold
 
 
 def strongest_sandbox():

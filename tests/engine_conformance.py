@@ -1,10 +1,10 @@
 """What every engine must do. `make(**options)` opens one on the same checkpoint."""
 
-from tinyr1.chat import stop_ids
-from tinyr1.model import Qwen2
+from tinyr1.model.chat import stop_ids
+from tinyr1.model.qwen2 import Qwen2
+from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import SamplingSettings, request_seed
-from tinyr1.tokenizer import Tokenizer
 
 MAX_MODEL_LEN = 200
 

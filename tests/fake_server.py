@@ -6,12 +6,12 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tinyr1.chat import render_prompt, stop_ids
-from tinyr1.model import Qwen2
+from tinyr1.model.chat import render_prompt, stop_ids
+from tinyr1.model.qwen2 import Qwen2
+from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Message, Prompt
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import SamplingSettings
-from tinyr1.tokenizer import Tokenizer
 
 PIECES = {  # that are none of the interface
     "garbage": "{not json",

@@ -13,9 +13,9 @@ from conftest import ROOT, run, training_rows, write_rows
 from safetensors.torch import load_file, save_file
 
 from tinyr1.check import faults
-from tinyr1.errors import UserError
-from tinyr1.model_config import Qwen2Config
-from tinyr1.tokenizer import Tokenizer
+from tinyr1.common.errors import UserError
+from tinyr1.model.config import Qwen2Config
+from tinyr1.model.tokenizer import Tokenizer
 
 
 def changed(path, **fields):

@@ -11,7 +11,7 @@ import re
 from conftest import ROOT
 
 KNOWN = set((ROOT / "tests" / "golden" / "torch_2_11.txt").read_text().split())
-NEWER = {"enable_gqa": "model.py"}  # varlen_attn's argument, since 2.13
+NEWER = {"enable_gqa": "model/qwen2.py"}  # varlen_attn's argument, since 2.13
 
 
 def used_names():

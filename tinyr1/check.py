@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from tinyr1.chat import TEMPLATE_END, guess_template
-from tinyr1.errors import RunStopped, UserError, run_main
-from tinyr1.files import read_object
-from tinyr1.model import tensor_shapes
-from tinyr1.model_config import Qwen2Config
-from tinyr1.tokenizer import TOKENIZER_FILES, Tokenizer, id_list
-from tinyr1.weights import Checkpoint, dtype_name
+from tinyr1.common.errors import RunStopped, UserError, run_main
+from tinyr1.common.files import read_object
+from tinyr1.model.chat import TEMPLATE_END, guess_template
+from tinyr1.model.config import Qwen2Config
+from tinyr1.model.qwen2 import tensor_shapes
+from tinyr1.model.tokenizer import TOKENIZER_FILES, Tokenizer, id_list
+from tinyr1.model.weights import Checkpoint, dtype_name
 
 
 def faults(folder: Path, values: bool = True) -> list[str]:

@@ -18,20 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from tinyr1.chat import render_prompt
-from tinyr1.config import check_range, given, parse
+from tinyr1.common.config import check_range, given, parse
+from tinyr1.common.errors import RunStopped, UserError, run_main
+from tinyr1.common.files import hash_files, read_jsonl, write_json, write_jsonl
+from tinyr1.common.log import Log
+from tinyr1.common.ranks import Ranks
 from tinyr1.data.clean import Draft, Dropped, check, split_thought
 from tinyr1.data.pipeline import is_right, record_of
 from tinyr1.data.sources import is_output
-from tinyr1.errors import RunStopped, UserError, run_main
-from tinyr1.files import hash_files, read_jsonl, write_json, write_jsonl
-from tinyr1.log import Log
-from tinyr1.ranks import Ranks
+from tinyr1.graders.sandbox import Level, open_sandbox
+from tinyr1.model.chat import render_prompt
 from tinyr1.record import Domain, Message, ProgramTests, Prompt, Sample, check_text
-from tinyr1.sampling.build import Backend, EngineConfig, share_among_replicas, starts_replicas
+from tinyr1.sampling.backend import Backend
+from tinyr1.sampling.options import EngineConfig
 from tinyr1.sampling.queue import WorkQueue
+from tinyr1.sampling.replicas import share_among_replicas, starts_replicas
 from tinyr1.sampling.run import sample_missing
-from tinyr1.sandbox import Level, open_sandbox
 
 
 @dataclass(frozen=True)

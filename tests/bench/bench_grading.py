@@ -25,8 +25,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tinyr1.graders.code import grade_program
+from tinyr1.graders.sandbox import SandboxUnavailable, open_sandbox
 from tinyr1.record import ProgramTests, TaskRow
-from tinyr1.sandbox import SandboxUnavailable, open_sandbox
 
 PREAMBLE = """from string import *
 from re import *

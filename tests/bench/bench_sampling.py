@@ -30,8 +30,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tinyr1.model import Qwen2
-from tinyr1.model_config import Qwen2Config
+from tinyr1.model.config import Qwen2Config
+from tinyr1.model.qwen2 import Qwen2
 from tinyr1.record import Prompt
 from tinyr1.sampling.engine import Engine
 from tinyr1.sampling.sampler import SamplingSettings

@@ -28,14 +28,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tinyr1.flops import TrainingFlops, peak_tflops
-from tinyr1.model import Qwen2
-from tinyr1.model_config import Qwen2Config
-from tinyr1.optim import make_optimizer
-from tinyr1.packing import make_batch
-from tinyr1.ranks import Ranks
+from tinyr1.common.ranks import Ranks
+from tinyr1.model.config import Qwen2Config
+from tinyr1.model.qwen2 import Qwen2
 from tinyr1.record import Pack
-from tinyr1.sft import train_step
+from tinyr1.train.flops import TrainingFlops, peak_tflops
+from tinyr1.train.optim import make_optimizer
+from tinyr1.train.packing import make_batch
+from tinyr1.train.sft import train_step
 
 # hidden, layers, query heads, key-value heads, mlp
 SHAPES = {

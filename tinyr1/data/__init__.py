@@ -1,6 +1,9 @@
 """The branches' data sets (paper section 2.1): published rows become checked training records.
 
-`clean` says what a well-formed trajectory is; `math`, `coding` and `science` know the published
-schemas and the paper's selections; `sources` reads files without holding them; `pipeline` puts them
-together, counts what was dropped and why, and writes. `python -m tinyr1.data --help`.
+In: parquet, JSON lines or hub sets of others. Out: FILE.jsonl of our records, and what was dropped.
+
+    published, sources     rows of files and sets, a few in memory at a time
+    math, coding, science  each branch's schemas and the paper's selections: row -> Draft
+    clean, compare         what a well-formed trajectory is; duplicates and test questions
+    pipeline               all of it in order, counted, resumable; `python -m tinyr1.data` runs it
 """

@@ -19,26 +19,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import tyro
 
-import tinyr1.start  # noqa: F401 - before anything that takes time to import
-from tinyr1 import plot
-from tinyr1.chat import TemplateName, guess_template, marked, render
-from tinyr1.config import check_range, given, parse, to_json
+import tinyr1.common.start  # noqa: F401 - before anything that takes time to import
+from tinyr1.common import plot
+from tinyr1.common.config import check_range, given, parse, to_json
+from tinyr1.common.errors import UserError, run_main
+from tinyr1.common.files import hash_files
+from tinyr1.common.log import Log
 from tinyr1.data import coding, math, science
 from tinyr1.data.clean import Draft
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
 from tinyr1.data.pipeline import Steps, build, check_file, is_right
 from tinyr1.data.sources import is_output, open_sources
-from tinyr1.errors import UserError, run_main
-from tinyr1.files import hash_files
-from tinyr1.log import Log
+from tinyr1.graders.sandbox import Level, open_sandbox
+from tinyr1.model.chat import TemplateName, guess_template, marked, render
+from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Domain, Message
-from tinyr1.sandbox import Level, open_sandbox
-from tinyr1.stats import mean, percentile
-from tinyr1.tokenizer import Tokenizer
 
 FAULTS = 20  # broken lines that inspect prints
 
@@ -267,8 +268,8 @@ def inspect(c: InspectOptions) -> None:
     if not lengths:
         raise UserError(f"{path}: no rows")
     unit = "tokens" if tokenizer else "characters"
-    ordered = sorted(lengths)
-    at = {p: percentile(ordered, p) for p in (5, 50, 95)}
+    # Nearest ranks: each is the length of one of the records.
+    low, middle, high = np.percentile(lengths, (5, 50, 95), method="inverted_cdf")
     print(f"{len(lengths):,} records, all well-formed")
     print(f"domains: {dict(domains)}")
     for source, count in sources.most_common(10):
@@ -276,8 +277,8 @@ def inspect(c: InspectOptions) -> None:
     if twice := [name for name, count in ids.items() if count > 1]:
         print(f"warning: {len(twice):,} ids appear more than once ({twice[0]!r}, ...)")
     print(
-        f"{unit}: 5 % below {at[5]:,}, half below {at[50]:,}, 95 % below {at[95]:,}, "
-        f"longest {ordered[-1]:,}, mean {mean(lengths):,.0f}, in all {sum(lengths):,}"
+        f"{unit}: 5 % below {low:,}, half below {middle:,}, 95 % below {high:,}, "
+        f"longest {max(lengths):,}, mean {fmean(lengths):,.0f}, in all {sum(lengths):,}"
     )
     picture = path.with_suffix(".lengths.png")
     if plot.drawn(plot.histogram, picture, lengths, unit, path.name):

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinyr1 import thinking
-from tinyr1.answer import last_box, last_fenced_block
-from tinyr1.chat import TEMPLATE_TOKENS
+from tinyr1.graders.answer import last_box, last_fenced_block
 from tinyr1.graders.choice import choice_letter
+from tinyr1.model.chat import TEMPLATE_TOKENS
 from tinyr1.record import LETTERS, ProgramTests
 
 BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"

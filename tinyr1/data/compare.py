@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinyr1.common.errors import UserError, needs
+from tinyr1.common.files import read_jsonl
 from tinyr1.data.clean import CHAT_TOKENS, normalized, words
-from tinyr1.errors import UserError, needs
-from tinyr1.files import read_jsonl
 
 NGRAM = 8  # words, as in s1's decontamination
 

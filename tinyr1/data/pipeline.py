@@ -20,12 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tinyr1.answer import last_box
-from tinyr1.corpus import in_threads
-from tinyr1.data.clean import REASONS, Draft, Dropped, check, check_normal_form, check_question
-from tinyr1.data.compare import Comparison
-from tinyr1.errors import UserError
-from tinyr1.files import (
+from tinyr1.common.errors import UserError
+from tinyr1.common.files import (
     fsync_directory,
     hash_files,
     hash_json,
@@ -34,10 +30,14 @@ from tinyr1.files import (
     read_object,
     write_json,
 )
-from tinyr1.graders import grade
-from tinyr1.log import Log
+from tinyr1.common.log import Log
+from tinyr1.common.threads import in_threads
+from tinyr1.data.clean import REASONS, Draft, Dropped, check, check_normal_form, check_question
+from tinyr1.data.compare import Comparison
+from tinyr1.graders.answer import last_box
+from tinyr1.graders.grading import grade
+from tinyr1.graders.sandbox import Level
 from tinyr1.record import LETTERS, Kind, Record, TaskRow
-from tinyr1.sandbox import Level
 
 SAVE_EVERY = 5.0  # seconds between points that an interrupted run can go on from
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tinyr1.answer import last_box
 from tinyr1.data.clean import Draft, Dropped, from_markers
 from tinyr1.data.coding import FUNCTION, SOURCE, conversation
+from tinyr1.graders.answer import last_box
 
 S1_TYPES = ("science", "health science")
 BOXED = "Return your final response within \\boxed{}."  # how OpenThoughts asks for mathematics

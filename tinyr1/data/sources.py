@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tinyr1.errors import UserError, needs
-from tinyr1.files import real
-from tinyr1.published import file_rows, hub_rows, newest_commit
+from tinyr1.common.errors import UserError, needs
+from tinyr1.common.files import real
+from tinyr1.data.published import file_rows, hub_rows, newest_commit
 
 SUFFIXES = (".parquet", ".jsonl")
 Place = tuple[str, int, dict[str, Any]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from tinyr1.answer import last_box
+from tinyr1.graders.answer import last_box
 
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|underline|bf|rm|"

@@ -11,8 +11,8 @@ import math
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from tinyr1.graders.sandbox import Outcome, Sandbox
 from tinyr1.record import TaskRow
-from tinyr1.sandbox import Outcome, Sandbox
 
 TIMEOUT_S = 6.0  # a test, as in LiveCodeBench
 _REASONS = {"output_limit": "runtime_error"}

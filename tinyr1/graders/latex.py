@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from tinyr1.answer import last_box
+from tinyr1.graders.answer import last_box
 
 # What may stand around a part of an answer and changes nothing.
 TEXT = re.compile(

@@ -6,10 +6,12 @@ import signal
 import sys
 from types import FrameType
 
-import tinyr1.start  # noqa: F401 - before anything that takes time to import
-from tinyr1.config import given, parse
-from tinyr1.errors import run_main
-from tinyr1.files import owned, real
+import tinyr1.common.start  # noqa: F401 - before anything that takes time to import
+from tinyr1.common.config import given, parse
+from tinyr1.common.errors import run_main
+from tinyr1.common.files import owned, real
+from tinyr1.common.log import Log
+from tinyr1.graders.sandbox import open_sandbox
 from tinyr1.lab.figure2 import draw_figure2
 from tinyr1.lab.findings import write_findings
 from tinyr1.lab.stages import (
@@ -24,9 +26,7 @@ from tinyr1.lab.stages import (
     merge_models,
     train_branches,
 )
-from tinyr1.log import Log
 from tinyr1.sampling.run import check_settings
-from tinyr1.sandbox import open_sandbox
 
 
 def main() -> None:

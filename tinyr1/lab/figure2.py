@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyr1 import plot
-from tinyr1.files import read_jsonl, read_object, write_json, write_jsonl
+from tinyr1.common import plot
+from tinyr1.common.files import read_jsonl, read_object, write_json, write_jsonl
+from tinyr1.common.page import Block, Figure, write_page
+from tinyr1.common.tables import Table, percent
 from tinyr1.lab.stages import Lab, evaluate_models, merge_models
-from tinyr1.methods import METHODS
-from tinyr1.report import Block, Figure, Table, percent, write_page
+from tinyr1.merge.methods import METHODS
 
 DOMAINS = ("math", "science")
 PAIR = "models/expert_science models/expert_math"  # Left and Right, as in the released first step

@@ -10,15 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tinyr1 import plot
-from tinyr1.files import read_object, write_json
+from tinyr1.common import plot
+from tinyr1.common.files import read_object, write_json
+from tinyr1.common.page import Block, Figure, Heading, Items, write_page
+from tinyr1.common.tables import Table, percent
+from tinyr1.evaluate.paper import TABLE_1, TABLE_2
+from tinyr1.evaluate.scores import load_outcomes
+from tinyr1.evaluate.stats import mean, paired_difference
 from tinyr1.lab.stages import MODELS, Lab
 from tinyr1.lab.world import DOMAINS
-from tinyr1.merge_card import draw_shares
-from tinyr1.paper import TABLE_1, TABLE_2
-from tinyr1.report import Block, Figure, Heading, Items, Table, percent, write_page
-from tinyr1.scores import load_outcomes
-from tinyr1.stats import mean, paired_difference
+from tinyr1.merge.card import draw_shares
 
 EXPERTS = {domain: f"expert_{domain}" for domain in DOMAINS}
 PAPER = {"initial model": TABLE_1[0]} | {row.model: row for row in TABLE_2}

@@ -20,20 +20,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from tinyr1.chat import render
-from tinyr1.errors import RunStopped
-from tinyr1.files import write_json
+from tinyr1.common.errors import RunStopped
+from tinyr1.common.files import write_json
+from tinyr1.common.log import Log
+from tinyr1.common.ranks import Ranks
 from tinyr1.lab.world import DOMAINS, Problem, World
-from tinyr1.log import Log
-from tinyr1.model import Qwen2
-from tinyr1.model_config import Qwen2Config
-from tinyr1.optim import parameter_groups
-from tinyr1.packing import make_batch
-from tinyr1.ranks import Ranks
+from tinyr1.model.chat import render
+from tinyr1.model.config import Qwen2Config
+from tinyr1.model.qwen2 import Qwen2
+from tinyr1.model.rows import TensorSpec
+from tinyr1.model.tokenizer import Tokenizer
+from tinyr1.model.writer import CheckpointWriter
 from tinyr1.record import Message, Pack
-from tinyr1.sft import train_step
-from tinyr1.tokenizer import Tokenizer
-from tinyr1.weights import CheckpointWriter, TensorSpec
+from tinyr1.train.optim import parameter_groups
+from tinyr1.train.packing import make_batch
+from tinyr1.train.sft import train_step
 
 Draw = Callable[[random.Random], "tuple[Problem, str]"]
 

@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 import torch
 
 import tinyr1
-from tinyr1.config import check_range
-from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import Journal, read_jsonl, read_object, write_json, write_jsonl
+from tinyr1.common.config import check_range
+from tinyr1.common.errors import RunStopped, UserError
+from tinyr1.common.files import Journal, read_jsonl, read_object, write_json, write_jsonl
+from tinyr1.common.log import Log
+from tinyr1.graders.sandbox import Level
 from tinyr1.lab.initial import Schedule, make_initial_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
-from tinyr1.log import Log
-from tinyr1.sandbox import Level
-from tinyr1.tokenizer import Tokenizer
+from tinyr1.model.tokenizer import Tokenizer
 
 ROOT = Path(tinyr1.__file__).resolve().parent.parent
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from tinyr1 import chat, thinking
-from tinyr1.files import write_json
+from tinyr1 import thinking
+from tinyr1.common.files import write_json
+from tinyr1.model import chat
 from tinyr1.record import LETTERS
 
 DOMAINS = ("math", "coding", "science")

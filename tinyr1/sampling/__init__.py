@@ -1,5 +1,10 @@
-"""Sampling: requests in, finished samples out as they finish, from one of three engines.
+"""Sampling (paper section 3.1.2): prompts in, finished samples out as they finish.
 
-`engine` is ours (continuous batching in plain PyTorch), `vllm` the fast one on GPUs, `openai` any
-compatible server. `run` keeps what they give; `sampler` is what they have in common.
+    sampler, draw          what every engine promises; temperature, top-p and seeded draws
+    engine                 ours: continuous batching in plain PyTorch
+    vllm, openai           the fast one on GPUs, and any compatible server
+    options, backend       which engine samples, and with what
+    run                    a file of samples that grows and survives
+    queue, replicas        several processes that share one list of prompts
+Read sampler and engine; the other engines are the same promise kept by others.
 """

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyr1.errors import RunStopped
-from tinyr1.model import KVCache, Qwen2
+from tinyr1.common.errors import RunStopped
+from tinyr1.model.qwen2 import KVCache, Qwen2
+from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.draw import draw, uniforms
 from tinyr1.sampling.sampler import (
@@ -33,7 +34,6 @@ from tinyr1.sampling.sampler import (
     finished_sample,
     stream_key,
 )
-from tinyr1.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 16384  # prompt tokens (padding included) that go through the model at once
 _Places = dict[tuple[int, ...], int]  # of a prompt's tokens, the slot that begins with them

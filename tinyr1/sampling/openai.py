@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tinyr1 import thinking
-from tinyr1.errors import RunStopped, UserError, needs
+from tinyr1.common.errors import RunStopped, UserError, needs
+from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.sampler import (
     SamplingSettings,
@@ -28,7 +29,6 @@ from tinyr1.sampling.sampler import (
     finished_sample,
     request_seed,
 )
-from tinyr1.tokenizer import Tokenizer
 
 Api = Literal["completions", "chat"]
 REFUSED_AT_ONCE = 3  # refusals before any answer: then it is not the prompts

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from torch.distributed.rendezvous import rendezvous
 
-from tinyr1.errors import RunStopped
-from tinyr1.ranks import Ranks
+from tinyr1.common.errors import RunStopped
+from tinyr1.common.ranks import Ranks
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tinyr1.errors import RunStopped, UserError
-from tinyr1.files import Journal, read_object, write_json
-from tinyr1.log import Log
+from tinyr1.common.errors import RunStopped, UserError
+from tinyr1.common.files import Journal, read_object, write_json
+from tinyr1.common.log import Log
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.sampler import Sampler

@@ -14,10 +14,10 @@ from typing import Annotated, NamedTuple, Protocol
 
 import tyro
 
-from tinyr1.config import check_range, check_zero_or_range
-from tinyr1.errors import UserError
+from tinyr1.common.config import check_range, check_zero_or_range
+from tinyr1.common.errors import UserError
+from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Prompt, Sample
-from tinyr1.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

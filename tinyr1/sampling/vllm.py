@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyr1.errors import RunStopped, UserError, needs
-from tinyr1.ranks import Ranks
+from tinyr1.common.errors import RunStopped, UserError, needs
+from tinyr1.common.ranks import Ranks
+from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.sampler import (
     SamplingSettings,
@@ -26,7 +27,6 @@ from tinyr1.sampling.sampler import (
     finished_sample,
     request_seed,
 )
-from tinyr1.tokenizer import Tokenizer
 
 LOST = ("abort", "error")  # reasons of an end that is none
 

@@ -1,0 +1,840 @@
+"""Merging checkpoints: faults first, the same bits on every way to the result, resumable."""
+
+import hashlib
+import json
+import math
+import operator
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, make_checkpoint, run
+from safetensors.torch import load_file, save_file
+
+from tinyr1.common.config import parse
+from tinyr1.common.errors import UserError
+from tinyr1.common.files import owned
+from tinyr1.common.log import Log
+from tinyr1.merge import run as merging
+from tinyr1.merge.diff import diff_rows
+from tinyr1.merge.fusion import arcee_fusion
+from tinyr1.merge.methods import METHODS, MergeParams
+from tinyr1.merge.options import MergeConfig
+from tinyr1.merge.run import run_merge
+from tinyr1.model.weights import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """Three models near one another, as experts of one initial model are."""
+    folder = tmp_path_factory.mktemp("experts")
+    paths = {}
+    base = None
+    for i, name in enumerate(("base", "math", "science", "coding")):
+        paths[name] = make_checkpoint(folder / name, seed=0)
+        tensors = load_file(paths[name] / "model.safetensors")
+        base = base or {k: v.clone() for k, v in tensors.items()}
+        generator = torch.Generator().manual_seed(i)
+        for key in tensors:
+            noise = torch.randn(tensors[key].shape, generator=generator)
+            tensors[key] = base[key] + (1e-2 * noise if i else 0)
+        save_file(tensors, paths[name] / "model.safetensors")
+    return paths
+
+
+QUIET = Log(quiet=True)
+
+
+def merge(*arguments, **options):
+    """The command as a user types it."""
+    return run("merge.py", *arguments, **options)
+
+
+def merged(*arguments):
+    """The same in this process, which is faster; raises what the command would print."""
+    run_merge(parse(MergeConfig, [str(argument) for argument in arguments]), QUIET)
+
+
+def tensors_of(folder):
+    checkpoint = Checkpoint(folder)
+    return {name: checkpoint.tensor(name).clone() for name in checkpoint.specs}
+
+
+def file_hashes(folder):
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.iterdir())
+        if p.is_file()
+    }
+
+
+def test_merge_equals_fusion_of_each_tensor(experts, tmp_path):
+    done = merge(experts["science"], experts["math"], tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    left, right = tensors_of(experts["science"]), tensors_of(experts["math"])
+    merged = tensors_of(tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "merge_report.json").read_text())
+    assert merged.keys() == left.keys() == report["tensors"].keys()
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, arcee_fusion(left[name], right[name]))
+        entry = report["tensors"][name]
+        assert entry["sha256"] == hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        taken = float(((tensor == right[name]) & (left[name] != right[name])).float().mean())
+        assert entry["share_taken"] == pytest.approx(taken)
+    shares = [entry["share_taken"] for entry in report["tensors"].values()]
+    assert 0.02 < sum(shares) / len(shares) < 0.3
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    assert not (tmp_path / "out.partial").exists()
+    assert str(tmp_path) not in json.dumps(report)  # the same report wherever it is made
+
+
+def test_then_equals_two_merges_through_disk(experts, tmp_path):
+    one_pass = [experts["science"], experts["math"], tmp_path / "a", "--then", experts["coding"]]
+    merged(*one_pass)
+    merged(experts["science"], experts["math"], tmp_path / "mid")
+    merged(experts["coding"], tmp_path / "mid", tmp_path / "b")
+    a, b = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    entry = next(
+        iter(json.loads((tmp_path / "a" / "merge_report.json").read_text())["tensors"].values())
+    )
+    assert len(entry["steps"]) == 2
+
+
+def test_then_rounds_the_intermediate_as_disk_would(experts, tmp_path):
+    low = tmp_path / "low"
+    shutil.copytree(experts["science"], low)
+    tensors = {k: v.bfloat16() for k, v in load_file(low / "model.safetensors").items()}
+    save_file(tensors, low / "model.safetensors")
+    args = [low, experts["math"], tmp_path / "a", "--then", experts["coding"]]
+    merged(*args)
+    merged(low, experts["math"], tmp_path / "mid")
+    merged(experts["coding"], tmp_path / "mid", tmp_path / "b")
+    a, b = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
+    assert all(torch.equal(a[n], b[n]) and a[n].dtype == torch.float32 for n in a)
+    assert tensors_of(tmp_path / "mid")["model.norm.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("arithmetic", ["mergekit", "paper"])
+def test_other_arithmetics_through_the_command_line(experts, tmp_path, arithmetic):
+    args = [experts["science"], experts["math"], tmp_path / "out", "--arithmetic", arithmetic]
+    merged(*args)
+    left, right = tensors_of(experts["science"]), tensors_of(experts["math"])
+    for name, tensor in tensors_of(tmp_path / "out").items():
+        assert torch.equal(tensor, arcee_fusion(left[name], right[name], arithmetic=arithmetic))
+    report = json.loads((tmp_path / "out" / "merge_report.json").read_text())
+    assert report["merge"]["arithmetic"] == arithmetic
+
+
+def test_rerun_is_bit_identical_and_a_finished_merge_is_not_overwritten(experts, tmp_path):
+    for name in ("a", "b"):
+        merged(experts["science"], experts["math"], tmp_path / name)
+    assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
+    again = merge(experts["science"], experts["math"], tmp_path / "a")
+    assert again.returncode == 2
+    assert "not an empty directory" in again.stderr
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_killed_merge_continues_to_the_same_bits(experts, tmp_path, monkeypatch, count):
+    def config(out):
+        return MergeConfig(
+            (experts["science"], experts["math"], tmp_path / out),
+            shard_size=6e-5,
+            threads=1,
+            quiet=True,
+        )
+
+    run_merge(config("whole"), Log(quiet=True))
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    original, calls = merging.merge_tensor, []
+
+    def dies(merge, name, writer, done):
+        calls.append(name)
+        if len(calls) == count + 1:
+            raise KeyboardInterrupt
+        return original(merge, name, writer, done)
+
+    monkeypatch.setattr(merging, "merge_tensor", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_merge(config("out"), Log(quiet=True))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(merging, "merge_tensor", original)
+    seen = []
+    monkeypatch.setattr(
+        merging, "merge_tensor", lambda m, n, *a: seen.append(n) or original(m, n, *a)
+    )
+    run_merge(config("out"), Log(quiet=True))
+    assert not set(seen) & set(calls[:count])  # what was done is not done again
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize(
+    "moment", ["copy_side_files", "write_json", "os.replace", "fsync_directory"]
+)
+def test_a_merge_that_died_while_finishing_continues_to_the_same_bits(
+    experts, tmp_path, monkeypatch, moment
+):
+    """The shards have their names by then, the directory has not."""
+
+    def config(out):
+        return MergeConfig((experts["science"], experts["math"], tmp_path / out), quiet=True)
+
+    run_merge(config("whole"), Log(quiet=True))
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    original = operator.attrgetter(moment)(merging)
+    last = {"write_json": "merge_report.json", "os.replace": "out.partial"}.get(moment)
+
+    def dies(*arguments):
+        if last in (None, arguments[0].name):
+            raise OSError(28, "No space left on device")
+        original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"tinyr1.merge.run.{moment}", dies)
+        with pytest.raises(OSError, match="No space"):
+            run_merge(config("out"), Log(quiet=True))
+    if moment != "fsync_directory":
+        monkeypatch.setattr(merging, "merge_tensor", lambda *_: 1 / 0)  # all are done
+        run_merge(config("out"), Log(quiet=True))
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+
+
+def test_what_a_merge_leaves_before_its_first_tensor_is_no_part_of_another(
+    experts, tmp_path, monkeypatch
+):
+    pair = experts["science"], experts["math"], tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "merge_tensor", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_merge(MergeConfig(pair, shard_size=6e-5), QUIET)
+    assert len([*(tmp_path / "out.partial").glob("model-*.safetensors.partial")]) > 2
+    run_merge(MergeConfig(pair), QUIET)
+    assert not [*(tmp_path / "out").glob("*.partial")]
+
+
+def test_a_shard_that_vanished_is_merged_again(experts, tmp_path, monkeypatch):
+    def config(out):
+        return MergeConfig(
+            (experts["science"], experts["math"], tmp_path / out), shard_size=6e-5, quiet=True
+        )
+
+    run_merge(config("whole"), Log(quiet=True))
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    original = merging.copy_side_files
+    monkeypatch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_merge(config("out"), Log(quiet=True))
+    sorted((tmp_path / "out.partial").glob("*.safetensors"))[0].unlink()
+    monkeypatch.setattr(merging, "copy_side_files", original)
+    run_merge(config("out"), Log(quiet=True))
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+
+
+def test_two_merges_into_one_place(experts, tmp_path):
+    with owned(tmp_path / "out.partial"):
+        done = merge(experts["science"], experts["math"], tmp_path / "out")
+    assert done.returncode == 2
+    assert "another process is writing" in done.stderr
+
+
+def test_kill_9_at_a_random_moment(experts, tmp_path):
+    command = [sys.executable, ROOT / "merge.py", experts["science"], experts["math"]]
+    command += [tmp_path / "out", "--quiet"]
+    process = subprocess.Popen([str(c) for c in command], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "out.partial").exists():
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    merged(experts["science"], experts["math"], tmp_path / "out")
+    merged(experts["science"], experts["math"], tmp_path / "whole")
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+
+
+def test_unfinished_merge_of_other_inputs_is_refused(experts, tmp_path):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "merge_state.json").write_text("{}")
+    (partial / "merge_journal.jsonl").write_text('{"name": "w"}\n')
+    done = merge(experts["science"], experts["math"], tmp_path / "out")
+    assert done.returncode == 2
+    assert "unfinished merge of other inputs" in done.stderr
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "thesis.tex").write_text("of somebody")
+    with pytest.raises(UserError, match="is no unfinished merge"):
+        merged(experts["science"], experts["math"], tmp_path / "other")
+
+
+def test_linear_and_task_arithmetic(experts, tmp_path):
+    names = ("math", "science", "coding")
+    models = [experts[n] for n in names]
+    parts = [tensors_of(m) for m in models]
+    base = tensors_of(experts["base"])
+    merged(*models, tmp_path / "mean", "--method", "linear")
+    weighted = ["--method", "linear", "--weights", "0.5", "0.3", "0.4", "--no-normalize"]
+    merged(*models, tmp_path / "sum", *weighted)
+    arithmetic = ["--method", "task_arithmetic", "--base", experts["base"], "--lam", "0.7"]
+    merged(*models, tmp_path / "task", *arithmetic)
+    for name in base:
+        stack = torch.stack([p[name].double() for p in parts])
+        expected = {
+            "mean": stack.mean(0),
+            "sum": (stack * torch.tensor([0.5, 0.3, 0.4]).view(3, *[1] * base[name].ndim)).sum(0),
+            "task": base[name] + 0.7 * (stack - base[name].double()).sum(0),
+        }
+        for folder, tensor in expected.items():
+            difference = tensors_of(tmp_path / folder)[name].double() - tensor
+            assert difference.abs().max() < 1e-6, (folder, name)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--method ties --base {base} --density 0.3",
+        "--method della --base {base} --density 0.5 --epsilon 0.2 --seed 3",
+        "--method slerp --t 0.25",
+        "--method nuslerp --base {base} --weights 0.6 0.2",
+    ],
+)
+def test_other_methods_through_the_command_line(experts, tmp_path, options):
+    arguments = options.format(**experts).split()
+    for out in ("a", "b"):
+        merged(experts["math"], experts["science"], tmp_path / out, *arguments)
+    a, left = tensors_of(tmp_path / "a"), tensors_of(experts["math"])
+    assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
+    assert all(not torch.equal(a[name], left[name]) for name in a)
+
+
+def test_density_that_della_cannot_keep_is_refused(experts, tmp_path):
+    options = ["--method", "della", "--base", experts["base"], "--density", "0.1"]
+    with pytest.raises(UserError, match=r"density 0.1 -\+ epsilon 0.15"):
+        merged(experts["math"], experts["science"], tmp_path / "out", *options)
+
+
+def test_all_faults_are_listed_at_once(experts, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(experts["math"], bad)
+    tensors = load_file(bad / "model.safetensors")
+    del tensors["model.norm.weight"]
+    tensors["model.embed_tokens.weight"] = torch.zeros(5, 48)
+    tensors["extra"] = torch.zeros(1)
+    save_file(tensors, bad / "model.safetensors")
+    config = json.loads((bad / "config.json").read_text())
+    (bad / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    done = merge(experts["science"], bad, tmp_path / "out")
+    assert done.returncode == 2
+    for fault in ("model.norm.weight: missing", "shape [5, 48]", "extra: not in", "tie_word_emb"):
+        assert fault in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("{math} {out}", "1 models given"),
+        ("{math} {science} {coding} {out}", "3 models given"),
+        ("{math} {science} {out} --base {base}", "--base: has no meaning"),
+        ("{math} {out} --method task_arithmetic", "--base: is required"),
+        ("{math} {science} {out} --method linear --weights 1", "--weights: 1 given for 2"),
+        ("{math} {science} {out} --method linear --weights 1 -1", "sum to 0"),
+        ("{math} {science} {out} --weights 1 1", "--weights: has no meaning"),
+        ("{math} {science} {out} --method dare_ties --base {base} --density 2", "--density=2.0"),
+        ("{math} {science} {out} --method linear --arithmetic paper", "--arithmetic: has no"),
+        ("{math} {science} {out} --method linear --then {coding}", "--then: has no"),
+        ("{math} {science} {out} --method linear --density 0.5", "--density: has no"),
+        ("{math} {science} {out} --method multislerp --weights 1 -1", "sum to 0"),
+        ("{math} {science} {base}/out --method ties --base {base}", "lies in the input"),
+        ("{math} {science} {out} --eps 0", "--eps=0.0"),
+        ("{math} {science} {out} --device cuda", "no CUDA device"),
+        ("{math} {science} {out} --method slerp --quantiles changed", "--quantiles: has no"),
+        ("{math} {science} {math}/out", "lies in the input"),
+        ("{math} {science} {math}", "lies in the input"),
+        ("{math} nowhere {out}", "nowhere: no such directory"),
+        ("{math} nowhere {out} --then nope", "nope: no such directory"),  # all of them at once
+        ("{math} {science} /", "expected a directory that can be made"),
+        ("{math} {science} {out} --lam nan", "--lam=nan"),
+        ("{math} {science} {out} --method linear --weights nan 1", "--weights=nan"),
+        ("{math} {science} {out} --shard-size inf", "--shard-size=inf"),
+        ("{math} {science} {out} --save {out}", "--save: goes with --diff"),
+        ("{math} {science} {out} --threads 2 --device cuda", "--threads=2: --device cuda"),
+        ("{math} {science} {out} --diff {math} {science}", "leave the other paths out"),
+    ],
+)
+def test_bad_arguments(experts, tmp_path, arguments, message):
+    filled = arguments.format(**experts, out=tmp_path / "out").split()
+    with pytest.raises(UserError, match=re.escape(message)):
+        merged(*filled)
+
+
+def test_nan_is_refused_by_tensor_name_or_copied_from_left(experts, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(experts["math"], bad)
+    tensors = load_file(bad / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    tensors["model.embed_tokens.weight"][5, 2] = float("inf")
+    save_file(tensors, bad / "model.safetensors")
+    for options in ([], ["--method", "linear"]):
+        with pytest.raises(UserError, match="NaN or infinity in inputs") as error:
+            merged(experts["science"], bad, tmp_path / "out", *options)
+        assert "bad: model.norm.weight" in str(error.value)
+        assert "bad: model.embed_tokens.weight" in str(error.value)  # all of them at once
+    # What the message advises works, with what the refused merge left.
+    done = merge(experts["science"], bad, tmp_path / "out", "--allow-nonfinite")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "out").rename(tmp_path / "kept")
+    left = tensors_of(experts["science"])["model.norm.weight"]
+    assert torch.equal(tensors_of(tmp_path / "kept")["model.norm.weight"], left)
+    report = json.loads((tmp_path / "kept" / "merge_report.json").read_text())
+    assert report["tensors"]["model.norm.weight"]["flags"] == ["nonfinite_input"]
+
+
+def test_a_chain_with_nan_equals_merges_through_disk(experts, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(experts["math"], bad)
+    tensors = load_file(bad / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, bad / "model.safetensors")
+    allow = "--allow-nonfinite"
+    merged(experts["science"], bad, tmp_path / "one", "--then", experts["coding"], allow)
+    merged(experts["science"], bad, tmp_path / "mid", allow)
+    merged(experts["coding"], tmp_path / "mid", tmp_path / "two", allow)
+    one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    report = json.loads((tmp_path / "one" / "merge_report.json").read_text())
+    assert report["tensors"]["model.norm.weight"]["steps"][0] == {"flags": ["nonfinite_input"]}
+
+
+def small_checkpoint(folder, **tensors):
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "any"}')
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_an_input_that_would_be_written_over_is_refused(experts, tmp_path):
+    shutil.copytree(experts["math"], tmp_path / "x.partial")
+    with pytest.raises(UserError, match="lies in the input"):
+        merged(tmp_path / "x.partial", experts["science"], tmp_path / "x")
+
+
+def tied_checkpoint(folder, seed, head=None):
+    """A tied model of one embedding, with a copy of it (or `head`) or without one (False)."""
+    embedding = torch.randn(40, 8, generator=torch.Generator().manual_seed(seed))
+    tensors = {"model.embed_tokens.weight": embedding}
+    if head is not False:
+        tensors["lm_head.weight"] = embedding.clone() if head is None else head
+    small_checkpoint(folder, **tensors)
+    config = {"model_type": "any", "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("method", ["arcee_fusion", "linear", "dare_ties", "della"])
+def test_the_copy_of_a_tied_head_is_left_out(tmp_path, method):
+    """Merged on its own it would be another than the embedding, by other random numbers."""
+    a, b, c = (tied_checkpoint(tmp_path / name, i) for i, name in enumerate("abc"))
+    options = ["--method", method]
+    if method in ("dare_ties", "della"):
+        options += ["--base", c, "--density", "0.5"]
+    merged(a, b, tmp_path / "out", *options)
+    assert list(tensors_of(tmp_path / "out")) == ["model.embed_tokens.weight"]
+    without = [tied_checkpoint(tmp_path / f"{name}2", i, False) for i, name in enumerate("ab")]
+    merged(without[0], b, tmp_path / "mixed", *options)  # one has the copy, one does not
+    for name, tensor in tensors_of(tmp_path / "mixed").items():
+        assert torch.equal(tensor, tensors_of(tmp_path / "out")[name])
+    alone = tied_checkpoint(tmp_path / "d", 1, torch.zeros(40, 8))
+    with pytest.raises(UserError, match=r"lm_head.weight: is not model.embed_tokens.weight"):
+        merged(a, alone, tmp_path / "none", *options)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_model(tmp_path, monkeypatch):
+    a, b = (small_checkpoint(tmp_path / n, **{"$5^$": torch.randn(9)}) for n in ("$4^$", "b"))
+    merged(a, b, tmp_path / "out")
+    assert (tmp_path / "out" / "merge.png").exists()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # a broken installation
+    merged(a, b, tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").exists()
+    assert "merge.png" not in (tmp_path / "again" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"w": "../b/model.safetensors"}}, "no file name"),
+        ({"weight_map": {"w": 3}}, "no file name"),
+        ({}, "weight_map: missing"),
+        ([], "expected a JSON object"),
+    ],
+)
+def test_indexes_that_lead_elsewhere_are_refused(tmp_path, index, message):
+    a = small_checkpoint(tmp_path / "a", w=torch.zeros(3))
+    b = small_checkpoint(tmp_path / "b", w=torch.ones(3))
+    (a / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=message):
+        merged(a, b, tmp_path / "out")
+
+
+def test_other_methods_round_once_to_the_outputs_dtype(tmp_path):
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 8, 10).bfloat16(), torch.randn(3, 8, 10).bfloat16()
+    a, b = small_checkpoint(tmp_path / "a", w=x), small_checkpoint(tmp_path / "b", w=y)
+    merged(a, b, tmp_path / "out", "--method", "linear", "--dtype", "fp32")
+    expected = (x.double() + y.double()) / 2
+    assert (tensors_of(tmp_path / "out")["w"] - expected).abs().max() < 1e-6
+    low = small_checkpoint(tmp_path / "low", w=torch.ones(4).half())
+    high = small_checkpoint(tmp_path / "high", w=torch.full((4,), 1e6))
+    with pytest.raises(UserError, match=r"w: values beyond the range of torch\.float16"):
+        merged(low, high, tmp_path / "inf", "--method", "linear")
+    for method in ("nuslerp", "model_stock"):  # tensors of more than two dimensions
+        base = ["--base", str(a)] if method == "model_stock" else []
+        merged(a, b, tmp_path / method, "--method", method, *base)
+
+
+def test_integer_tensors_go_along_where_they_are_equal(tmp_path):
+    a = small_checkpoint(tmp_path / "a", w=torch.randn(4, 4), ids=torch.arange(5))
+    b = small_checkpoint(tmp_path / "b", w=torch.randn(4, 4), ids=torch.arange(5))
+    c = small_checkpoint(tmp_path / "c", w=torch.randn(4, 4), ids=torch.ones(5).long())
+    merged(a, b, tmp_path / "out", "--dtype", "bf16")
+    out = tensors_of(tmp_path / "out")
+    assert torch.equal(out["ids"], torch.arange(5))
+    assert out["w"].dtype == torch.bfloat16
+    with pytest.raises(UserError, match="ids: dtype I64"):
+        merged(a, c, tmp_path / "other")
+
+
+@pytest.mark.parametrize("dtypes", ["bf16 bf16", "fp16 fp32", "bf16 fp16", "fp32 bf16"])
+def test_dtypes_of_the_inputs(experts, tmp_path, dtypes):
+    """The output has Left's dtype, or --dtype; never another without a word."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    for side, code in zip(("science", "math"), dtypes.split(), strict=True):
+        shutil.copytree(experts[side], tmp_path / side)
+        file = tmp_path / side / "model.safetensors"
+        save_file({k: v.to(kinds[code]) for k, v in load_file(file).items()}, file)
+    code = dtypes.split()[0]
+    paths = (tmp_path / "science", tmp_path / "math")
+    run_merge(MergeConfig((*paths, tmp_path / "out")), QUIET)
+    run_merge(MergeConfig((*paths, tmp_path / "half"), method="slerp", dtype="fp16"), QUIET)
+    left, right = tensors_of(paths[0]), tensors_of(paths[1])
+    for name, tensor in tensors_of(tmp_path / "out").items():
+        assert tensor.dtype == kinds[code]
+        assert torch.equal(tensor, arcee_fusion(left[name], right[name]))
+    assert {t.dtype for t in tensors_of(tmp_path / "half").values()} == {torch.float16}
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config["torch_dtype"] == "float16"
+
+
+def test_all_shards_are_open_before_threads_write(experts, tmp_path, monkeypatch):
+    really = os.open
+
+    def slowly(path, *rest):
+        time.sleep(0.02 if "model-" in str(path) and "model-00001" not in str(path) else 0)
+        return really(path, *rest)
+
+    monkeypatch.setattr("tinyr1.model.writer.os.open", slowly)
+    paths = experts["science"], experts["math"], tmp_path / "out"
+    run_merge(MergeConfig(paths, shard_size=6e-5, threads=4), QUIET)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 4
+
+
+def test_lefts_shards_are_kept_unless_a_size_is_given(experts, tmp_path):
+    run_merge(MergeConfig((experts["science"], experts["math"], tmp_path / "whole")), QUIET)
+    split = MergeConfig((experts["science"], experts["math"], tmp_path / "split"), shard_size=6e-5)
+    run_merge(split, QUIET)
+    run_merge(MergeConfig((tmp_path / "split", experts["math"], tmp_path / "kept")), QUIET)
+    shards = [
+        sorted(p.name for p in (tmp_path / f).glob("*.safetensors")) for f in ("split", "kept")
+    ]
+    assert len(shards[0]) > 2
+    assert shards[0] == shards[1]
+    assert Checkpoint(tmp_path / "kept").shards == Checkpoint(tmp_path / "split").shards
+    a, b = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "split")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_threads_and_chunks_change_no_byte(experts, tmp_path, monkeypatch):
+    def config(out, **options):
+        return MergeConfig((experts["science"], experts["math"], tmp_path / out), **options)
+
+    run_merge(config("one", threads=1), QUIET)
+    run_merge(config("linear", method="linear"), QUIET)
+    monkeypatch.setattr("tinyr1.model.rows.CHUNK_ELEMENTS", 500)
+    run_merge(config("four", threads=4), QUIET)
+    run_merge(config("linear chunks", method="linear"), QUIET)
+    assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "four")
+    assert file_hashes(tmp_path / "linear") == file_hashes(tmp_path / "linear chunks")
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("multislerp", MergeParams()),
+        ("dare_linear", MergeParams(density=0.5)),
+        ("arcee_fusion", MergeParams(arithmetic="paper")),
+    ],
+)
+def test_cores_change_no_byte_of_whole_tensors(tmp_path, method, params):
+    """torch would sum a long tensor in as many parts as it has threads."""
+    generator = torch.Generator().manual_seed(0)
+    folders = [tmp_path / name for name in ("base", "a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        weight = torch.randn(600, 700, generator=generator)
+        save_file({"a": weight, "b": weight[:, :300].clone()}, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+    base = folders[0] if METHODS[method].needs_base else None
+    threads = torch.get_num_threads()
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        out = tmp_path / f"out{number}"
+        paths = (*folders[1:], out)
+        run_merge(MergeConfig(paths, method, base=base, params=params, threads=number), QUIET)
+    torch.set_num_threads(threads)
+    assert file_hashes(tmp_path / "out1") == file_hashes(tmp_path / "out3")
+
+
+def test_two_ranks_write_what_one_writes_also_after_a_crash(experts, tmp_path, monkeypatch):
+    pair = [experts["science"], experts["math"]]
+    run_merge(MergeConfig((*pair, tmp_path / "one")), QUIET)
+    done = merge(*pair, tmp_path / "two", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "two")
+    assert not (tmp_path / "two.partial").exists()
+    # A crash of one process, continued by two.
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    original, calls = merging.merge_tensor, []
+
+    def dies(merge, name, writer, done):
+        calls.append(name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(merge, name, writer, done)
+
+    monkeypatch.setattr(merging, "merge_tensor", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_merge(MergeConfig((*pair, tmp_path / "three"), threads=1), QUIET)
+    done = merge(*pair, tmp_path / "three", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "continuing: 3 of" in done.stderr
+    assert file_hashes(tmp_path / "one") == file_hashes(tmp_path / "three")
+
+
+def test_memory_is_bounded_whatever_the_tensor(tmp_path):
+    """Two inputs of 120 MB in one tensor; with three float32 copies it would be some 1.1 GB."""
+    shape = (60_000, 1000)
+    for seed, side in enumerate(("left", "right")):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text('{"model_type": "any"}')
+        base = torch.randn(shape, generator=torch.Generator().manual_seed(9)).mul_(0.02)
+        base += 1e-4 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        tensors = {"any.name": base.bfloat16(), "b": torch.zeros(0, 3)}
+        save_file(tensors, tmp_path / side / "model.safetensors")
+        del tensors, base
+    for options in ([], ["--method", "linear"]):
+        arguments = [tmp_path / "left", tmp_path / "right", tmp_path / f"out{len(options)}"]
+        code = "import merge, pathlib; merge.main(); "
+        code += "print(pathlib.Path('/proc/self/status').read_text())"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments), *options],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr
+        peak_kib = int(done.stdout.split("VmHWM:")[1].split()[0])
+        assert peak_kib * 1024 < 600e6
+    left, right = tensors_of(tmp_path / "left"), tensors_of(tmp_path / "right")
+    merged = tensors_of(tmp_path / "out0")["any.name"]
+    assert torch.equal(merged, arcee_fusion(left["any.name"], right["any.name"]))
+
+
+def test_model_card_and_picture(experts, tmp_path):
+    names = [experts["science"], experts["math"], tmp_path / "out", "--then", experts["coding"]]
+    merged(*names, "--lam", "1.25")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for part in ("Arcee Fusion", "`exact`", "| Left | science |", "| Right | math |", "`lam` 1.25"):
+        assert part in card
+    assert "coding" in card
+    assert str(tmp_path) not in card
+    assert (tmp_path / "out" / "merge.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_reach_the_fusion(experts, tmp_path):
+    thresholds = []
+    for i, options in enumerate(({}, {"eps": 0.1}, {"quantiles": "changed"}, {"lam": 1.0})):
+        out = tmp_path / str(i)
+        paths = (experts["science"], experts["math"], out)
+        run_merge(MergeConfig(paths, params=MergeParams(**options)), QUIET)
+        report = json.loads((out / "merge_report.json").read_text())
+        thresholds.append(report["tensors"]["model.embed_tokens.weight"]["threshold"])
+    assert thresholds[1] < thresholds[0]
+    assert thresholds[2] == thresholds[0]  # here everything changed
+    assert thresholds[3] < thresholds[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 7}, "vocab_size=7"),
+        ({"model_type": "llama"}, "model_type=llama"),
+        ({"rope_theta": 5.0}, "warning: "),
+    ],
+)
+def test_configs_that_differ(experts, tmp_path, change, message):
+    shutil.copytree(experts["math"], tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | change))
+    done = merge(experts["science"], tmp_path / "other", tmp_path / "out", "--dry-run")
+    assert message in done.stderr
+    assert done.returncode == (0 if "rope_theta" in change else 2)
+
+
+def test_values_beyond_the_outputs_range_are_refused(experts, tmp_path):
+    shutil.copytree(experts["math"], tmp_path / "large")
+    file = tmp_path / "large" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = 1e6
+    save_file(tensors, file)
+    for options in ([], ["--method", "linear"]):
+        with pytest.raises(UserError, match=r"model.norm.weight: values beyond the range"):
+            merged(
+                *(experts["science"], tmp_path / "large", tmp_path / "out"),
+                *("--dtype", "fp16", *options),
+            )
+        shutil.rmtree(tmp_path / "out.partial")
+    half = tmp_path / "half"
+    shutil.copytree(experts["science"], half)
+    halves = {k: v.half() for k, v in load_file(half / "model.safetensors").items()}
+    save_file(halves, half / "model.safetensors")
+    with pytest.raises(UserError, match=r"is beyond the dtype"):
+        merged(half, tmp_path / "large", tmp_path / "out")
+
+
+def test_a_crash_between_a_lost_shard_and_the_journal_writes_no_zeros(
+    experts, tmp_path, monkeypatch
+):
+    def config(out):
+        paths = (experts["science"], experts["math"], tmp_path / out)
+        return MergeConfig(paths, shard_size=6e-5, threads=1)
+
+    run_merge(config("whole"), QUIET)
+    monkeypatch.setattr(merging, "SYNC_BYTES", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_merge(config("out"), QUIET)
+    sorted((tmp_path / "out.partial").glob("*.safetensors"))[0].unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "write_jsonl", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_merge(config("out"), QUIET)
+    run_merge(config("out"), QUIET)
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+
+
+def test_a_merge_that_died_at_its_end_needs_no_more_disk(experts, tmp_path, monkeypatch):
+    def config():
+        return MergeConfig((experts["science"], experts["math"], tmp_path / "out"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_merge(config(), QUIET)
+    free = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    run_merge(config(), QUIET)
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_odd_inputs(experts, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match="not an empty directory"):
+        merged(experts["math"], experts["science"], file)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    save_file({}, tmp_path / "empty" / "model.safetensors")
+    with pytest.raises(UserError, match="no tensors in it"):
+        merged(tmp_path / "empty", tmp_path / "empty", tmp_path / "out")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    merged(experts["math"], experts["science"], ".", "--method", "linear")
+    assert (tmp_path / "here" / "merge_report.json").exists()
+
+
+def test_damaged_shards_are_named(experts, tmp_path):
+    shutil.copytree(experts["math"], tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors: damaged"):
+        run_merge(MergeConfig((experts["science"], tmp_path / "cut", tmp_path / "out")), QUIET)
+
+
+def test_diff_by_hand(tmp_path):
+    def diff(a, b):
+        return diff_rows(a[None], b[None], tuple(a.shape))
+
+    a, b = torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.tensor([3.0, 4.0, 0.0, 12.0])
+    d = diff(a, b)
+    assert (d.share_changed, d.relative_norm, d.largest) == (0.25, 12 / 5, 12)
+    assert d.cosine == pytest.approx(5 / 13)
+    assert diff(a, a) == (0, 0, pytest.approx(1), 0)
+    assert diff(a[:0], a[:0]).cosine == 1
+    assert diff(a * 0, a * 0).relative_norm == 0
+    assert diff(a * 0, a).relative_norm == float("inf")
+    c = torch.tensor([float("nan"), 1.0])
+    assert diff(c, c).share_changed == 0
+    assert diff(c, c + 1).share_changed == 0.5
+    assert math.isnan(diff(c, c + 1).largest)
+
+
+def test_diff_through_the_command_line(experts):
+    done = merge("--diff", experts["base"], experts["math"])
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 2 + len(Checkpoint(experts["base"]).specs)
+    assert any("layers.0.mlp.up_proj.weight | 100.00 |" in line for line in lines)
+    assert merge("--diff", experts["base"]).returncode == 2
+
+
+def test_diff_saved(experts, tmp_path):
+    done = merge("--diff", experts["base"], experts["math"], "--save", tmp_path / "diff")
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "diff" / "diff.json").read_text())
+    entry = saved["tensors"]["model.norm.weight"]
+    base, other = (tensors_of(experts[n])["model.norm.weight"] for n in ("base", "math"))
+    assert entry["relative_norm"] == pytest.approx(float((other - base).norm() / base.norm()), 1e-5)
+    assert (tmp_path / "diff" / "diff.md").read_text() == done.stdout
+    assert (tmp_path / "diff" / "diff.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_dry_run_writes_nothing(experts, tmp_path):
+    done = merge(experts["science"], experts["math"], tmp_path / "out", "--dry-run")
+    assert done.returncode == 0
+    assert "method: arcee_fusion" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_identical_models_collapse_and_say_so(experts, tmp_path):
+    near = tmp_path / "near"
+    shutil.copytree(experts["math"], near)
+    tensors = load_file(near / "model.safetensors")
+    tensors["model.norm.weight"][0] += 0.5
+    save_file(tensors, near / "model.safetensors")
+    merged(experts["math"], near, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "merge_report.json").read_text())["tensors"]
+    assert report["model.norm.weight"]["flags"] == ["threshold_collapsed"]
+    others = [e for n, e in report.items() if n != "model.norm.weight"]
+    assert all(e["flags"] == [] and e["share_changed"] == 0 for e in others)
+    assert torch.equal(
+        tensors_of(tmp_path / "out")["model.norm.weight"], tensors["model.norm.weight"]
+    )

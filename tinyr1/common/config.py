@@ -1,0 +1,176 @@
+"""Command lines from frozen dataclasses (tyro), recipes from TOML.
+
+A config class is a frozen dataclass with a doc line under each field and its checks in
+`__post_init__`. A recipe is a TOML file whose keys are fields of the class; it replaces the
+class's defaults, and the command line replaces the recipe's values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import tomllib
+import types
+import typing
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tinyr1.common.errors import UserError
+
+T = TypeVar("T")
+WORDS = {str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def parse(
+    cls: Any,
+    args: list[str],
+    default: Any = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Any:
+    """Make a `cls` from command-line arguments; tyro prints usage and exits 2 on unknown ones.
+
+    `cls` is a config class, or a union of those of subcommands. `default` has the values of options
+    that are not given, `description` stands at the top of --help instead of the class's own words.
+    """
+    import tyro  # 0.3 s that library users of this package need not pay
+
+    option = ""
+    for text in args:
+        option = text if text.startswith("--") else option
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+            raise UserError(f"{option}={text}: expected UTF-8 text") from None
+    args = _spelled_out(args, _open_flags(cls))
+    description = description or (cls.__doc__ or "").strip()
+    defaults = {} if default is None else {"default": default}
+    return tyro.cli(cls, args=args, prog=prog, description=description, **defaults)
+
+
+def _open_flags(cls: Any) -> set[str]:
+    """Names of the fields that may be left open (`bool | None`), those of inner classes, too."""
+    if not dataclasses.is_dataclass(cls):
+        return set()
+    names: set[str] = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            names |= _open_flags(hint)
+        elif hint == bool | None:
+            names.add(name)
+    return names
+
+
+def _spelled_out(args: list[str], open_flags: set[str]) -> list[str]:
+    """`--x` and `--no-x` as `--x True` and `--x False`: tyro makes flags of plain booleans only."""
+    spelled = {flag(name): [flag(name), "True"] for name in open_flags}
+    spelled |= {flag(f"no_{name}"): [flag(name), "False"] for name in open_flags}
+    return [word for arg in args for word in spelled.get(arg, [arg])]
+
+
+def parse_recipe(cls: Any, args: list[str], recipes: Traversable, prog: str) -> Any:
+    """`parse` for a class whose field `recipe` names the file that the defaults come from.
+
+    The line is read twice: for the recipe's name, which may stand anywhere in it, and then with
+    the recipe's values as defaults.
+    """
+    recipe = given(parse(cls, args, prog=prog).recipe, "RECIPE")
+    return parse(cls, args, load_recipe(cls, recipe, recipes), prog)
+
+
+def load_recipe(cls: type[T], name_or_path: str, recipes: Traversable) -> T:
+    """Make a `cls` from a recipe: the name of one in `recipes`, or the path of a TOML file."""
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UserError(f"recipe={path}: no such file")
+        text = path.read_bytes()
+    else:
+        names = sorted(f.name.removesuffix(".toml") for f in recipes.iterdir())
+        if name_or_path not in names:
+            raise UserError(
+                f"recipe={name_or_path}: expected one of {', '.join(names)}, or a path to a .toml"
+            )
+        text = (recipes / f"{name_or_path}.toml").read_bytes()
+    try:
+        values = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"recipe={name_or_path}: not valid TOML ({error})") from None
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"recipe={name_or_path}: unknown key {key!r}")
+        values[key] = _typed(f"recipe={name_or_path}: {key}", hints[key], value)
+    return cls(**values | {"recipe": name_or_path})
+
+
+def _typed(where: str, hint: Any, value: Any) -> Any:
+    """Check a TOML value against a field's type: lists become tuples, text becomes paths."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):  # X | None: TOML has no null
+        (hint,) = (option for option in options if option is not type(None))
+        return _typed(where, hint, value)
+    if origin is typing.Literal and value in options:
+        return value
+    if origin is tuple and isinstance(value, list):
+        items = typing.cast("list[Any]", value)
+        kinds = options[:1] * len(items) if options[-1] is Ellipsis else options
+        if len(kinds) == len(items):
+            return tuple(_typed(where, k, v) for k, v in zip(kinds, items, strict=True))
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and type(value) is int and abs(value) < sys.float_info.max:
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise UserError(f"{where}={value!r}: expected {_kind(hint)}")
+
+
+def _kind(hint: Any) -> str:
+    """What a field takes, in words."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if origin is tuple:
+        count = "" if options[-1] is Ellipsis else f" of {len(options)}"
+        return f"a list{count}, each {_kind(options[0])}"
+    return WORDS.get(hint, str(hint))
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The resolved config as plain JSON values (paths as strings, tuples as lists, inf as text)."""
+    values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    infinite = {name: str(value) for name, value in values.items() if value == math.inf}
+    return values | infinite
+
+
+def flag(field: str) -> str:
+    """The option of a config's field."""
+    return "--" + field.replace("_", "-")
+
+
+def given(value: T | None, option: str) -> T:
+    """`value`; UserError where the option was not given."""
+    if value in (None, (), ""):
+        raise UserError(f"{option}: required; --help shows all options")
+    return value
+
+
+def check_range(config: Any, low: float, high: float, *fields: str) -> None:
+    """UserError unless low <= value <= high, and finite, for each field that has a value."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not low <= value <= min(high, sys.float_info.max):
+            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise UserError(f"{flag(field)}={value}: expected {bounds}")
+
+
+def check_zero_or_range(config: Any, low: float, *fields: str) -> None:
+    """UserError for a value between 0 and `low`: only 0 and what is not tiny mean anything."""
+    for field in fields:
+        value = getattr(config, field)
+        if 0 < value < low:
+            raise UserError(f"{flag(field)}={value}: expected 0, or at least {low}")

@@ -1,0 +1,220 @@
+"""Files that survive a crash: written beside, fsynced, renamed; journals that tolerate a torn tail.
+
+Nothing of this project appears half-written under its final name, and a process killed at any
+moment leaves files that the next run can continue from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tinyr1.common.errors import UserError
+
+
+def real(path: Path) -> Path:
+    """Where a path leads to; unlike Path.resolve, without an error for a circle of links."""
+    return Path(os.path.realpath(path))
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename inside `path` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the content of `path` durable, whoever wrote it."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Replace `path` by `data`: a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with naming(path), open(temporary, "wb") as file:  # the name that people know
+            file.write(_encoded(data) if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what processes that were killed in `write_atomic` left in a folder."""
+    for torn in folder.glob(".*.partial"):
+        torn.unlink()
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; of a file name that is none, the odd bytes as JSON would write them: \\udcff."""
+    return text.encode(errors="backslashreplace")
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for NaN and infinity, which JSON does not know."""
+    return value if math.isfinite(value) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; UserError names the file when it is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; UserError where it does not."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return value
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, value) for each non-empty line; UserError names the line."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a directory, expected a .jsonl file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from None
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from within says `path`: a file descriptor has no name of its own."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+class Journal:
+    """An append-only JSONL file. Each row is on disk when `append` returns.
+
+    A row that a crash cut short is removed when the journal is opened again. UserError where a
+    row is no JSON object with `fields` of these types.
+    """
+
+    def __init__(self, path: Path, **fields: type | tuple[type, ...]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        kept = 0
+        for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("expected a JSON object")
+                for field, kind in fields.items():
+                    if not isinstance(row.get(field), kind):
+                        raise ValueError(f"{field}={row.get(field)!r}")
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{path}: damaged after byte {kept} ({error}); move it away to start anew"
+                ) from None
+            self.rows.append(row)
+            kept += len(line) + 1
+        self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the journal
+        if path.stat().st_size > kept:
+            self._file.truncate(kept)
+
+    def append(self, *rows: dict[str, Any]) -> None:
+        with naming(self.path):
+            for row in rows:
+                self._file.write(_encoded(json.dumps(row, ensure_ascii=False) + "\n"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with naming(self.path):  # it writes what an `append` could not
+            self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (made if missing); waits for the holder, frees on exit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; UserError when another one writes into it.
+
+    What a process that was killed in `write_atomic` left there is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is writing into it; wait for it") from None
+        remove_torn(folder)
+        yield
+    finally:
+        os.close(fd)
+
+
+def hash_files(paths: list[Path]) -> str:
+    """SHA-256 over the contents of `paths` in order; UserError where one is no file on a disk."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():  # a pipe would be empty when it is read again
+            wrong = "expected a file" if path.exists() else "no such file"
+            raise UserError(f"{path}: {wrong}")
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON value with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,245 @@
+"""The benchmarks as they are published: their files become rows of a task file.
+
+Paper section 3.1.2: AIME 2024, LiveCodeBench from August 2024 to February 2025, GPQA-Diamond; here
+also AIME 2025 and MATH-500. Users bring the files; nothing of them is shipped or printed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tinyr1.common.errors import UserError
+from tinyr1.data.published import Row, file_rows, hub_rows
+from tinyr1.record import TaskRow
+
+LCB_WINDOW = ("2024-08-01", "2025-02-01")  # the paper's
+LCB_PRESET_LIMITS = {"tinyr1": (18.0, 60.0)}  # seconds a test and in all, as the paper's runs had
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a benchmark's files are looked for, and what is expected in them."""
+
+    names: tuple[str, ...]  # beginnings of file and folder names, letters and digits only
+    hub: tuple[str, str | None, str]  # data set, configuration, split
+    rows: int
+    convert: Callable[[Row, int], Row | None]
+
+
+def load_benchmark(
+    name: str, data: Path | None, preset: str, window: tuple[str, str] = LCB_WINDOW
+) -> list[TaskRow]:
+    """Rows of a built-in task, from files under `data` or, without it, from the hub.
+
+    Raises UserError where files are missing, a field is, or the number of rows is not the known
+    one.
+    """
+    if name not in BENCHMARKS:
+        raise UserError(f"--tasks={name}: expected some of {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    source = _files(name, benchmark, data) if data else _hub(*benchmark.hub)
+    per_test, in_all = (None, None)
+    if name == "livecodebench":
+        per_test, in_all = LCB_PRESET_LIMITS.get(preset, (None, None))
+    rows: list[TaskRow] = []
+    read = 0
+    for place, raw in source:
+        try:
+            fields = benchmark.convert(raw, read)
+            if fields is None:  # of another year
+                continue
+            read += 1
+            if name == "livecodebench" and not _in_window(fields["date"], window):
+                continue
+            limits = {"timeout_s": per_test, "timeout_total_s": in_all}
+            rows.append(TaskRow.from_json(fields | {"task": name} | limits))
+        except (KeyError, ValueError, TypeError, RecursionError, zlib.error) as error:
+            said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{place}: {said}; is this a file of {name}?") from None
+    expected = benchmark.rows if name != "livecodebench" or window == LCB_WINDOW else len(rows)
+    if len(rows) != expected or not rows:
+        raise UserError(
+            f"--tasks={name}: {len(rows)} rows, expected {expected}; another release or a part of "
+            "the set can be evaluated as a --task-file"
+        )
+    if len({row.id for row in rows}) != len(rows):
+        raise UserError(f"--tasks={name}: some ids appear twice; were its files read twice?")
+    return rows
+
+
+# ---------------------------------------------------------------- where rows come from
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _files(name: str, benchmark: Benchmark, data: Path) -> Iterator[tuple[str, Row]]:
+    """Rows of DATA/<name>*.{jsonl,csv,parquet}, or of all such files in DATA/<name>*/."""
+    if not data.is_dir():
+        raise UserError(f"--data={data}: no such directory")
+    suffixes = (".jsonl", ".csv", ".parquet")
+    named = [p for p in sorted(data.iterdir()) if _plain(p.name).startswith(benchmark.names)]
+    files = [p for p in named if p.suffix in suffixes]
+    for folder in (p for p in named if p.is_dir()):
+        files += sorted(p for p in folder.rglob("*") if p.suffix in suffixes)
+    if not files:
+        raise UserError(
+            f"--data={data}: nothing for --tasks {name}: expected {', '.join(suffixes)}, or a "
+            f"folder of them, whose name begins with {' or '.join(benchmark.names)}"
+        )
+    for file in files:
+        for number, row in file_rows(file):
+            yield f"{file}:{number}" if file.suffix == ".jsonl" else f"{file}: row {number}", row
+
+
+def _hub(name: str, configuration: str | None, split: str) -> Iterator[tuple[str, Row]]:
+    what = f"--data: not given; {name}"
+    for number, row in hub_rows(what, name, configuration, split):
+        yield f"{name}: row {number}", row
+
+
+# ---------------------------------------------------------------- what a row is
+
+
+def _first(raw: Row, *names: str) -> Any:
+    """The first of these fields that is there."""
+    for name in names:
+        if raw.get(name) not in (None, ""):
+            return raw[name]
+    raise KeyError(names[0])
+
+
+def _aime(year: int) -> Callable[[Row, int], Row | None]:
+    def convert(raw: Row, number: int) -> Row | None:
+        text = f"{raw.get('url', '')} {raw.get('source', '')} {raw.get('year', '')}"
+        years = re.findall(r"20\d\d", text)
+        if years and str(year) not in years:  # a file of several years
+            return None
+        answer = int(str(_first(raw, "answer", "Answer")).strip())  # '073', '73' and 73
+        if not 0 <= answer <= 999:
+            raise ValueError(f"answer={answer}: expected 0 to 999")
+        problem = str(_first(raw, "problem", "question", "Problem", "Question"))
+        name = str(raw.get("id", raw.get("ID", raw.get("source", number))))
+        return {"id": name, "kind": "math", "prompt": problem, "answer": str(answer)}
+
+    return convert
+
+
+def _math500(raw: Row, number: int) -> Row:
+    return {
+        "id": str(raw.get("unique_id", number)),
+        "kind": "math",
+        "prompt": str(_first(raw, "problem")),
+        "answer": str(_first(raw, "answer")),
+        "subject": raw.get("subject"),
+        "difficulty": None if raw.get("level") is None else f"level {raw['level']}",
+    }
+
+
+def _gpqa(raw: Row, number: int) -> Row:
+    wrong = [str(_first(raw, f"Incorrect Answer {i}")) for i in (1, 2, 3)]
+    return {
+        "id": str(_first(raw, "Record ID")),
+        "kind": "choice",
+        "prompt": str(_first(raw, "Question")),
+        "choices": [str(_first(raw, "Correct Answer")), *wrong],
+        "answer": "A",
+        "shuffle": True,  # each trial sees an order of its own
+        "subject": raw.get("High-level domain"),
+    }
+
+
+def _livecodebench(raw: Row, number: int) -> Row:
+    tests = _decode_tests(raw["public_test_cases"]) + _decode_tests(raw["private_test_cases"])
+    if not tests:
+        raise ValueError("no tests: every program would pass")
+    metadata = json.loads(raw.get("metadata") or "{}")
+    if not isinstance(metadata, dict):
+        raise ValueError(f"metadata={metadata!r}: expected an object")
+    date = str(_first(raw, "contest_date"))
+    _day(date)
+    return {
+        "id": str(_first(raw, "question_id")),
+        "kind": "code",
+        "prompt": str(_first(raw, "question_content")),
+        "starter_code": raw.get("starter_code") or "",
+        "tests": {
+            "inputs": [str(test["input"]) for test in tests],
+            "outputs": [str(test["output"]) for test in tests],
+            "fn_name": metadata.get("func_name"),
+        },
+        "date": date,
+        "subject": raw.get("platform"),
+        "difficulty": raw.get("difficulty"),
+    }
+
+
+class _TextOnly(pickle.Unpickler):
+    """A pickle may name any function to be called while it is read; this one may name none."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise ValueError(f"private tests: a pickle that asks for {module_name}.{global_name}")
+
+
+def _decode_tests(text: str) -> list[Row]:
+    """Tests as JSON, or as base64 of zlib of a pickle of JSON text."""
+    try:
+        tests = json.loads(text)
+    except ValueError:
+        data = zlib.decompress(base64.b64decode(text, validate=True))
+        try:
+            payload = _TextOnly(io.BytesIO(data)).load()
+        except Exception as error:  # a damaged pickle may raise anything
+            raise ValueError(f"private tests: {error}") from None
+        if not isinstance(payload, str):
+            raise ValueError(f"private tests: a {type(payload).__name__}, expected text") from None
+        tests = json.loads(payload)
+    if not isinstance(tests, list):
+        raise ValueError("tests: expected a list")
+    return tests
+
+
+def _in_window(date: str, window: tuple[str, str]) -> bool:
+    """True for a contest from the first day to the last, both at midnight, as published."""
+    try:
+        first, last = _day(window[0]), _day(window[1])
+    except ValueError as error:
+        raise UserError(f"--lcb-start, --lcb-end: {error}") from None
+    return first <= _day(date) <= last
+
+
+def _day(text: str) -> datetime:
+    """A day and perhaps a time, in the zone in which it was published."""
+    return datetime.fromisoformat(text).replace(tzinfo=None)
+
+
+BENCHMARKS = {
+    "aime24": Benchmark(
+        ("aime24", "aime2024", "aimevalidation"),
+        ("HuggingFaceH4/aime_2024", None, "train"),
+        30,
+        _aime(2024),
+    ),
+    "aime25": Benchmark(("aime25", "aime2025"), ("math-ai/aime25", None, "test"), 30, _aime(2025)),
+    "math500": Benchmark(("math500",), ("HuggingFaceH4/MATH-500", None, "test"), 500, _math500),
+    "gpqa_diamond": Benchmark(
+        ("gpqadiamond",), ("Idavidrein/gpqa", "gpqa_diamond", "train"), 198, _gpqa
+    ),
+    "livecodebench": Benchmark(
+        ("livecodebench", "codegenerationlite"),
+        ("livecodebench/code_generation_lite", "release_v5", "test"),
+        279,
+        _livecodebench,
+    ),
+}

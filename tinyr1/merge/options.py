@@ -1,0 +1,91 @@
+"""The options of a merge. Those of the methods are methods.MergeParams, under the same names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+import tyro
+
+from tinyr1.common.config import check_range, flag
+from tinyr1.common.errors import UserError
+from tinyr1.merge.methods import METHODS, MergeParams
+
+if TYPE_CHECKING:  # the names are in one table, which a type checker cannot read
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Merge checkpoints of one architecture: merge.py LEFT RIGHT OUT."""
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Checkpoint directories; the last one is OUT. The first is Left, whose other files go along
+    (with --then, those of the last Left)."""
+    method: MethodName = "arcee_fusion"
+    """How tensors are merged."""
+    then: tuple[Path, ...] = ()
+    """Merge the result, as Right, into each of these Lefts in turn, in the same pass."""
+    base: Path | None = None
+    """The common ancestor, for methods that work on changes."""
+    params: Annotated[MergeParams, tyro.conf.OmitArgPrefixes] = field(default_factory=MergeParams)
+    dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Type of the output (by default Left's, tensor by tensor)."""
+    seed: int = 0
+    """Seed of methods that draw at random, and of what --arithmetic mergekit samples."""
+    shard_size: float | None = None
+    """Largest output shard in GB (by default Left's shards are kept as they are)."""
+    threads: int = 0
+    """Tensors merged at a time (0: one a core, at most 8; one where whole tensors are held)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the arithmetic is done."""
+    allow_nonfinite: bool = False
+    """Copy tensors with NaN or infinity from Left instead of refusing them."""
+    diff: tuple[Path, ...] = ()
+    """Compare two checkpoints instead of merging: --diff A B."""
+    save: Path | None = None
+    """A folder for diff.json, diff.md and diff.png (with --diff)."""
+    dry_run: bool = False
+    """Check the inputs and print the plan; write nothing."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1e-6, math.inf, "shard_size")
+        check_range(self, 0, math.inf, "threads")
+        if self.threads > 1 and self.device == "cuda":
+            raise UserError(f"--threads={self.threads}: --device cuda merges one tensor at a time")
+        if self.diff and self.paths:
+            raise UserError("--diff: compares two checkpoints; leave the other paths out")
+        if self.save and not self.diff:
+            raise UserError("--save: goes with --diff only")
+
+
+def _check_options(config: MergeConfig, model_count: int) -> None:
+    """UserError for options that do not fit the method, or one another."""
+    name, method, params = config.method, METHODS[config.method], config.params
+    if not method.min_models <= model_count <= (method.max_models or model_count):
+        expected = method.max_models or f"{method.min_models} or more"
+        raise UserError(
+            f"--method {name}: {model_count} models given, expected {expected} and then OUT"
+        )
+    for option in sorted({f.name for f in fields(MergeParams)} - set(method.options)):
+        if getattr(params, option) != getattr(MergeParams(), option):
+            raise UserError(f"{flag(option)}: has no meaning with --method {name}")
+    if config.then and name != "arcee_fusion":
+        raise UserError(f"--then: has no meaning with --method {name}")
+    if params.weights and len(params.weights) != model_count:
+        raise UserError(f"--weights: {len(params.weights)} given for {model_count} models")
+    divides = name in ("linear", "multislerp") and params.normalize is not False
+    if divides and sum(params.weights or (1,)) == 0:
+        raise UserError("--weights: sum to 0; use --no-normalize")
+    if method.needs_base != (config.base is not None) and not method.takes_base:
+        need = "is required" if method.needs_base else "has no meaning"
+        raise UserError(f"--base: {need} with --method {name}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device here; leave it out")

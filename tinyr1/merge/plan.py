@@ -1,0 +1,299 @@
+"""A merge before any work: its options, its models, everything that is wrong with them.
+
+MergeConfig (the command line) -> Merge, or one UserError that lists every fault
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyr1.common.errors import UserError
+from tinyr1.common.files import hash_json, read_object, real
+from tinyr1.common.log import Log
+from tinyr1.common.ranks import Ranks
+from tinyr1.common.threads import core_count
+from tinyr1.merge.fusion import COPIES
+from tinyr1.merge.methods import METHODS
+from tinyr1.merge.options import MergeConfig, _check_options
+from tinyr1.model.rows import CHUNK_ELEMENTS, row_parts
+from tinyr1.model.tokenizer import TOKENIZER_FILES
+from tinyr1.model.weights import DTYPES, Checkpoint, dtype_name
+
+MAX_THREADS = 8  # by default; more share the memory system and the interpreter
+VOCABULARY_FILES = (*TOKENIZER_FILES, "vocab.json", "merges.txt")
+RESIDENT_BYTES = 400 * 10**6  # torch, what is mapped of the inputs, what quartiles collect
+
+
+class Merge:
+    """A checked merge: its models, its options, and what the output will hold."""
+
+    def __init__(self, config: MergeConfig, ranks: Ranks = Ranks()) -> None:  # noqa: B008
+        self.config, self.ranks = config, ranks
+        on_gpu = config.device == "cuda"
+        self.device = torch.device("cuda", ranks.local_rank) if on_gpu else torch.device("cpu")
+        *inputs, out = config.paths or (Path(),)
+        self.out = Path(os.path.realpath(out))  # "." has no name to write beside, a link no place
+        _check_options(config, len(inputs))
+        paths = [*inputs, *config.then, *([config.base] if config.base else [])]
+        _check_out(self.out, paths)
+        opened = _opened(paths)
+        self.models = [opened[path] for path in inputs]
+        self.then = [opened[path] for path in config.then]
+        self.base = opened[config.base] if config.base else None
+        # The last Left is the one whose files, names and dtypes the output has.
+        self.left = self.then[-1] if self.then else self.models[0]
+        self.method = METHODS[config.method]
+        self.params = self.method.resolve(config.params)
+        dtype = DTYPES[config.dtype] if config.dtype else None
+        self.specs = {
+            name: spec._replace(dtype=dtype) if dtype and spec.is_floating else spec
+            for name, spec in self.left.specs.items()
+        }
+        self.check()
+
+    @property
+    def partial(self) -> Path:
+        """Where everything is written until it is whole."""
+        return self.out.with_name(self.out.name + ".partial")
+
+    @property
+    def streams(self) -> bool:
+        """Whether tensors are merged some rows at a time, so that their size does not matter."""
+        if self.config.method == "arcee_fusion":
+            return self.params.arithmetic == "exact"
+        return self.method.elementwise
+
+    @property
+    def thread_count(self) -> int:
+        """Tensors merged at a time, each on one core; by default whole ones go one by one."""
+        if self.config.device == "cuda":
+            return 1
+        own_cores = max(1, core_count() // self.ranks.local_world_size)
+        return self.config.threads or (min(MAX_THREADS, own_cores) if self.streams else 1)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory that will not be exceeded."""
+        if not self.streams:
+            return RESIDENT_BYTES + self.copies * self.largest_bytes
+        # A row is never cut. A chunk of rows has two buffers in each merge of a chain, and more in
+        # passing; a row that goes by the closed form is whole in float64, a dozen times.
+        row = 4 * max(spec.shape[-1] if spec.shape else 1 for spec in self.specs.values())
+        chunks = (10 + 4 * len(self.then)) * max(4 * CHUNK_ELEMENTS, row)
+        return RESIDENT_BYTES + self.thread_count * (chunks + 28 * row)
+
+    @property
+    def copies(self) -> int:
+        """Of a tensor in float32, where whole tensors are held."""
+        if self.config.method == "arcee_fusion":
+            return COPIES[self.params.arithmetic]
+        return self.method.copies(len(self.models))
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of the tensors that are at work at once, in float32."""
+        sizes = sorted((4 * spec.element_count for spec in self.specs.values()), reverse=True)
+        return sum(sizes[: self.thread_count])
+
+    @property
+    def layout(self) -> dict[str, str] | None:
+        """Left's shard of each tensor, or None for shards of --shard-size."""
+        return self.left.shards if self.config.shard_size is None else None
+
+    @property
+    def shard_bytes(self) -> int:
+        return int((self.config.shard_size or 5) * 1e9)
+
+    @property
+    def inputs(self) -> list[Checkpoint]:
+        return [*self.models, *self.then, *([self.base] if self.base else [])]
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(spec.byte_count for spec in self.specs.values())
+
+    def check(self) -> None:
+        """UserError listing all that is wrong with the models and with the place of the output."""
+        faults = [f"{m.path}: no tensors in it" for m in self.inputs if not m.specs]
+        mine = _config(self.left)
+        for other in self.inputs:
+            kinds = [n for n, spec in other.specs.items() if not spec.is_floating]
+            if other.unsupported or any(not self._same_bytes(other, name) for name in kinds):
+                faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
+            if other is self.left:
+                continue
+            faults += differences(self.left, other)
+            theirs = _config(other)
+            for key, default in (("model_type", None), ("tie_word_embeddings", False)):
+                his, left = (config.get(key) or default for config in (theirs, mine))
+                if his != left:
+                    faults.append(f"{other.path}: {key}={his}, {self.left.path} has {left}")
+            sizes = theirs.get("vocab_size"), mine.get("vocab_size")
+            if sizes[0] != sizes[1]:
+                faults.append(
+                    f"{other.path}: vocab_size={sizes[0]}, {self.left.path} has {sizes[1]}; "
+                    "bring both to one vocabulary first"
+                )
+        place = self._place_faults() if self.ranks.is_main else []
+        if faults:
+            raise UserError("the models do not fit together:\n  " + "\n  ".join(faults + place))
+        if place:
+            raise UserError("\n  ".join(place))
+
+    def _same_bytes(self, other: Checkpoint, name: str) -> bool:
+        """Whether a tensor that is no weight (positions, masks) is the same as Left's."""
+        spec = other.specs[name]
+        if self.left.specs.get(name) != spec:
+            return False
+        with self.left.mapped(name) as a, other.mapped(name) as b:
+            return all(torch.equal(a[part], b[part]) for part in row_parts(spec.shape))
+
+    def _place_faults(self) -> list[str]:
+        """What is wrong with OUT and the disk that it is on."""
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            return [f"OUT={self.out}: not an empty directory; choose another place or remove it"]
+        there = sum(f.stat().st_blocks * 512 for f in self.partial.glob("*.safetensors*"))
+        needed = self.output_bytes - there
+        free = shutil.disk_usage(_existing_parent(self.out)).free
+        if free < needed:
+            return [f"OUT={self.out}: {needed:,} bytes needed, {free:,} free on that disk"]
+        return []
+
+    def identity(self) -> dict[str, Any]:
+        """Inputs and options: what the output depends on, without paths and times."""
+        c, params = self.config, self.params
+        is_fusion = c.method == "arcee_fusion"
+        apart = ("arithmetic", "quantiles")  # they stand beside the options
+        options = {name: getattr(params, name) for name in self.method.options if name not in apart}
+        roles = [(f"model {i}", m) for i, m in enumerate(self.models)]
+        roles += [(f"then {i}", m) for i, m in enumerate(self.then)]
+        roles += [("base", self.base)] if self.base else []
+        return {
+            "method": c.method,
+            "arithmetic": params.arithmetic if is_fusion else None,
+            "quantiles": params.quantiles if is_fusion else None,
+            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+            "dtype": c.dtype,
+            "device": c.device,
+            "seed": c.seed,
+            "allow_nonfinite": c.allow_nonfinite,
+            "inputs": [_identity(role, model) for role, model in roles],
+        }
+
+
+def _identity(role: str, model: Checkpoint) -> dict[str, Any]:
+    headers = {n: [list(s.shape), str(s.dtype), model.shards[n]] for n, s in model.specs.items()}
+    return {
+        "role": role,
+        "name": real(model.path).name,
+        "tensors": len(model.specs),
+        "bytes": sum(spec.byte_count for spec in model.specs.values()),
+        "headers_sha256": hash_json(headers),
+        "fingerprint": model.fingerprint(),
+    }
+
+
+def _opened(paths: Sequence[Path]) -> dict[Path, Checkpoint]:
+    """The checkpoints; UserError naming every one that cannot be read."""
+    opened: dict[Path, Checkpoint] = {}
+    faults: list[str] = []
+    for path in dict.fromkeys(paths):
+        try:
+            opened[path] = Checkpoint(path)
+            if _config(opened[path]).get("tie_word_embeddings") is True:
+                opened[path].drop_spare_head()
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n  ".join(faults))
+    return opened
+
+
+def _config(model: Checkpoint) -> dict[str, Any]:
+    return read_object(model.path / "config.json")
+
+
+def differences(left: Checkpoint, other: Checkpoint) -> list[str]:
+    """One line for each tensor that is missing, unexpected or of another shape in `other`."""
+    faults = [f"{other.path}: {n}: missing" for n in left.specs if n not in other.specs]
+    for name, spec in other.specs.items():
+        if name not in left.specs:
+            faults.append(f"{other.path}: {name}: not in {left.path}")
+        elif spec.shape != left.specs[name].shape:
+            wanted = list(left.specs[name].shape)
+            faults.append(f"{other.path}: {name}: shape {list(spec.shape)}, Left has {wanted}")
+    return faults
+
+
+def _check_out(out: Path, inputs: Sequence[Path]) -> None:
+    if not out.name:
+        raise UserError(f"OUT={out}: expected a directory that can be made")
+    for path in inputs:
+        for place in (out, out.with_name(out.name + ".partial")):
+            if real(path) in (place, *place.parents):
+                raise UserError(
+                    f"OUT={out}: {place} lies in the input {path}; choose another place"
+                )
+
+
+def _existing_parent(path: Path) -> Path:
+    path = real(path)
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def main_dtype(merge: Merge) -> torch.dtype:
+    """The dtype of most bytes, which config.json names."""
+    sizes: dict[torch.dtype, int] = {}
+    for spec in merge.specs.values():
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.byte_count
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def plan_lines(merge: Merge) -> list[str]:
+    """What will be done, for people."""
+    names = " + ".join(m.path.name for m in merge.models)
+    lines = [f"method: {merge.config.method} of {names}"]
+    lines += [f"then: Left {m.path.name}" for m in merge.then]
+    shards = len(set((merge.layout or {}).values()))
+    kept = f"{shards} shards named as {merge.left.path.name}'s" if shards else "new shards"
+    lines.append(
+        f"output: {len(merge.specs)} tensors, {merge.output_bytes:,} bytes, "
+        f"{dtype_name(main_dtype(merge))}, {kept}; other files from "
+        f"{merge.left.path.name}"
+    )
+    lines += [f"left out: {name}, a copy of the embedding" for name in merge.left.dropped]
+    held = f"{merge.thread_count} threads, streamed"
+    if not merge.streams:
+        of = "tensor" if merge.thread_count == 1 else f"{merge.thread_count} tensors"
+        held = (
+            f"{merge.copies} copies of the largest {of}, {merge.largest_bytes:,} bytes in float32"
+        )
+    lines.append(f"memory: below {merge.memory_bytes / 1e6:,.0f} MB ({held})")
+    return lines
+
+
+def warn_differences(merge: Merge, log: Log) -> None:
+    """Warn where a tokenizer or a setting that shapes the outputs is not Left's."""
+    keys = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta")
+    keys += ("rope_scaling", "rope_parameters")
+    mine = _config(merge.left)
+    for other in merge.inputs:
+        theirs = _config(other)
+        for key in keys:
+            if key in theirs and key in mine and theirs[key] != mine[key]:
+                log.warn(f"{other.path}: {key}={theirs[key]}; the output gets Left's {mine[key]}")
+        rounded = sum(other.specs[n].dtype != spec.dtype for n, spec in merge.left.specs.items())
+        if rounded and merge.config.method == "arcee_fusion":
+            log.warn(f"{other.path}: {rounded} tensors are rounded to Left's dtype first")
+        for name in VOCABULARY_FILES:
+            a, b = (model.path / name for model in (merge.left, other))
+            if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):
+                log.warn(f"{b}: differs from {a}, which the output gets")

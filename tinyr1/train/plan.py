@@ -1,0 +1,237 @@
+"""A training run before any GPU is asked: its options, its tokens, and which packs make which step.
+
+    TrainConfig (recipe and command line) -> Corpus -> Plan: (epoch, step) -> packs -> micro-batches
+
+Everything that is decided here is decided by (seed, epoch, step), so a run can be resumed from the
+number of its last step alone.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tinyr1.common.config import given, to_json
+from tinyr1.common.errors import UserError
+from tinyr1.common.log import Log
+from tinyr1.common.ranks import Ranks
+from tinyr1.model.chat import TEMPLATE_END, check_template
+from tinyr1.model.config import Qwen2Config
+from tinyr1.model.qwen2 import tensor_shapes
+from tinyr1.model.tokenizer import Tokenizer
+from tinyr1.model.weights import Checkpoint, dtype_name
+from tinyr1.record import Batch, Pack
+from tinyr1.train.corpus import Corpus, Rendering, build_corpus
+from tinyr1.train.flops import TrainingFlops
+from tinyr1.train.options import TrainConfig
+from tinyr1.train.packing import epoch_packs, make_batch
+
+
+class Plan:
+    """Which packs each optimizer step trains on: a pure function of (corpus, config)."""
+
+    def __init__(self, corpus: Corpus, config: TrainConfig, flops: TrainingFlops) -> None:
+        self.corpus, self.config, self.flops = corpus, config, flops
+        self._epoch = -1
+        self._packs: list[Pack] = []
+        self._load(0)
+        # Best fit sees only lengths, so every epoch has the same number of packs.
+        self.packs_per_epoch = len(self._packs)
+        self.steps_per_epoch = math.ceil(self.packs_per_epoch / config.batch_size)
+        whole = self.steps_per_epoch * config.epochs
+        self.total_steps = min(config.max_steps, whole) if config.max_steps else whole
+
+    def _load(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            c = self.config
+            self._packs = epoch_packs(self.corpus.lengths, c.seq_len, c.packing, c.seed, epoch)
+            self._epoch = epoch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch (from 0) of step 1..total_steps."""
+        return (step - 1) // self.steps_per_epoch
+
+    def packs(self, step: int) -> list[Pack]:
+        """The packs of a step; the last step of an epoch may have fewer."""
+        self._load(self.epoch_of(step))
+        start = (step - 1) % self.steps_per_epoch * self.config.batch_size
+        return self._packs[start : start + self.config.batch_size]
+
+    def all_packs(self) -> list[Pack]:
+        """The packs of the first epoch, which hold every document once."""
+        self._load(0)
+        return self._packs
+
+    def total(self, of: Callable[[Pack], float]) -> float:
+        """The sum of `of(pack)` over the run; each whole epoch counts as the first."""
+        epochs, steps = divmod(self.total_steps, self.steps_per_epoch)
+        rest = [pack for s in range(steps) for pack in self.packs(self.total_steps - s)]
+        return sum(epochs * of(pack) for pack in self.all_packs()) + sum(map(of, rest))
+
+    def total_weight(self, packs: Sequence[Pack]) -> float:
+        """What the summed loss of these packs is divided by, known before the first forward."""
+        counts = [[self.corpus.target_counts[d] for d in p.documents] for p in packs]
+        if self.config.loss_weighting == "token":
+            return float(sum(sum(c) for c in counts))
+        if self.config.loss_weighting == "sequence":
+            return float(sum(n > 0 for c in counts for n in c))
+        return float(sum(sum(c) > 0 for c in counts))
+
+    def batches(self, packs: Sequence[Pack], ranks: Ranks) -> list[Batch]:
+        """This rank's micro-batches. All ranks get equally many: FSDP's collectives need it."""
+        size = self.config.micro_batch_size
+        # On a GPU there are only so many shapes, so that memory does not fragment. One would do for
+        # full packs, but a row a document (`--packing none`) would be two thirds padding.
+        shapes = 16
+        multiple = -(-self.config.seq_len * size // shapes) if ranks.device.type == "cuda" else 1
+        return [
+            make_batch(
+                dealt[ranks.rank],
+                self.corpus.read,
+                self.config.packing,
+                self.config.loss_weighting,
+                multiple,
+            )
+            for dealt in self.deal(packs, ranks.world_size)
+        ]
+
+    def deal(self, packs: Sequence[Pack], world_size: int) -> list[list[list[Pack]]]:
+        """Micro-step by micro-step, the packs of each rank.
+
+        Ranks wait for the slowest in every micro-step, so packs of about equal cost share one:
+        they are dealt in order of predicted operations, forwards and backwards in turn.
+        """
+        costly_first = sorted(packs, key=self.pack_flops, reverse=True)
+        share = world_size * self.config.micro_batch_size
+        micro_steps: list[list[list[Pack]]] = []
+        for start in range(0, len(costly_first), share):
+            hands: list[list[Pack]] = [[] for _ in range(world_size)]
+            for i, pack in enumerate(costly_first[start : start + share]):
+                lap, seat = divmod(i, world_size)
+                hands[seat if lap % 2 == 0 else world_size - 1 - seat].append(pack)
+            micro_steps.append(hands)
+        return micro_steps
+
+    def pack_flops(self, pack: Pack) -> float:
+        """Operations that training on a pack needs."""
+        lengths = [self.corpus.lengths[d] for d in pack.documents]
+        if self.config.packing == "naive":
+            lengths = [pack.token_count]
+        targets = sum(self.corpus.target_counts[d] for d in pack.documents)
+        return self.flops.of_sequences(lengths, targets)
+
+
+class Prepared(NamedTuple):
+    """A run before any GPU is asked: all that it reads, opened once and checked."""
+
+    config: TrainConfig
+    model_config: Qwen2Config
+    weights: Checkpoint | None  # None where no step is taken (--dry-run, --preview)
+    tokenizer: Tokenizer
+    corpus: Corpus
+    plan: Plan
+    held_out: Plan | None  # of --eval-data; its one epoch is the evaluation
+
+
+def prepare(config: TrainConfig, log: Log) -> Prepared:
+    """Open model and tokenizer, tokenise, plan; UserError for everything that can be wrong."""
+    model = given(config.model, "--model")
+    data = given(config.data, "--data")
+    planning = config.dry_run or config.preview  # these take no step and leave nothing behind
+    model_config = Qwen2Config.from_pretrained(model)
+    weights = None
+    if not planning:  # before hours of tokenising
+        weights = Checkpoint(model)
+        weights.check(tensor_shapes(model_config), model_config.tie_word_embeddings)
+    tokenizer = Tokenizer(model)
+    check_template(tokenizer, config.template)
+    temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
+    cache_dir = Path(temporary.name) if temporary else config.cache_dir
+    if cache_dir is None:
+        cache_dir = given(config.out, "--out") / "cache"
+    end = tokenizer.special(TEMPLATE_END[config.template])
+    if end not in tokenizer.eos_ids():
+        log.warn(
+            f"{model}: --template {config.template} trains token {end} to end an "
+            "answer, which neither the tokenizer nor generation_config.json names as a stop"
+        )
+    tokenizer.check_size(model_config.vocab_size)
+    if config.seq_len > model_config.max_position_embeddings:
+        log.warn(
+            f"--seq-len={config.seq_len}: beyond {model}'s max_position_embeddings="
+            f"{model_config.max_position_embeddings}"
+        )
+
+    rendering = Rendering(
+        tokenizer, config.seq_len, config.template, config.think_in, config.require_think
+    )
+    corpus = build_corpus(data, rendering, cache_dir, log)
+    flops = TrainingFlops.of(model_config)
+    plan = Plan(corpus, config, flops)
+    held_out = None
+    if config.eval_data:
+        # Isolated documents, one vote a target: what is measured does not depend on the recipe.
+        plain = replace(config, packing="neat", loss_weighting="token")
+        unseen = build_corpus(config.eval_data, rendering, cache_dir, log)
+        held_out = Plan(unseen, plain, flops)
+    if temporary:
+        temporary.cleanup()  # the files stay mapped until the corpus is dropped
+    return Prepared(config, model_config, weights, tokenizer, corpus, plan, held_out)
+
+
+def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:
+    """The arithmetic of a run, for people."""
+    meta = corpus.meta
+    fill = meta["tokens"] / (plan.packs_per_epoch * config.seq_len)
+    unit = "rows" if config.packing == "none" else f"packs ({fill:.1%} full)"
+    return [
+        f"data: {meta['documents']:,} examples, {meta['tokens']:,} tokens, "
+        f"{meta['target_tokens']:,} targets; {meta['dropped_over_long']:,} longer than "
+        f"{config.seq_len:,} dropped (longest {meta['longest']:,})",
+        f"epoch: {plan.packs_per_epoch:,} {unit}, {plan.steps_per_epoch:,} steps "
+        f"of {config.batch_size}",
+        f"run: {plan.total_steps:,} steps, {config.epochs} epochs at most, "
+        f"{plan.total(lambda pack: pack.token_count):,.0f} tokens",
+    ]
+
+
+# Options that the checkpoints of a run depend on: resuming with others is refused.
+TRAJECTORY = (
+    *("batch_size", "seq_len", "lr", "schedule", "warmup_ratio", "betas", "eps", "weight_decay"),
+    *("clip_norm", "packing", "loss_weighting", "seed", "optim_dtype"),
+)
+CHANGED_BY = {  # of those that are no option themselves
+    "data and template": " (by --data, --template, --think-in, --require-think or --seq-len)",
+    "total_steps": " (by --epochs or --max-steps; the learning rate depends on it)",
+}
+
+
+def trajectory(
+    config: TrainConfig, plan: Plan, dtype: torch.dtype, fingerprint: str
+) -> dict[str, Any]:
+    """All that decides which weights a run has after a step."""
+    values = to_json(config)
+    settings = {name: values[name] for name in TRAJECTORY}
+    settings["dtype"] = dtype_name(dtype)
+    settings["model"] = fingerprint
+    settings["data and template"] = plan.corpus.key
+    if config.schedule != "constant" or config.warmup_ratio:
+        settings["total_steps"] = plan.total_steps  # the rate depends on it
+    return settings
+
+
+def check_trajectory(mine: dict[str, Any], theirs: dict[str, Any], out: Path) -> None:
+    """UserError naming the first setting in which the checkpoints of `out` differ."""
+    for name, value in mine.items():
+        if str(theirs.get(name)) != str(value):  # infinity was written as a number once
+            how = CHANGED_BY.get(name, "")
+            raise UserError(
+                f"{name}={value}{how}: the checkpoints in {out} were made with "
+                f"{theirs.get(name)}; use that value or another --out"
+            )

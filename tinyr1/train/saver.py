@@ -1,0 +1,169 @@
+"""Saving and resuming a run (torch DCP, sharded), and exporting it as a Hugging Face checkpoint.
+
+OUT/checkpoints/step-000120/ holds each rank's shards and `meta.json`. It is written under another
+name and renamed when whole, so what has the name can be resumed from, at any world size: besides
+weights and moments the state is the step alone, because the order of data is a function of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
+
+from tinyr1.common.errors import RunStopped, UserError
+from tinyr1.common.files import fsync_directory, read_object, remove_torn, write_json
+from tinyr1.common.ranks import Ranks
+from tinyr1.model.qwen2 import Qwen2
+from tinyr1.model.rows import TensorSpec
+from tinyr1.model.writer import CheckpointWriter, copy_side_files
+
+
+@contextmanager
+def failing_plainly(action: str) -> Iterator[None]:
+    """DCP's own exception is no Exception; make it one line and exit code 1."""
+    try:
+        yield
+    except CheckpointException as error:
+        found = (failure[0] for failure in error.failures.values())
+        reasons = {" ".join(str(reason).split()) or repr(reason) for reason in found}
+        raise RunStopped(f"{action}: {'; '.join(sorted(reasons))}") from None
+
+
+def step_path(out: Path, step: int) -> Path:
+    return out / "checkpoints" / f"step-{step:06d}"
+
+
+def completed_steps(out: Path) -> list[int]:
+    """Steps with a whole checkpoint, in order."""
+    folder = out / "checkpoints"
+    found = folder.glob("step-*/meta.json") if folder.is_dir() else []
+    names = (re.fullmatch(r"step-(\d{6}|[1-9]\d{6,})", path.parent.name) for path in found)
+    return sorted(int(name[1]) for name in names if name)  # copies that people made are theirs
+
+
+class Saver:
+    """Writes checkpoints in the background while training goes on, one at a time.
+
+    The state is copied to the host first; threads then write it. Their collectives run on a process
+    group of their own: on the training's they would interleave with its collectives.
+    """
+
+    def __init__(self, out: Path, ranks: Ranks, keep: int) -> None:
+        self.out, self.ranks, self.keep = out, ranks, keep
+        self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        if ranks.is_main:
+            for torn in (out / "checkpoints").glob("*.partial"):  # of a process that was killed
+                shutil.rmtree(torn, ignore_errors=True)
+            self._prune()
+        self._writing: Future[None] | None = None
+
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]
+    ) -> None:
+        """Begin to write the checkpoint of `step`; it gets its name when it is whole."""
+        self.wait()
+        final = step_path(self.out, step)
+        partial = final.with_name(final.name + ".partial")
+        if self.ranks.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.ranks.barrier()
+        weights, moments = get_state_dict(model, optimizer)
+        with failing_plainly(f"saving {partial}"):
+            written = save_in_background(
+                {"model": weights, "optimizer": moments},
+                checkpoint_id=str(partial),
+                process_group=self._group,
+            )
+        everything = {"step": step, **meta}
+        self._writing = self._thread.submit(self._finish, written, partial, final, everything)
+
+    def _finish(self, written: Any, partial: Path, final: Path, meta: dict[str, Any]) -> None:
+        """Give a checkpoint its name. The main rank's part ends only when every rank's has."""
+        free = shutil.disk_usage(partial).free
+        with failing_plainly(f"saving {partial} ({free / 1e9:.1f} GB were free there)"):
+            written.result()
+        if self.ranks.is_main:
+            write_json(partial / "meta.json", meta)
+            if final.exists():
+                _remove(final)
+            os.replace(partial, final)
+            fsync_directory(final.parent)
+            self._prune()
+
+    def _prune(self) -> None:
+        """Keep the newest checkpoints only."""
+        for old in completed_steps(self.out)[: -self.keep]:
+            _remove(step_path(self.out, old))
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more; RunStopped if it failed."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+            self.ranks.barrier()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint that, cut short in between, does not pass for a whole one."""
+    going = checkpoint.with_name(checkpoint.name + ".old.partial")
+    shutil.rmtree(going, ignore_errors=True)
+    os.replace(checkpoint, going)
+    shutil.rmtree(going)
+
+
+def read_settings(out: Path, step: int) -> dict[str, Any]:
+    """The settings that `save` was given in `meta`; UserError where the checkpoint is damaged."""
+    folder = step_path(out, step)
+    settings = read_object(folder / "meta.json").get("settings")
+    if not isinstance(settings, dict) or not (folder / ".metadata").exists():
+        raise UserError(f"{folder}: a damaged checkpoint; remove it to continue from an older one")
+    return settings
+
+
+def load(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore weights and moments from the checkpoint of `step`."""
+    weights, moments = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": moments}
+    with failing_plainly(f"loading {step_path(out, step)}"):
+        load_sharded(state, checkpoint_id=str(step_path(out, step)))
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+
+
+def export(model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ranks) -> None:
+    """Write the sharded model as a Hugging Face checkpoint at the top of `out`.
+
+    One tensor at a time is gathered, and only rank 0 keeps it. Tokenizer, generation config and
+    chat template come from `source`. config.json is written last: with it the export is whole.
+    """
+    parameters = dict(model.named_parameters())
+    writer = None
+    if ranks.is_main:
+        remove_torn(out)
+        specs = {name: TensorSpec(tuple(p.shape), dtype) for name, p in parameters.items()}
+        writer = CheckpointWriter(out, specs)
+    for name, parameter in parameters.items():
+        whole = cast("Any", parameter).detach().full_tensor()
+        if writer:
+            writer.write(name, whole.to(dtype).cpu())
+    if writer:
+        writer.finish()
+        copy_side_files(source, out, dtype)
+    ranks.barrier()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib
 import io
@@ -22,6 +23,7 @@ os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 import pytest
 import torch
+from fork_server import ForkServer
 
 from tinyr1.common.errors import run_main
 from tinyr1.graders.sandbox import Sandbox, SandboxUnavailable
@@ -98,12 +100,28 @@ def write_rows(path, rows):
     return path
 
 
-def run(script, *arguments, ranks=1, **options):
-    """Run an entry script as a user would; returns the finished process with its text output."""
+def run(script, *arguments, ranks=1, real=False, cwd=None, env=None):
+    """Run an entry script, or with `-m` a module, as a user would; the process with its texts.
+
+    Not `real` is a fork of a process that has imported torch (fork_server.py); with ranks > 1 a
+    real one is torchrun's.
+    """
+    program = [script] if script == "-m" else [str(ROOT / script)]
+    program += [str(a) for a in arguments]
+    if not real:
+        environment = dict(os.environ if env is None else env)
+        return fork_server().run(program, cwd or ROOT, environment, ranks)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script)]
-    command += [str(a) for a in arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    command = [sys.executable, *(launcher if ranks > 1 else []), *program]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=cwd or ROOT, env=env
+    )
+
+
+@functools.cache
+def fork_server():
+    """One for this process of tests."""
+    return ForkServer()
 
 
 def call(program, *arguments, cwd=ROOT):

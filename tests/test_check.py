@@ -5,11 +5,9 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, run, training_rows, write_rows
+from conftest import run, training_rows, write_rows
 from safetensors.torch import load_file, save_file
 
 from tinyr1.check import faults
@@ -30,8 +28,7 @@ def changed(path, **fields):
 
 def test_a_sound_checkpoint(tiny):
     assert faults(tiny) == []
-    command = [sys.executable, "-m", "tinyr1.check", str(tiny)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = run("-m", "tinyr1.check", tiny)
     eos = Tokenizer(tiny).eos_ids()[0]
     assert done.stdout.endswith(
         f"sound; stops at [{eos}], its template does not open the thinking\n"

@@ -2,11 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, call, write_rows
+from conftest import call, run, write_rows
 from fake_server import fake_server
 
 from tinyr1.data.clean import Dropped
@@ -63,8 +61,7 @@ def test_rejection_sampling_keeps_what_was_asked_for():
 
 
 def teacher(*arguments):
-    command = [sys.executable, "-m", "tinyr1.teacher", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    return run("-m", "tinyr1.teacher", *arguments)
 
 
 def test_over_http_resumed_within_a_budget_and_trained_on(tiny, tmp_path):

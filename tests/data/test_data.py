@@ -308,8 +308,7 @@ def test_contamination_and_near_duplicates(tmp_path):
 
 
 def data(*arguments, **options):
-    command = [sys.executable, "-m", "tinyr1.data", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **options)
+    return run("-m", "tinyr1.data", *arguments, **options)
 
 
 @pytest.fixture(scope="module")

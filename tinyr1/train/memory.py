@@ -8,6 +8,7 @@ earlier micro-step lie beside all stored activations. No weights are read, only 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ GIB = 2**30
 LIMIT = 0.95  # of a card: the rest is the CUDA context, NCCL's buffers and fragmentation
 DEPTHS = (4, 8)
 Parts = dict[str, float]  # GiB by what it is
+Watch = Callable[[Qwen2, Callable[[], Parts]], object]
 
 # The tracker's names for what lies on the card, and ours.
 NAMES = {
@@ -66,26 +68,38 @@ def traced_parts(
     model_config: Qwen2Config,
     config: TrainConfig,
     depth: int,
-    watch: Callable[[Qwen2, Callable[[], Parts]], object] | None = None,
+    watch: Watch | None = None,
 ) -> Parts:
     """Parts of the peak of one training step of the model with `depth` layers, moments in fp32.
 
     `watch(model, now)` is called before the step: it may hook modules, and `now()` gives the parts
     at that moment.
     """
+    shallow = replace(model_config, num_hidden_layers=depth)
+    how = Sharding(DTYPES[config.dtype or "bf16"], config.activation_checkpointing or "full")
+    token_count = config.seq_len * config.micro_batch_size
+    return dict(_trace(shallow, how, config.world_size, config.replicate, token_count, watch))
+
+
+@functools.cache  # alternatives of a plan differ in what is not traced, too
+def _trace(
+    model_config: Qwen2Config,
+    how: Sharding,
+    world_size: int,
+    replicate: int,
+    token_count: int,
+    watch: Watch | None,
+) -> Parts:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
-    shallow = replace(model_config, num_hidden_layers=depth)
-    how = Sharding(DTYPES[config.dtype or "bf16"], config.activation_checkpointing or "full")
     with (
-        fake_ranks(config.world_size, config.replicate) as mesh,
+        fake_ranks(world_size, replicate) as mesh,
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
-        model = Qwen2(shallow)
+        model = Qwen2(model_config)
         shard(model, mesh, how)
         optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
-        token_count = config.seq_len * config.micro_batch_size
         tokens = torch.zeros(1, token_count, dtype=torch.int64)
         inputs: dict[str, Any] = {
             "positions": torch.arange(token_count)[None],

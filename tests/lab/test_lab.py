@@ -2,11 +2,14 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, strongest_sandbox
+import torch
+from conftest import ROOT, call, fork_server, run, strongest_sandbox
 
 from tinyr1 import thinking
 from tinyr1.common.errors import RunStopped
@@ -45,35 +48,75 @@ def test_tokenizer_covers_the_world(tiny, world, domain):
             assert tokenizer.decode(target) == text
 
 
-def test_quick_laboratory_end_to_end_and_second_run_does_nothing(tmp_path):
-    command = [sys.executable, "-m", "tinyr1.lab", "--out", str(tmp_path / "lab"), "--quick"]
-    command += ["--sandbox", strongest_sandbox()]
-    first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
-    assert first.returncode == 0, first.stderr[-2000:]
-    out = tmp_path / "lab"
-    results = json.loads((out / "results.json").read_text())
+class Forked:
+    """`subprocess.Popen` as the laboratory uses it; its programs are forks (fork_server.py)."""
+
+    def __init__(self, argv, stdout, stderr, env, cwd):
+        launcher = [a for a in argv if a.startswith("--nproc-per-node=")]
+        ranks = int(launcher[0].rpartition("=")[2]) if launcher else 1
+        first = next(i for i, a in enumerate(argv) if a.endswith(".py"))
+        done = fork_server().run(argv[first:], cwd, env, ranks)
+        stdout.write((done.stdout + done.stderr).encode())
+        self.returncode = done.returncode
+
+    def wait(self):
+        return self.returncode
+
+    def poll(self):
+        return self.returncode
+
+
+def laboratory(out, *arguments):
+    return call("tinyr1.lab.__main__", "--out", out, "--quick", *arguments)
+
+
+@pytest.fixture(scope="module")
+def quick_lab(tmp_path_factory):
+    """A whole laboratory at quick sizes; what a test changes in it, it makes again."""
+    out = tmp_path_factory.mktemp("quick") / "lab"
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "subprocess", SimpleNamespace(Popen=Forked))
+        done = laboratory(out, "--sandbox", strongest_sandbox())
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+def test_the_report_of_a_laboratory(quick_lab):
+    results = json.loads((quick_lab / "results.json").read_text())
     assert len(results["models"]) >= 9
     assert len(results["findings"]) >= 15
-    report = (out / "report.md").read_text()
+    report = (quick_lab / "report.md").read_text()
     assert "accuracies mean nothing" in report
     for model in ("math expert", "data mixture", "fusion (math & science) & coding", "linear"):
         assert f"| {model}" in report
     for name in ("report.html", "scores.png", "merge_heat.png"):
-        assert (out / name).stat().st_size > 1000
-    assert str(tmp_path) not in report
-    stamp = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert second.returncode == 0
+        assert (quick_lab / name).stat().st_size > 1000
+    assert str(quick_lab.parent) not in report
+
+
+def test_a_second_run_does_nothing(quick_lab):
+    stamp = {p: p.stat().st_mtime_ns for p in quick_lab.rglob("*") if p.is_file()}
+    arguments = ["-m", "tinyr1.lab", "--out", quick_lab, "--quick"]
+    second = run(*arguments, "--sandbox", strongest_sandbox())
+    assert second.returncode == 0, second.stderr
     assert "report:" in second.stdout
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == stamp
-    other = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, cwd=ROOT)
+    assert {p: p.stat().st_mtime_ns for p in quick_lab.rglob("*") if p.is_file()} == stamp
+    other = run(*arguments, "--sandbox", strongest_sandbox(), "--seed", "1")
     assert other.returncode == 2
     assert "seed=1" in other.stderr
-    # A run that was interrupted counts what it had spent, and does not repeat what was done.
-    jobs = (out / "stages" / "jobs.jsonl").read_text()
-    (out / "stages" / "merges.json").unlink()
-    assert subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60).returncode == 0
-    assert (out / "stages" / "jobs.jsonl").read_text() == jobs
+
+
+def test_a_run_that_was_interrupted_does_not_repeat_what_was_done(quick_lab):
+    """It counts what it had spent."""
+    jobs = (quick_lab / "stages" / "jobs.jsonl").read_text()
+    (quick_lab / "stages" / "merges.json").unlink()
+    arguments = ["-m", "tinyr1.lab", "--out", quick_lab, "--quick"]
+    again = run(*arguments, "--sandbox", strongest_sandbox())
+    assert again.returncode == 0, again.stderr
+    assert (quick_lab / "stages" / "jobs.jsonl").read_text() == jobs
 
 
 def test_a_command_that_was_told_to_stop_is_run_again(tmp_path, monkeypatch):

@@ -140,7 +140,7 @@ SLACK = 2  # copies, 32 MB here, that the allocator keeps: of the 600 MB that a 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_memory_is_as_the_dry_run_says():
-    shape = (2000, 2000)
+    shape = (1400, 1400)
     base = torch.randn(shape)
     models = [base + 0.01 * torch.randn(shape) for _ in range(3)]
     params = MergeParams(density=0.5, select_topk=0.5)

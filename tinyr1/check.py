@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one that a server can load and that will end its answers.
+"""Checking that a server can load a checkpoint and that it will end its answers.
 
     python -m tinyr1.check DIR
 
@@ -47,6 +47,7 @@ def faults(folder: Path, values: bool = True) -> list[str]:
         found.append(f"config.json: torch_dtype={stated}, the tensors are {', '.join(types)}")
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return [*found, f"no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}"]
+    # Servers stop at generation_config.json's ids; where it is missing, at config.json's.
     config_eos = id_list(raw, "eos_token_id", folder / "config.json")
     return found + _tokenizer_faults(folder, config, config_eos)
 

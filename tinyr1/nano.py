@@ -373,7 +373,7 @@ def sample(
 
 
 def answer(ids: list[int]) -> list[int] | None:
-    """What follows the last </think>; None where the thinking never ended."""
+    """The ids after the last </think>; None where the thinking never ended."""
     closed = [i for i, token in enumerate(ids) if token == ID["</think>"]]
     return ids[closed[-1] + 1 :] if closed else None
 

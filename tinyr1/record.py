@@ -312,7 +312,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Prompt(Trial):
-    """What is asked of the model."""
+    """One prompt: a trial of a question, as token ids and as messages."""
 
     tokens: tuple[int, ...]
     think_open: bool = False
@@ -320,7 +320,7 @@ class Prompt(Trial):
     messages: tuple[Message, ...] = ()  # what `tokens` were made of, for servers that take no ids
 
     def fingerprint(self) -> str:
-        """What is asked, in 16 hexadecimal digits."""
+        """A hash of the prompt, in 16 hexadecimal digits."""
         asked = self.tokens or [(m.role, m.content) for m in self.messages]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
@@ -330,7 +330,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Sample(Trial):
-    """What the model produced after the prompt, one line of samples.jsonl."""
+    """The model's text after the prompt, one line of samples.jsonl."""
 
     text: str
     token_count: int

@@ -47,7 +47,7 @@ class TeacherConfig(EngineConfig):
     n: int = 1
     """Answers asked for each question."""
     keep: Literal["first", "shortest", "all"] = "first"
-    """Which of several usable answers of a question."""
+    """The ones that are kept of several usable answers of a question."""
     reject_wrong: bool = False
     """Drop answers that the graders refuse, where the right one is known."""
     instruction: str = ""
@@ -121,6 +121,7 @@ def make_prompts(rows: list[dict[str, Any]], backend: Backend, c: TeacherConfig)
 
 def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
     """The trajectory in a sample; raises Dropped with the reason for which it is none."""
+    # An answer that was cut off has no end to learn.
     if sample.finish_reason == "length":
         raise Dropped("cut_off")
     thought, solution = split_thought(sample.text)
@@ -145,7 +146,7 @@ def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
 def select(
     rows: list[dict[str, Any]], samples: list[Sample], c: TeacherConfig
 ) -> tuple[list[Draft], list[dict[str, Any]]]:
-    """What is kept, in the order of the questions, and of the rest which answer and why not."""
+    """Split answers into records to keep, in the order of the questions, and rejected ones."""
     by_id: dict[str, list[Sample]] = {}
     for sample in samples:
         by_id.setdefault(sample.id, []).append(sample)
@@ -170,7 +171,7 @@ def select(
 
 
 class Prepared(NamedTuple):
-    """What will be asked, and of whom."""
+    """A teacher's run before anything is asked: all that it needs, checked."""
 
     out: Path
     rows: list[dict[str, Any]]
@@ -197,7 +198,8 @@ def teach(c: TeacherConfig, ranks: Ranks) -> None:
     log = Log(c.quiet, ranks.is_main)
     out, rows, backend, prompts = prepare(c, ranks, log)
     settings = backend.record()
-    work, queue = out.with_suffix(".work"), WorkQueue(ranks)
+    work = out.with_suffix(".work")
+    queue = WorkQueue(ranks)
     with ranks.owning(work):
         budget = c.budget_tokens or None
         samples = sample_missing(

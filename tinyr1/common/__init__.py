@@ -1,4 +1,4 @@
-"""What has nothing to do with the paper, and every room uses. It imports no other room.
+"""Everything that is not the paper's and that every room uses. It imports no other room.
 
     start, errors      how programs begin and how they end: exit codes, one plain line
     config             command lines from dataclasses, recipes from TOML

@@ -101,6 +101,7 @@ def load_recipe(cls: type[T], name_or_path: str, recipes: Traversable) -> T:
         raise UserError(f"recipe={name_or_path}: not valid TOML ({error})") from None
     hints = typing.get_type_hints(cls)
     for key, value in values.items():
+        # Unknown keys are fatal: a misspelt option that is ignored costs a training run.
         if key not in hints:
             raise UserError(f"recipe={name_or_path}: unknown key {key!r}")
         values[key] = _typed(f"recipe={name_or_path}: {key}", hints[key], value)
@@ -109,7 +110,8 @@ def load_recipe(cls: type[T], name_or_path: str, recipes: Traversable) -> T:
 
 def _typed(where: str, hint: Any, value: Any) -> Any:
     """Check a TOML value against a field's type: lists become tuples, text becomes paths."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    options = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):  # X | None: TOML has no null
         (hint,) = (option for option in options if option is not type(None))
         return _typed(where, hint, value)
@@ -130,8 +132,9 @@ def _typed(where: str, hint: Any, value: Any) -> Any:
 
 
 def _kind(hint: Any) -> str:
-    """What a field takes, in words."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    """Name the values that a field takes, in words."""
+    origin = typing.get_origin(hint)
+    options = typing.get_args(hint)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, options))}"
     if origin is tuple:

@@ -20,10 +20,12 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 # Of OSError: what is said of a path, and not of the machine that it is on.
+# fmt: off
 PATH_FAULTS = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
 )
+# fmt: on
 
 
 class UserError(Exception):
@@ -43,7 +45,7 @@ def needs(module: str, extra: str, what: str) -> Any:
 
 
 def _reader_left(stream: TextIO) -> bool:
-    """Whether the other end of a pipe is closed."""
+    """True where the other end of a pipe is closed."""
     poll = select.poll()
     poll.register(stream.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

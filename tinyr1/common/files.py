@@ -20,7 +20,7 @@ from tinyr1.common.errors import UserError
 
 
 def real(path: Path) -> Path:
-    """Where a path leads to; unlike Path.resolve, without an error for a circle of links."""
+    """Follow a path's links to its end; unlike Path.resolve, a circle of them is no error."""
     return Path(os.path.realpath(path))
 
 
@@ -52,6 +52,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    # Without it a crash may lose the rename, though not the content.
     fsync_directory(path.parent)
 
 

@@ -1,4 +1,4 @@
-"""What people see of a run: progress bars and one line a step, all on standard error."""
+"""Progress bars and lines for people, all on standard error."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Log:
 
     def bar(self, items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
         """A bar that shows up once the work has lasted two seconds."""
+        # Short work shows no bar: it would only flicker.
         return tqdm(
             items, disable=self.silent, delay=2, dynamic_ncols=True, file=sys.stderr, **options
         )

@@ -30,7 +30,8 @@ class Figure:
     """A picture beside the report, with a caption."""
 
     def __init__(self, path: Path, caption: str) -> None:
-        self.path, self.caption = path, caption
+        self.path = path
+        self.caption = caption
 
     def markdown(self) -> str:
         return f"![{self.caption}]({self.path.name})\n\n{self.caption}"

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 
 def available() -> bool:
-    """Whether the plot extra is installed."""
+    """True where the plot extra is installed."""
     from importlib.util import find_spec
 
     return find_spec("matplotlib") is not None
@@ -127,7 +127,7 @@ def grouped_bars(
 
 @_literal
 def histogram(path: Path, values: Sequence[float], unit: str, title: str) -> None:
-    """How often which length."""
+    """A histogram of lengths."""
     figure, axes = _figure(7, 3.2)
     axes.hist(values, bins=60, color="tab:blue")
     axes.set_xlabel(unit)
@@ -147,9 +147,12 @@ def heat_map(
 ) -> None:
     """values[row][column] as colours (NaN stays blank); small maps have the numbers, too."""
     large = len(rows) * len(columns) > 120
-    cell_width, cell_height = 0.75, 0.16 if large else 0.32  # inches
-    left, right = 0.4 + max(0.06 * max(map(len, rows)), 0.03 * len(columns[0])), 1.7
-    bottom, top = 0.4 + 0.04 * max(map(len, columns)), 0.4
+    cell_width = 0.75
+    cell_height = 0.16 if large else 0.32  # inches
+    left = 0.4 + max(0.06 * max(map(len, rows)), 0.03 * len(columns[0]))
+    right = 1.7
+    bottom = 0.4 + 0.04 * max(map(len, columns))
+    top = 0.4
     width = left + cell_width * len(columns) + right
     height = bottom + cell_height * len(rows) + top
     figure, axes = _figure(width, height, layout=None)  # a layout engine would draw it twice

@@ -25,7 +25,7 @@ from tinyr1.common.files import owned
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands among those that torchrun started."""
+    """This process's place among those that torchrun started."""
 
     rank: int = 0
     local_rank: int = 0
@@ -57,6 +57,7 @@ class Ranks:
 
         `patience` is how long a rank waits for the others.
         """
+        # gloo stays beside NCCL: checkpoints and barriers on the host go over it.
         on_gpu = gpu and self.device.type == "cuda"
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         if on_gpu:
@@ -100,7 +101,8 @@ class Ranks:
 
     def share(self, sizes: Mapping[str, int]) -> list[str]:
         """This rank's part of some work: each goes, largest first, to whom has the least."""
-        loads, mine = [0] * self.world_size, list[str]()
+        loads = [0] * self.world_size
+        mine = list[str]()
         for name in sorted(sizes, key=lambda name: -sizes[name]):
             rank = loads.index(min(loads))
             loads[rank] += sizes[name]

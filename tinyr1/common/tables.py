@@ -10,7 +10,8 @@ class Table:
     """A header and rows of text cells."""
 
     def __init__(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        self.header, self.rows = list(header), [list(row) for row in rows]
+        self.header = list(header)
+        self.rows = [list(row) for row in rows]
 
     def markdown(self) -> str:
         def row(cells: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ FAULTS = 20  # broken lines that inspect prints
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What making any branch's training file asks for."""
+    """The options of any branch's training file."""
 
     source: tuple[str, ...] = ()
     """Files, folders of one schema, or hub names."""
@@ -105,7 +105,7 @@ class MathOptions(DataOptions):
     require_verified: bool = True
     """Only generations that correctness_math_verify marks true."""
     prefer: math.Prefer = "first"
-    """Which of several usable generations."""
+    """The one that is taken of several usable generations."""
 
     domain = "math"
     paper = "the paper kept 58k of OpenR1-Math-220k's 94k; by which values it does not say"
@@ -237,7 +237,8 @@ def make(c: DataOptions) -> None:
 
 def inspect(c: InspectOptions) -> None:
     """Check every line; print counts, lengths and a few records."""
-    path, log = c.file, Log(c.quiet)
+    path = c.file
+    log = Log(c.quiet)
     tokenizer = Tokenizer(c.tokenizer) if c.tokenizer else None
     template: TemplateName = guess_template(tokenizer) if tokenizer else "deepseek_r1"
     domains, sources, ids = Counter[str](), Counter[str](), Counter[str]()

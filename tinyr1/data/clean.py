@@ -31,18 +31,21 @@ class Dropped(Exception):
 
     def __init__(self, reason: str, text: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.text = reason, text
+        self.reason = reason
+        self.text = text
 
 
 # In the order in which a row meets them; the waterfall is printed in this order.
+# fmt: off
 REASONS = (
-    *("domain", "question_type", "source", "no_reference_answer", "reasoning_incomplete"),
-    *("cut_off", "not_verified", "malformed", "not_one_turn", "no_trajectory", "broken_markers"),
-    *("unfinished_thinking", "no_think", "several_thoughts", "text_before_thinking"),
-    *("empty_question", "empty_thought", "empty_solution", "leaked_marker", "leaked_chat_token"),
-    *("no_boxed_answer", "no_code_block", "no_letter", "repetition_loop", "language_mixing"),
-    *("wrong_answer", "too_long", "contaminated", "duplicate", "near_duplicate"),
+    "domain", "question_type", "source", "no_reference_answer", "reasoning_incomplete",
+    "cut_off", "not_verified", "malformed", "not_one_turn", "no_trajectory", "broken_markers",
+    "unfinished_thinking", "no_think", "several_thoughts", "text_before_thinking",
+    "empty_question", "empty_thought", "empty_solution", "leaked_marker", "leaked_chat_token",
+    "no_boxed_answer", "no_code_block", "no_letter", "repetition_loop", "language_mixing",
+    "wrong_answer", "too_long", "contaminated", "duplicate", "near_duplicate",
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ def check_question(question: str) -> None:
 
 def check(draft: Draft) -> None:
     """Raise Dropped with the reason for which a trajectory is not fit to be learned."""
-    thought, solution = draft.thought or "", draft.solution
+    thought = draft.thought or ""
+    solution = draft.solution
     check_question(draft.question)
     if not thought.strip():
         raise Dropped("empty_thought")
@@ -131,7 +135,7 @@ def check(draft: Draft) -> None:
 
 
 def loops(text: str) -> bool:
-    """Whether the end of a text repeats itself, word by word or character by character.
+    """True where the end of a text repeats itself, word by word or character by character.
 
     A table of zeros is no loop: what comes again must have a letter in it, or come very often.
     """
@@ -145,7 +149,8 @@ def loops(text: str) -> bool:
         if period and words[i] == words[i - period]:
             run += 1
         else:
-            period, run = i - last.get(four, i), 1
+            period = i - last.get(four, i)
+            run = 1
         last[four] = i
         again = period and run >= max(80, 3 * period)
         if again and (run >= 400 or any(c.isalpha() for w in words[i - period : i] for c in w)):

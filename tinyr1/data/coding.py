@@ -60,6 +60,7 @@ def conversation(row: dict[str, Any]) -> tuple[str, str]:
     said = row["conversations"]
     if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
         raise Dropped("malformed")
+    # Both namings of the roles are found in published sets.
     turns = {turn.get("from"): str(turn.get("value") or "") for turn in said}
     question = turns.get("user", turns.get("human"))
     response = turns.get("assistant", turns.get("gpt"))

@@ -1,4 +1,4 @@
-"""Whether a question was there before, or stands in an evaluation."""
+"""Looking for questions that came before, or that stand in an evaluation."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ def convert(
     generations = row["generations"] or []
     if not isinstance(generations, list):
         raise Dropped("malformed")
+    # Flags are lists beside the generations, in some rows shorter ones, in some with null among
+    # them.
     complete = _flags(row["is_reasoning_complete"], len(generations))
     complete = [c and isinstance(g, str) for c, g in zip(complete, generations, strict=True)]
     verified = _flags(row["correctness_math_verify"], len(generations))

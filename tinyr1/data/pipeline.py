@@ -44,7 +44,7 @@ SAVE_EVERY = 5.0  # seconds between points that an interrupted run can go on fro
 
 @dataclass
 class Steps:
-    """What is done to a draft after its conversion."""
+    """The steps that a draft goes through after its conversion."""
 
     verify: Callable[[Draft], bool | None] | None = None
     token_count: Callable[[Draft], int] | None = None
@@ -54,7 +54,7 @@ class Steps:
 
 @dataclass
 class Waterfall:
-    """How many rows came in, why which were dropped, how many came out."""
+    """Counts of the rows that came in, were dropped by reason, and came out."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -80,7 +80,9 @@ class Outputs:
 
     def __init__(self, work: Path, key: str) -> None:
         self.counts = Waterfall()
-        self._work, self._key, self._saved = work, key, time.monotonic()
+        self._work = work
+        self._key = key
+        self._saved = time.monotonic()
         self._progress = work / "progress.json"
         before = read_object(self._progress) if self._progress.exists() else {}
         ends = (0, 0)
@@ -182,6 +184,8 @@ def build(
         done = outputs.counts.rows_in
         if done:
             log.say(f"{out}: goes on after {done:,} rows")
+        # Rows are examined on all cores, but compared and written in their order: what is a
+        # duplicate must not depend on which thread was faster.
         prepared = in_threads(prepare, itertools.islice(places, done, None))
         for row in log.bar(prepared, desc="rows", unit="row", initial=done):
             if row.reason:
@@ -199,7 +203,7 @@ def build(
 
 
 def question_of(record: dict[str, Any]) -> str:
-    """What the user says in a line that `record_of` made."""
+    """The user's words in a line that `record_of` made."""
     return record["question"] if "question" in record else record["messages"][0]["content"]
 
 
@@ -269,7 +273,7 @@ def record_of(draft: Draft, name: str) -> dict[str, Any]:
 
 
 def is_right(draft: Draft, sandbox: Level = "namespaces") -> bool | None:
-    """Whether a solution is right; None where nothing is known that it could be compared with."""
+    """True for a right solution; None where nothing is known that it could be compared with."""
     kind: Kind
     if draft.tests:
         kind = "code"

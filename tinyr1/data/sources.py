@@ -41,7 +41,7 @@ class Source:
                 yield name, number, row
 
     def identity(self) -> dict[str, Any]:
-        """What this was, for FILE.meta.json: sizes and hashes of files, or the hub's commit."""
+        """Describe it for FILE.meta.json: sizes and hashes of files, or the hub's commit."""
         if not self.files:
             return {"hub": self.name, "config": self.config, "revision": self.revision}
         described: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ class Source:
 def open_sources(
     names: Sequence[str], out: Path, config: str | None = None, revision: str | None = None
 ) -> list[Source]:
-    """What each name stands for: a file, a folder, or a set on the hub at its newest commit.
+    """Find each name: a file, a folder, or a set on the hub at its newest commit.
 
     What a run to `out` writes is never read. UserError for a name that is none of the three.
     """
@@ -90,7 +90,7 @@ def _open(name: str, out: Path, config: str | None, revision: str | None) -> Sou
 
 
 def is_output(path: Path, out: Path) -> bool:
-    """Whether a run to `out` (of this program, or of a teacher) writes this file."""
+    """True for a file that a run to `out` (of this program, or of a teacher) writes."""
     made = {real(out), *(real(out.with_suffix(s)) for s in (".rejected.jsonl", ".meta.json"))}
     whole = real(path)
     return whole in made or real(out.with_suffix(".partial")) in whole.parents

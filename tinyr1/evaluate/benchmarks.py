@@ -28,7 +28,7 @@ LCB_PRESET_LIMITS = {"tinyr1": (18.0, 60.0)}  # seconds a test and in all, as th
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark's files are looked for, and what is expected in them."""
+    """A benchmark: names of its files, its place on the hub, and the rows that it must have."""
 
     names: tuple[str, ...]  # beginnings of file and folder names, letters and digits only
     hub: tuple[str, str | None, str]  # data set, configuration, split

@@ -35,7 +35,8 @@ def browser(samples: Sequence[ShownSample]) -> str:
         return ""
 
     def one(shown: ShownSample) -> str:
-        s, verdict = shown.sample, html.escape(shown.verdict)
+        s = shown.sample
+        verdict = html.escape(shown.verdict)
         thought, answer = thinking.for_display(s.text)
         parts = ""
         if thought:

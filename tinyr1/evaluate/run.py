@@ -80,7 +80,9 @@ def load_rows(config: EvalConfig) -> list[TaskRow]:
 
 def show_prompts(config: EvalConfig, log: Log) -> None:
     """Print every prompt; without a model, in the DeepSeek-R1 template of today."""
-    tokenizer, template, opens = None, "deepseek_r1", True
+    tokenizer = None
+    template = "deepseek_r1"
+    opens = True
     if config.model is not None:
         backend = Backend(replace(config, engine="torch"), Ranks(), log)
         tokenizer, template = backend.tokenizer, backend.template
@@ -232,7 +234,7 @@ def finish(
 def shown_samples(
     rows: Sequence[TaskRow], samples: Sequence[Sample], grades: Sequence[Grade]
 ) -> list[report.ShownSample]:
-    """What the page shows: every sample, or of a large run the first trial of each question."""
+    """The samples that the page shows: all, or of a large run the first trial of each question."""
     by_key = {row.key: row for row in rows}
     whole = sum(len(s.text) for s in samples) <= PAGE_CHARACTERS
     return [
@@ -260,8 +262,10 @@ def grade_samples(
         ending = sample.finish_reason, sample.think_open
         return (sample.task, sample.id, read, sample.choice_order, *ending)
 
+    # Many samples say the same; programs especially are run once.
     distinct = {key(sample): sample for sample in samples}
 
+    # One judge for each thread: a judge answers one question at a time.
     judges: queue.SimpleQueue[SymbolicJudge] = queue.SimpleQueue()
     for _ in range(config.jobs):
         judges.put(SymbolicJudge())

@@ -52,6 +52,7 @@ def _figures(pairs: Sequence[tuple[Sample, Grade]], code: bool = False) -> dict[
             reasons[verdict.reason] += 1
     estimate = pass_at_1(outcomes)
     tokens = sorted(s.token_count for s, _ in pairs)
+    # pass@k and maj@k need k trials of every question; those that some have beyond it do not count.
     trials = min(len(trials) for trials in outcomes.values())
     return {
         "questions": estimate.questions,
@@ -93,7 +94,7 @@ def _majority(answers: dict[str, list[tuple[str | None, bool]]], trials: int) ->
 
 
 def _vote(sample: Sample, verdict: Grade) -> str | None:
-    """What a sample votes for: answers by their value whatever their form, letters by option."""
+    """The answer that a sample votes for: its value whatever its form, a letter's option."""
     if verdict.correct:
         return ""
     if verdict.extracted is None:

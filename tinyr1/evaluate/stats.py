@@ -71,7 +71,7 @@ def ks(trials: int) -> list[int]:
 
 
 def majority(votes: Sequence[tuple[str | None, bool]]) -> bool:
-    """Whether the most frequent answer of (answer, is right) is right.
+    """True where the most frequent answer of (answer, is right) is right.
 
     No answer is no vote; of equally frequent ones the first seen wins.
     """

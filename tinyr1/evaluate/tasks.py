@@ -101,7 +101,7 @@ def _code_text(row: TaskRow) -> str:
 
 
 def opens_thinking(kind: str, preset: Preset, template_opens: bool) -> bool:
-    """Whether the prompt ends in `<think>\\n`.
+    """True where the prompt ends in `<think>\\n`.
 
     Under `tinyr1` AIME's never did, and the others went through the model's own chat template.
     """
@@ -131,6 +131,7 @@ def make_prompts(
         order_before = None
         for trial in range(trial_count(row, preset, trials)):
             order = choice_order(row, seed, trial)
+            # Sixteen trials of a question share one prompt, unless its options are shuffled.
             if trial == 0 or order != order_before:
                 said = messages(row.in_order(order), preset)
                 try:

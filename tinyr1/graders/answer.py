@@ -19,11 +19,14 @@ def last_box(text: str) -> str | None:
     a box belong to the outer one.
     """
     closes = _closing_braces(text)
-    content, end = None, 0
+    content = None
+    end = 0
     for match in _BOX.finditer(text):
         close = closes.get(match.end() - 1)
+        # A box within a box is part of the outer one's content.
         if close is not None and match.start() >= end:
-            content, end = text[match.end() : close], close
+            content = text[match.end() : close]
+            end = close
     return content
 
 
@@ -48,7 +51,8 @@ def last_fenced_block(text: str) -> str | None:
             if opened is None:
                 opened = []
             else:
-                block, opened = opened, None
+                block = opened
+                opened = None
         elif opened is not None:
             opened.append(line)
     return None if block is None else "\n".join(block)

@@ -56,7 +56,7 @@ def _equal_values(produced: str, expected: str) -> bool:
 
 
 def _integer(digits: str) -> int | Decimal:
-    """Of any length: Python's own conversion ends at 4,300 digits."""
+    """Read digits of any number: Python's own conversion ends at 4,300."""
     return int(digits) if len(digits) < 4000 else Decimal(digits)
 
 

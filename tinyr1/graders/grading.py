@@ -45,6 +45,7 @@ def grade(
         row = TaskRow.from_json(task_row, to_ask=False)
     extracted = None
     reason = "unfinished_thinking"
+    # Only what follows the thinking counts: a thought tries many answers.
     part = thinking.after(text, think_open, finish_reason)
     if part is None and finish_reason == "length":
         reason = "truncated"

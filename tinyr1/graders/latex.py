@@ -78,7 +78,7 @@ def closing(text: str, start: int) -> int:
 
 
 def nesting(text: str) -> int:
-    """How deep brackets of any kind are nested."""
+    """Depth to which brackets of any kind are nested."""
     depth = deepest = 0
     for bracket in re.findall(r"[LR]BRACE|[()\[\]{}]", text):
         depth += 1 if bracket in ("LBRACE", "(", "[", "{") else -1

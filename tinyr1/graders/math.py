@@ -47,7 +47,7 @@ _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
 
 
 def equal_answers(gold: str, answer: str) -> bool:
-    """Whether `answer` (content of a box) equals `gold` (LaTeX or plain text)."""
+    """True where `answer` (content of a box) equals `gold` (LaTeX or plain text)."""
     wanted, given = parse(gold), parse(answer)
     return bool(wanted) and _equal(wanted, given)
 
@@ -61,7 +61,7 @@ def parse(text: str) -> Value:
 
 
 def is_number(text: str) -> bool:
-    """Whether an answer is a number (with its unit), so that these rules know all about it."""
+    """True for a number (with its unit), of which these rules know all."""
     value = parse(text)
     return isinstance(value, Quantity) and isinstance(value.value, Fraction)
 
@@ -263,7 +263,10 @@ def _equal_unordered(gold: tuple[Value, ...], given: tuple[Value, ...]) -> bool:
 
 def _split(text: str, separator: str) -> list[str]:
     """Cut at separators outside of all brackets."""
-    parts, depth, start, i = [], 0, 0, 0
+    parts = []
+    depth = 0
+    start = 0
+    i = 0
     while i < len(text):
         if text.startswith("LBRACE", i) or text[i] in "([{":
             depth += 1
@@ -314,7 +317,8 @@ class _Reader:
     """Recursive descent over tokens; ValueError or IndexError where the grammar ends."""
 
     def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.at = tokens, 0
+        self.tokens = tokens
+        self.at = 0
 
     def peek(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
@@ -324,7 +328,7 @@ class _Reader:
         return self.tokens[self.at - 1]
 
     def _is_literal(self) -> bool:
-        """Whether all that was read is a whole number, written out."""
+        """True where all that was read is a whole number, written out."""
         read = self.tokens[: self.at]
         return "".join(read).lstrip("+-").isdigit() and read[-1].isdigit()
 

@@ -45,8 +45,9 @@ _OF_ARGUMENTS = re.compile(  # f(2), but x(x + 1) is a product
 
 
 def is_name(left: str) -> bool:
-    """Whether `left` (without text wrappers) is a name, or a sum of some, without coefficients."""
-    left, at = left.strip(), 0
+    """True where `left` (without wrappers) is a name, or a sum of some, without coefficients."""
+    left = left.strip()
+    at = 0
     if re.fullmatch(r"\([^()]*,[^()]*\)", left):  # (x, y)
         return all(map(is_name, left[1:-1].split(",")))
     while at < len(left):
@@ -60,7 +61,7 @@ def is_name(left: str) -> bool:
 
 
 def _is_product(term: re.Match[str]) -> bool:
-    """Whether a term with parentheses behind it is a product with these, as N(N + 1) is."""
+    """True for a term that is a product with the parentheses behind it, as N(N + 1) is."""
     word, arguments = term["word"], term["arguments"]
     name = re.escape(term[0].partition(arguments[0])[0].strip(" +*-"))
     if re.search(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", arguments):

@@ -1,4 +1,4 @@
-"""What the released scripts' rules would have said, for comparison only (`--also-grade released`).
+"""The released scripts' rules, for comparison only (`--also-grade released`).
 
 They read the whole response, the thinking too; the last letter of a text is its choice, the English
 article included; the last number of a text is its answer; a hundredfold is as good. None of it
@@ -21,7 +21,7 @@ def released_choice(text: str) -> str | None:
 
 
 def released_number(text: str) -> str | None:
-    """What follows the last `boxed`, closed or not; else a stated answer; else the last number."""
+    """Take what follows the last `boxed`, closed or not; else a stated answer; else a number."""
     if "boxed" in text:
         tail = text.rsplit("boxed", 1)[1]
         return _braced(tail) if tail.startswith("{") else tail.split("$", 1)[0].strip()
@@ -34,7 +34,8 @@ def released_number(text: str) -> str | None:
 
 
 def _braced(tail: str) -> str:
-    depth, taken = 0, ""
+    depth = 0
+    taken = ""
     for character in tail:
         depth += (character == "{") - (character == "}")
         if depth == 0:
@@ -58,7 +59,7 @@ def released_equal(reference: str, answer: str) -> bool:
 
 
 def released_program(text: str) -> str | None:
-    """What stands between the last two lines with ``` anywhere in the response."""
+    """Take the lines between the last two lines with ``` anywhere in the response."""
     lines = text.split("\n")
     fences = [i for i, line in enumerate(lines) if "```" in line]
     return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) >= 2 else None

@@ -39,7 +39,7 @@ class SandboxUnavailable(UserError):
 
 
 class Outcome(NamedTuple):
-    """How a program ended and what it wrote."""
+    """A program's end and its output."""
 
     status: Status
     stdout: str

@@ -55,7 +55,11 @@ EXIT_COMPILE, EXIT_RUNTIME, EXIT_MEMORY = 81, 82, 83
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 SYS_MOUNT_SETATTR = 442  # the same number on every architecture
 AT_RECURSIVE, MOUNT_ATTR_RDONLY = 0x8000, 1
@@ -94,7 +98,8 @@ def keeper(job: Job, out_fd: int, status_fd: int) -> NoReturn:
     job["user"] = 60000 + os.getpid() % 5000  # of its own, so that process limits are its own
     try:
         spaces = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
-        user, group = os.getuid(), os.getgid()
+        user = os.getuid()
+        group = os.getgid()
         call("unshare", spaces if is_root else spaces | CLONE_NEWUSER)
         if not is_root:  # stay the same user inside; without this line we would be nobody
             write_text("/proc/self/setgroups", "deny")
@@ -187,7 +192,8 @@ def give_up_privileges(user: int) -> None:
     else:
         for capability in range(64):
             libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-        header, data = struct.pack("Ii", 0x20080522, 0), bytes(24)
+        header = struct.pack("Ii", 0x20080522, 0)
+        data = bytes(24)
         call("capset", header, data)
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
@@ -280,7 +286,10 @@ def serve_job(job: Job, jobs: int, replies: int) -> dict[str, Any]:
     os.close(out_write)
     os.close(status_write)
     deadline = started + job["timeout_s"]
-    output, report, timed_out, flooded = bytearray(), b"", False, False
+    output = bytearray()
+    report = b""
+    timed_out = False
+    flooded = False
     waiting = {out_read, status_read}
     while waiting:
         left = deadline - time.monotonic()

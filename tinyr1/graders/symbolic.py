@@ -31,7 +31,7 @@ class SymbolicJudge:
         self._process: subprocess.Popen[bytes] | None = None
 
     def equal(self, reference: str, answer: str) -> bool:
-        """Whether math-verify calls them equal; False where it takes too long or gives up."""
+        """True where math-verify calls them equal; False where it takes too long or gives up."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()

@@ -41,7 +41,7 @@ _NO_NOUN = re.compile(  # in the singular, that is without the s
 
 
 def unit_symbol(words: list[str], known_only: bool) -> str:
-    """What the words after a number are compared as if they are a unit; "" if they are none.
+    """The symbol that stands for the words after a number in a comparison; "" if they are no unit.
 
     With `known_only`, no noun is one that the table does not have.
     """

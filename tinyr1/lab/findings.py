@@ -44,7 +44,7 @@ class Comparison(NamedTuple):
 
     @property
     def appeared(self) -> str:
-        """Of a gain that the paper has."""
+        """Say that a gain of the paper's appeared here, or did not."""
         found = "appeared" if self.verdict == "higher" else "did not appear"
         return f"{found} ({self} points, {self.verdict})"
 
@@ -128,7 +128,7 @@ def main_table(results: Results, seconds: Mapping[str, float]) -> Table:
 
 
 def thinking_table(results: Results) -> Table:
-    """What the branches transfer besides skill: the habit of thinking, and its length."""
+    """The habit of thinking and its length, which the branches transfer besides skill."""
     header = [
         "model",
         *(f"{d}: thinks %" for d in DOMAINS),

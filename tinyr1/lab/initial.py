@@ -40,7 +40,7 @@ Draw = Callable[[random.Random], "tuple[Problem, str]"]
 
 
 class Schedule(NamedTuple):
-    """How long a stage trains: until the smoothed loss is below `target`, then the rate decays."""
+    """A stage's length: it holds until the smoothed loss is below `target`, then decays."""
 
     hold_steps: int  # at most, at the full rate
     decay_steps: int
@@ -160,7 +160,9 @@ def fit(
     name: str,
 ) -> dict[str, Any]:
     """Train until the smoothed loss reaches the target (or the hold ends), then decay to 5 %."""
-    smoothed, hold, step = math.inf, schedule.hold_steps, 0
+    smoothed = math.inf
+    hold = schedule.hold_steps
+    step = 0
     bar = log.bar(total=schedule.hold_steps + schedule.decay_steps, desc=name, unit="step")
     with bar:
         while step < hold + schedule.decay_steps:

@@ -35,7 +35,7 @@ ROOT = Path(tinyr1.__file__).resolve().parent.parent
 
 
 class Sizes(NamedTuple):
-    """How much of everything. Quick sizes exercise the plumbing; their accuracies mean nothing."""
+    """The amounts of everything. Quick ones test the plumbing; their accuracies mean nothing."""
 
     pretrain: Schedule
     rough: Schedule

@@ -143,7 +143,8 @@ class World:
 
 
 def _solve_math(problem: Problem, rng: random.Random, habit: bool) -> tuple[str, str]:
-    total, lines = problem.facts[0], []
+    total = problem.facts[0]
+    lines = []
     for value in problem.facts[1:]:
         result = total + value
         if habit and result // 10 != total // 10 and rng.random() < 0.8:

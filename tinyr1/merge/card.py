@@ -1,4 +1,4 @@
-"""What a merge leaves for people: the model card README.md and the picture merge.png.
+"""The model card README.md and the picture merge.png of a merge.
 
 Both are made from merge_report.json alone, so they are the same for every rerun.
 """

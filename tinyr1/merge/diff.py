@@ -17,7 +17,7 @@ from tinyr1.model.weights import Checkpoint
 
 
 class TensorDiff(NamedTuple):
-    """How B differs from A in one tensor."""
+    """The difference of B from A in one tensor."""
 
     share_changed: float  # of the elements
     relative_norm: float  # |B - A| / |A|
@@ -27,7 +27,8 @@ class TensorDiff(NamedTuple):
 
 def diff_rows(a: Rows, b: Rows, shape: tuple[int, ...]) -> TensorDiff:
     """Compare two tensors of one shape, in float64, some rows at a time."""
-    changed, largest = 0, 0.0
+    changed = 0
+    largest = 0.0
     squares_a = squares_b = squares_change = product = 0.0
     for part in row_parts(shape):
         x, y = a[part].double(), b[part].double()
@@ -65,8 +66,11 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
         raise UserError(f"--diff: {a.path} and {b.path} have no tensor in common")
     rows = [
         [
-            *(name, f"{100 * d.share_changed:.2f}", f"{d.relative_norm:.3e}"),
-            *(f"{d.cosine:.8f}", f"{d.largest:.3e}"),
+            name,
+            f"{100 * d.share_changed:.2f}",
+            f"{d.relative_norm:.3e}",
+            f"{d.cosine:.8f}",
+            f"{d.largest:.3e}",
         ]
         for name, d in diffs.items()
     ]

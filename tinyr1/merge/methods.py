@@ -33,7 +33,7 @@ class MergeParams:
     lam: float | None = None
     """Lambda (by default 1.5 for arcee_fusion, 1.0 for the task-vector methods)."""
     arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
-    """How Arcee Fusion is computed: without rounding noise, as mergekit 0.1.5, or literally."""
+    """Arithmetic of Arcee Fusion: without rounding noise, as mergekit 0.1.5, or literally."""
     quantiles: Quantiles = "all"
     """arcee_fusion: quartiles over all elements, or over those that differ. With most of a tensor
     unchanged, the quartiles of all are 0 and Right is taken whole; `changed` is the cure."""
@@ -84,7 +84,7 @@ class MergeParams:
         check_range(self, 0, 1, "density", "gamma", "select_topk")
 
     def fusion_options(self, generator: torch.Generator | None = None) -> FusionOptions:
-        """What Arcee Fusion reads of these; `lam` is resolved."""
+        """The part that Arcee Fusion reads; `lam` is resolved."""
         assert self.lam is not None
         return FusionOptions(self.lam, self.eps, self.quantiles, generator)
 
@@ -290,7 +290,7 @@ def _combine(
 
 
 def _restored(kept: Tensor, vector: Tensor) -> Tensor:
-    """What was kept of a vector, scaled to the L1 norm that the vector had."""
+    """Scale what was kept of a vector to the L1 norm that the vector had."""
     before, after = float(vector.abs().sum()), float(kept.abs().sum())
     return kept * (before / after) if min(before, after) >= 1e-7 else kept
 

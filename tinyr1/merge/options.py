@@ -28,7 +28,7 @@ class MergeConfig:
     """Checkpoint directories; the last one is OUT. The first is Left, whose other files go along
     (with --then, those of the last Left)."""
     method: MethodName = "arcee_fusion"
-    """How tensors are merged."""
+    """The way in which tensors are merged."""
     then: tuple[Path, ...] = ()
     """Merge the result, as Right, into each of these Lefts in turn, in the same pass."""
     base: Path | None = None
@@ -43,7 +43,7 @@ class MergeConfig:
     threads: int = 0
     """Tensors merged at a time (0: one a core, at most 8; one where whole tensors are held)."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the arithmetic is done."""
+    """Device of the arithmetic."""
     allow_nonfinite: bool = False
     """Copy tensors with NaN or infinity from Left instead of refusing them."""
     diff: tuple[Path, ...] = ()
@@ -68,7 +68,9 @@ class MergeConfig:
 
 def _check_options(config: MergeConfig, model_count: int) -> None:
     """UserError for options that do not fit the method, or one another."""
-    name, method, params = config.method, METHODS[config.method], config.params
+    name = config.method
+    method = METHODS[config.method]
+    params = config.params
     if not method.min_models <= model_count <= (method.max_models or model_count):
         expected = method.max_models or f"{method.min_models} or more"
         raise UserError(

@@ -34,7 +34,8 @@ class Merge:
     """A checked merge: its models, its options, and what the output will hold."""
 
     def __init__(self, config: MergeConfig, ranks: Ranks = Ranks()) -> None:  # noqa: B008
-        self.config, self.ranks = config, ranks
+        self.config = config
+        self.ranks = ranks
         on_gpu = config.device == "cuda"
         self.device = torch.device("cuda", ranks.local_rank) if on_gpu else torch.device("cpu")
         *inputs, out = config.paths or (Path(),)
@@ -59,12 +60,12 @@ class Merge:
 
     @property
     def partial(self) -> Path:
-        """Where everything is written until it is whole."""
+        """The folder in which everything is written until it is whole."""
         return self.out.with_name(self.out.name + ".partial")
 
     @property
     def streams(self) -> bool:
-        """Whether tensors are merged some rows at a time, so that their size does not matter."""
+        """True where tensors are merged some rows at a time, so that their size does not matter."""
         if self.config.method == "arcee_fusion":
             return self.params.arithmetic == "exact"
         return self.method.elementwise
@@ -85,19 +86,20 @@ class Merge:
         # A row is never cut. A chunk of rows has two buffers in each merge of a chain, and more in
         # passing; a row that goes by the closed form is whole in float64, a dozen times.
         row = 4 * max(spec.shape[-1] if spec.shape else 1 for spec in self.specs.values())
+        # Counted from the code and checked against measured peaks (docs/benchmarks/merge.md).
         chunks = (10 + 4 * len(self.then)) * max(4 * CHUNK_ELEMENTS, row)
         return RESIDENT_BYTES + self.thread_count * (chunks + 28 * row)
 
     @property
     def copies(self) -> int:
-        """Of a tensor in float32, where whole tensors are held."""
+        """Number of float32 copies of a tensor, where whole tensors are held."""
         if self.config.method == "arcee_fusion":
             return COPIES[self.params.arithmetic]
         return self.method.copies(len(self.models))
 
     @property
     def largest_bytes(self) -> int:
-        """Of the tensors that are at work at once, in float32."""
+        """Bytes of the tensors that are at work at once, in float32."""
         sizes = sorted((4 * spec.element_count for spec in self.specs.values()), reverse=True)
         return sum(sizes[: self.thread_count])
 
@@ -147,7 +149,7 @@ class Merge:
             raise UserError("\n  ".join(place))
 
     def _same_bytes(self, other: Checkpoint, name: str) -> bool:
-        """Whether a tensor that is no weight (positions, masks) is the same as Left's."""
+        """True where a tensor that is no weight (positions, masks) is the same as Left's."""
         spec = other.specs[name]
         if self.left.specs.get(name) != spec:
             return False
@@ -155,7 +157,7 @@ class Merge:
             return all(torch.equal(a[part], b[part]) for part in row_parts(spec.shape))
 
     def _place_faults(self) -> list[str]:
-        """What is wrong with OUT and the disk that it is on."""
+        """List the faults of OUT and of the disk that it is on."""
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             return [f"OUT={self.out}: not an empty directory; choose another place or remove it"]
         there = sum(f.stat().st_blocks * 512 for f in self.partial.glob("*.safetensors*"))
@@ -258,7 +260,7 @@ def main_dtype(merge: Merge) -> torch.dtype:
 
 
 def plan_lines(merge: Merge) -> list[str]:
-    """What will be done, for people."""
+    """Describe the merge for people."""
     names = " + ".join(m.path.name for m in merge.models)
     lines = [f"method: {merge.config.method} of {names}"]
     lines += [f"then: Left {m.path.name}" for m in merge.then]

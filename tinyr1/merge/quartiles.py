@@ -116,7 +116,7 @@ def as_host(values: Array | Tensor) -> np.ndarray:
 
 
 def differing(a: Tensor, b: Tensor) -> Array:
-    """Where the bits of two tensors of one dtype differ."""
+    """A mask of the elements of which the bits differ; both tensors have one dtype."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.itemsize]
     return as_array(a.view(whole)) != as_array(b.view(whole))
 

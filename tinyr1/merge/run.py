@@ -70,7 +70,8 @@ class FusedTensor:
 
     def __init__(self, merge: Merge, name: str, stack: ExitStack) -> None:
         shape = merge.specs[name].shape
-        self.parts, self._size = row_parts(shape), merge.specs[name].element_count
+        self.parts = row_parts(shape)
+        self._size = merge.specs[name].element_count
         params = merge.params
         left, right = (stack.enter_context(_mapped(merge, model, name)) for model in merge.models)
         lefts = [left, *(stack.enter_context(_mapped(merge, model, name)) for model in merge.then)]
@@ -123,8 +124,10 @@ class MethodTensor:
 
     def __init__(self, merge: Merge, name: str, stack: ExitStack) -> None:
         shape = merge.specs[name].shape
-        self.parts, self._size = row_parts(shape), merge.specs[name].element_count
-        self._merge, self._method = merge, merge.method
+        self.parts = row_parts(shape)
+        self._size = merge.specs[name].element_count
+        self._merge = merge
+        self._method = merge.method
         self._dtype = merge.specs[name].dtype
         self._models = [stack.enter_context(_mapped(merge, model, name)) for model in merge.models]
         self._base = stack.enter_context(_mapped(merge, merge.base, name)) if merge.base else None
@@ -137,7 +140,8 @@ class MethodTensor:
             whole = [_whole(rows, shape, merge) for rows in self._models]
             base = _whole(self._base, shape, merge) if self._base else None
             self._result = self._apply(whole, base).view(matrix_shape(shape))
-        self._changed, self._largest = 0, 0.0
+        self._changed = 0
+        self._largest = 0.0
 
     def _apply(self, models: list[Tensor], base: Tensor | None) -> Tensor:
         try:
@@ -171,7 +175,8 @@ class CopiedTensor:
     """Left as it is: an empty tensor, one of integers, or with --allow-nonfinite one with NaN."""
 
     def __init__(self, merge: Merge, name: str, stack: ExitStack, flags: list[str]) -> None:
-        self.parts, self._flags = row_parts(merge.specs[name].shape), flags
+        self.parts = row_parts(merge.specs[name].shape)
+        self._flags = flags
         self._rows = stack.enter_context(_mapped(merge, merge.left, name))
 
     def __getitem__(self, part: slice, /) -> Tensor:
@@ -297,7 +302,7 @@ def _writer(merge: Merge, partial: Path, resume: bool) -> Iterator[CheckpointWri
 
 
 def _entries(journals: Iterable[Path]) -> dict[str, Entry]:
-    """What journals have, by tensor name."""
+    """Read the entries of journals, by tensor name."""
     rows: dict[str, Entry] = {}
     for path in sorted(journals):
         with Journal(path, name=str) as journal:
@@ -322,7 +327,8 @@ def _begun(partial: Path, merge: Merge) -> dict[str, Entry]:
     mine = {"merge": same, "shards": stamps, "shard_size": merge.config.shard_size}
     if not state.exists() and report.exists():  # `_finish` did not get to its last line
         before = read_object(report)
-        matches, entries = before.get("merge") == merge.identity(), before.get("tensors", {})
+        matches = before.get("merge") == merge.identity()
+        entries = before.get("tensors", {})
     elif not state.exists() and any(partial.iterdir()):
         raise UserError(f"{partial}: is no unfinished merge; choose another OUT")
     else:
@@ -339,6 +345,7 @@ def _write_tensors(merge: Merge, partial: Path, ranks: Ranks, log: Log) -> None:
     """Merge this rank's share of the tensors that the journals do not have, largest first."""
     done = _entries([partial / DONE_NAME])
     share = ranks.share({n: s.byte_count for n, s in merge.specs.items() if n not in done})
+    # Threads merge, this one thread journals: a line is written only after its bytes are durable.
     with (
         Journal(partial / f"merge_journal.{ranks.rank:05d}.jsonl") as journal,
         _writer(merge, partial, resume=True) as writer,
@@ -357,7 +364,8 @@ def _write_tensors(merge: Merge, partial: Path, ranks: Ranks, log: Log) -> None:
                 if pending_bytes >= SYNC_BYTES:
                     writer.sync()  # the bytes first, then the line that vouches for them
                     journal.append(*pending)
-                    pending, pending_bytes = [], 0
+                    pending = []
+                    pending_bytes = 0
             writer.sync()
             journal.append(*pending)
         finally:
@@ -397,7 +405,9 @@ def _finish(partial: Path, merge: Merge) -> None:
     with _writer(merge, partial, resume=True) as writer:
         writer.finish()
     tensors = {name: entries[name] for name in merge.specs}
+    # In the order of the checkpoint, whatever order the tensors were finished in.
     report = {"merge": merge.identity(), "tensors": tensors}
+    # config.json comes last of these: a directory with it is a whole checkpoint.
     copy_side_files(merge.left.path, partial, main_dtype(merge))
     write_card(partial, report)
     write_json(partial / "merge_report.json", report)

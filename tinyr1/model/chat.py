@@ -84,6 +84,8 @@ def render(
     message that contains a marker of the template.
     """
     check_markers(tokenizer, messages, template)
+    # Piece by piece, never as one string: tokenised as a whole, a template's text would get a
+    # second BOS, and a marker that a user typed would become the marker.
     tokens: list[int] = []
     is_target: list[bool] = []
 
@@ -95,6 +97,8 @@ def render(
         if message.role != "assistant":
             add(_turn_ids(tokenizer, message, template, first=i == 0))
             continue
+        # The assistant's marker belongs to the prompt: the model is never asked to begin its own
+        # turn.
         add(_assistant_start(tokenizer, template))
         content = message.content
         if think_in == "prompt" and (rest := thinking.without_opening(content)) is not None:
@@ -102,7 +106,9 @@ def render(
             add(tokenizer.encode(thinking.OPENING))
             content = rest
         end = tokenizer.special(TEMPLATE_END[template])
+        # EOS is a target, or a trained model would not know how to stop.
         add([*tokenizer.encode(content), end], target=True)
+        # ChatML has a line break between turns that nobody says.
         if template == "qwen" and i + 1 < len(messages):
             add(tokenizer.encode("\n"))
     return Example(tokens, is_target)

@@ -12,7 +12,9 @@ from tinyr1.common.errors import UserError
 from tinyr1.common.files import read_object
 
 ROPE_AT_TOP = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
-LARGEST_SIZE, LARGEST_DEPTH, LARGEST_NUMBER = 1 << 24, 10_000, 1e12
+LARGEST_SIZE = 1 << 24
+LARGEST_DEPTH = 10_000
+LARGEST_NUMBER = 1e12
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class _Fields:
     """
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
-        self.raw, self.where = raw, where
+        self.raw = raw
+        self.where = where
 
     def _value(self, name: str, default: Any) -> Any:
         return default if self.raw.get(name) is None else self.raw[name]
@@ -121,7 +124,7 @@ class _Fields:
 
 
 def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What is said of the rotary embedding, in an object of the old name or the new, or at the top.
+    """Collect the settings of the rotary embedding, from an object of either name or from the top.
 
     UserError where two places say different things.
     """

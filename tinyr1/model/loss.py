@@ -35,7 +35,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + rows)
             h, y, w = hidden[part], targets[part, None], weights[part, None]
             logits = (h @ weight.T).float()  # (rows, V); the softmax takes its place
-            target, largest = logits.gather(1, y), logits.amax(-1, keepdim=True)
+            target = logits.gather(1, y)
+            largest = logits.amax(-1, keepdim=True)
             torch.softmax(logits, -1, out=logits)
             # log sum exp(logits) = largest logit - log of its probability
             loss += ((largest - logits.amax(-1, keepdim=True).log() - target) * w).sum()

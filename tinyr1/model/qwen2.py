@@ -52,8 +52,10 @@ def rotary_frequencies(config: Qwen2Config, device: torch.device) -> Tensor:
 
     low, high = channel(yarn.beta_fast), channel(yarn.beta_slow)
     if yarn.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0)
+    high = min(high, dim - 1)
     # Fast channels keep their frequency, slow ones are stretched, a ramp lies between.
     index = torch.arange(dim // 2, device=device, dtype=torch.float32)
     stretch = ((index - low) / max(high - low, 1e-3)).clamp(0, 1)

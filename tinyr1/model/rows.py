@@ -19,7 +19,7 @@ CHUNK_ELEMENTS = 1 << 19  # so many are read at a time: what is made of them sta
 
 
 class TensorSpec(NamedTuple):
-    """What a file says of a tensor before any byte of it is read."""
+    """A tensor's shape and dtype, as a file's header states them."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -45,7 +45,9 @@ class MappedRows:
     """
 
     def __init__(self, file: mmap.mmap, offset: int, spec: TensorSpec, window: int) -> None:
-        self._file, self._offset, self._dtype = file, offset, spec.dtype
+        self._file = file
+        self._offset = offset
+        self._dtype = spec.dtype
         self.shape = matrix_shape(spec.shape)
         self._row_bytes = self.shape[1] * spec.dtype.itemsize
         self._window = window

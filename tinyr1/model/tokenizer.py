@@ -36,6 +36,7 @@ class Tokenizer:
         else:
             raise UserError(f"{path}: neither tokenizer.json nor tokenizer.model in it")
         # Special tokens do not belong to a text, but the thinking tags do, however they are marked.
+        # A text is compared and graded without its special tokens.
         self._hidden = {
             token_id
             for token_id, token in self._fast.get_added_tokens_decoder().items()
@@ -120,7 +121,7 @@ class Tokenizer:
         return bool(self._chat_template())
 
     def opens_thinking(self) -> bool:
-        """Whether the published chat template's generation prompt ends in `<think>\\n`."""
+        """True where the published chat template's generation prompt ends in `<think>\\n`."""
         _, found, prompt = self._chat_template().rpartition("add_generation_prompt")
         return bool(found) and thinking.template_opens(prompt)
 

@@ -136,7 +136,7 @@ class Checkpoint:
         return MappedRows(file, self._offsets[name], self.specs[name], window)
 
     def is_finite(self, name: str) -> bool:
-        """Whether a tensor has neither NaN nor infinity; reads all of it."""
+        """True for a tensor without NaN and infinity; reads all of it."""
         with self.mapped(name) as rows:
             parts = row_parts(self.specs[name].shape)
             return all(bool(rows[part].isfinite().all()) for part in parts)
@@ -168,7 +168,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def spare_head_fault(self) -> str:
-        """What is wrong with the copy of the embedding that a tied model may have for a head."""
+        """Describe a tied model's head that is not a copy of its embedding; "" for none."""
         if not {HEAD, EMBEDDING} <= self.specs.keys() - self.unsupported.keys():
             return ""
         head, embedding = self.specs[HEAD], self.specs[EMBEDDING]

@@ -102,6 +102,7 @@ class CheckpointWriter:
             self.shards[name], self._offsets[name] = shard, offset
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
+        # Padding of the header is spaces, as the format wants them.
         text += b" " * (-len(text) % 8)  # tensor data start at a multiple of 8
         data_start = 8 + len(text)
         for name in names:
@@ -124,6 +125,8 @@ class CheckpointWriter:
             if not keep:
                 with naming(path):
                     os.pwrite(fd, self._headers[shard], 0)
+                    # A file of its full size from the start: threads write where they like, holes
+                    # read as zeros.
                     os.truncate(fd, size)
 
     def write(self, name: str, tensor: Tensor) -> str:
@@ -134,8 +137,11 @@ class CheckpointWriter:
     def write_parts(self, name: str, parts: Iterable[Tensor]) -> str:
         """Write one tensor from its parts in order; returns the SHA-256 of its bytes."""
         self.open()
-        spec, digest = self.specs[name], hashlib.sha256()
-        fd, start, done = self._files[self.shards[name]], self._offsets[name], 0
+        spec = self.specs[name]
+        digest = hashlib.sha256()
+        fd = self._files[self.shards[name]]
+        start = self._offsets[name]
+        done = 0
         for part in parts:
             assert part.dtype == spec.dtype, (name, part.dtype, spec.dtype)
             if not part.numel():

@@ -1,4 +1,4 @@
-"""Which engine samples, and with what: the options that evaluating and asking a teacher share."""
+"""The engine that samples, and the model that it samples from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Backend:
     """A model that can be sampled from: its tokenizer and limits now, the engine on demand."""
 
     def __init__(self, config: EngineConfig, ranks: Ranks, log: Log) -> None:
-        self.config, self.ranks = config, ranks
+        self.config = config
+        self.ranks = ranks
         self.model = model = config.model
         self.engine = config.engine
         if self.engine == "auto":
@@ -50,6 +51,7 @@ class Backend:
                     f"--max-model-len={self.max_model_len}: beyond {model}'s "
                     f"max_position_embeddings={shape.max_position_embeddings}"
                 )
+        # With --api chat a server renders the messages itself, and no tokenizer is needed here.
         self.tokenizer = Tokenizer(model) if model else None
         if self.tokenizer and shape:
             self.tokenizer.check_size(shape.vocab_size)
@@ -70,7 +72,8 @@ class Backend:
 
     def open(self, share: int) -> Sampler:
         """The engine, for about `share` samples."""
-        c, slots = self.config, max(1, min(self.config.slots, share))
+        c = self.config
+        slots = max(1, min(self.config.slots, share))
         if self.engine == "openai":
             return openai.OpenAI(
                 c.base_url,
@@ -115,8 +118,9 @@ class Backend:
                 )
 
     def record(self) -> dict[str, Any]:
-        """What samples depend on besides their prompts, for sampling.json."""
-        c, is_server = self.config, self.engine == "openai"
+        """All that samples depend on besides their prompts, for sampling.json."""
+        c = self.config
+        is_server = self.engine == "openai"
         here = self.model if not is_server else None
         record = to_json(self.settings) | {
             "model": real(self.model).name if self.model else c.model_name,
@@ -130,7 +134,7 @@ class Backend:
         return record | (server if is_server else {})
 
     def versions(self) -> dict[str, Any]:
-        """What else the samples may depend on: releases and hardware."""
+        """Releases and hardware, on which samples may depend, too."""
         from tinyr1 import __version__
 
         found = {"tinyr1": __version__, "torch": torch.__version__}

@@ -41,12 +41,14 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int
         values, ids = scaled.topk(count)
         if top_k:
             total = values.logsumexp(-1, keepdim=True)
+        # Over all words, though only the largest are here: `total` is the whole row's.
         probability = (values - total).exp()
         mass = probability.cumsum(-1)
         kept = torch.where(mass - probability < top_p, probability, 0.0).double().cumsum(-1)
         threshold = u.to(kept)[:, None] * kept[:, -1:]
         index = (kept <= threshold).sum(-1, keepdim=True).clamp(max=count - 1)
         drawn[rows] = ids.gather(1, index)[:, 0]
+        # Rows whose nucleus goes on beyond these candidates are drawn again, with more of them.
         wide = mass[:, -1] < top_p
         if top_k or count == size or not bool(wide.any()):
             return drawn

@@ -74,7 +74,9 @@ class Engine:
         max_model_len: int,
         compile: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
         self.max_model_len = max_model_len
         weight = model.lm_head.weight
         self.device = weight.device
@@ -125,6 +127,8 @@ class Engine:
 
     def _admit(self, waiting: _Waiting) -> None:
         """Put waiting prompts into free slots, each distinct one read once; draw first tokens."""
+        # Distinct prompts are read in one batch; further trials of a prompt copy its keys and
+        # values.
         start = len(self.rows)
         unread, further, places = self._choose(waiting)
         longest = max(len(prompt.tokens) for prompt in (*unread, *further))
@@ -144,7 +148,8 @@ class Engine:
     def _choose(self, waiting: _Waiting) -> tuple[list[Prompt], list[Prompt], _Places]:
         """Take prompts for the free slots: those to be read, further trials of what lies in a slot
         or soon will, and in which slot."""
-        start, longest = len(self.rows), 0
+        start = len(self.rows)
+        longest = 0
         place = self._place_of(waiting.head.tokens)  # of the prompt whose trials came before
         places: _Places = {} if place is None else {waiting.head.tokens: place}
         unread: list[Prompt] = []
@@ -177,6 +182,7 @@ class Engine:
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt.tokens)] = torch.tensor(prompt.tokens)
         self.cache.first = first_slot
+        # The head is asked for one position a prompt: at 152,064 words all of them would not fit.
         hidden = self.model.model(tokens.to(self.device), cache=self.cache)  # (B, T, D)
         self.cache.first = 0
         last = torch.tensor([len(p.tokens) - 1 for p in prompts], device=self.device)
@@ -201,6 +207,7 @@ class Engine:
         positions = np.array([len(row.tokens) for row in rows])
         u = torch.from_numpy(uniforms(keys, positions)).to(self.device)
         s = self.settings
+        # The only wait for the device in a step is this list.
         drawn: list[int] = draw(logits, u, s.temperature, s.top_p, s.top_k).tolist()
         for row, token in zip(rows, drawn, strict=True):
             row.tokens.append(token)
@@ -220,6 +227,7 @@ class Engine:
             finished.append(
                 finished_sample(row.prompt, row.tokens, stopped, self.tokenizer, self.settings)
             )
+            # Rows stay dense: the last one moves into the hole, its keys and values with it.
             last = self.rows.pop()
             if last is not row:
                 self.cache.copy_slot(len(self.rows), i, last.length)
@@ -247,5 +255,6 @@ class _Waiting:
         return self._next[0]
 
     def take(self) -> Prompt:
-        head, self._next = self.head, []
+        head = self.head
+        self._next = []
         return head

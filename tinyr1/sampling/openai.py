@@ -42,7 +42,8 @@ class RetryLater(Exception):
 
     def __init__(self, reason: str, wait_s: float | None = None, unreachable: bool = False) -> None:
         super().__init__(reason)
-        self.wait_s, self.unreachable = wait_s, unreachable
+        self.wait_s = wait_s
+        self.unreachable = unreachable
 
 
 class Refused(Exception):
@@ -55,7 +56,7 @@ class Failed(Refused):
 
 @dataclass
 class _Answer:
-    """What has come of one request."""
+    """The part of one request's answer that has come."""
 
     prompt: Prompt
     think_open: bool = False  # the prompt's template had opened the thinking
@@ -100,9 +101,14 @@ class OpenAI:
         httpx = needs("httpx", "openai", "--engine openai")
         if api == "completions" and tokenizer is None:
             raise UserError("--api=completions: needs MODEL, whose tokenizer makes the prompts")
-        self.model_name, self.tokenizer, self.settings = model_name, tokenizer, settings
-        self.slots, self.max_model_len, self.api = slots, max_model_len, api
-        self.attempts, self.backoff_s = attempts, backoff_s
+        self.model_name = model_name
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.slots = slots
+        self.max_model_len = max_model_len
+        self.api = api
+        self.attempts = attempts
+        self.backoff_s = backoff_s
         key = os.environ.get(api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"--api-key-env={api_key_env}: what it holds is no key")
@@ -130,9 +136,11 @@ class OpenAI:
 
         A prompt that it refuses or never answers is left out; RunStopped at the end for these.
         """
-        waiting, exhausted = iter(prompts), False
+        waiting = iter(prompts)
+        exhausted = False
         refused: list[Refused] = []
-        answered, failed_in_a_row = False, 0
+        answered = False
+        failed_in_a_row = 0
         results: queue.Queue[Sample | BaseException] = queue.Queue()
         in_flight = 0
 
@@ -169,7 +177,8 @@ class OpenAI:
                     yield [s for s in _waiting(results) if isinstance(s, Sample)]
                     raise result
                 else:
-                    answered, failed_in_a_row = True, 0
+                    answered = True
+                    failed_in_a_row = 0
                     yield [result]
             if refused and not answered and not isinstance(refused[0], Failed):
                 raise UserError(str(refused[0]))
@@ -182,7 +191,9 @@ class OpenAI:
             self._closed.set()  # what still waits to try again gives up
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
-        answer, shown, s = self._new_answer(prompt), 0, self.settings
+        answer = self._new_answer(prompt)
+        shown = 0
+        s = self.settings
         tokens = None
         if self.tokenizer and self.api == "completions":
             tokens = TextStream(self.tokenizer, s.stop, s.stop_ids)
@@ -304,7 +315,7 @@ class OpenAI:
 
     @staticmethod
     def _add(answer: _Answer, piece: dict[str, Any]) -> None:
-        """What a piece holds; AttributeError or TypeError where it has another shape."""
+        """Add a piece to an answer; AttributeError or TypeError where it has another shape."""
         if piece.get("error"):
             raise RetryLater(f"the server says {json.dumps(piece['error'])[:200]}")
         if usage := piece.get("usage"):
@@ -356,7 +367,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _waiting(results: queue.Queue[Sample | BaseException]) -> Iterator[Sample | BaseException]:
-    """What lies in a queue now."""
+    """Take what lies in a queue now."""
     while True:
         try:
             yield results.get_nowait()
@@ -369,7 +380,8 @@ class _Pace:
 
     def __init__(self, per_minute: float) -> None:
         self._interval = 60.0 / per_minute if per_minute else 0.0
-        self._lock, self._next = threading.Lock(), 0.0
+        self._lock = threading.Lock()
+        self._next = 0.0
 
     def wait(self) -> None:
         with self._lock:

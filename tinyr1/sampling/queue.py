@@ -23,9 +23,12 @@ class WorkQueue:
     """One counter and some meeting points, common to all ranks."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self._parent = ranks, os.getppid()
+        self.ranks = ranks
+        self._parent = os.getppid()
         self._store: Any = None
         if ranks.world_size > 1:
+            # torchrun's own store: counters in it outlive any rank, and no process group has to be
+            # made.
             self._store, *_ = next(iter(rendezvous("env://")))
 
     def claim(self, items: Sequence[T]) -> Iterator[T]:

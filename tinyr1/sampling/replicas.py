@@ -15,7 +15,7 @@ from tinyr1.sampling.options import EngineConfig
 
 
 def starts_replicas(config: EngineConfig) -> bool:
-    """Whether this process is the one that starts the replicas."""
+    """True for the process that starts the replicas."""
     return config.replicas > 1 and Ranks.from_env().world_size == 1
 
 

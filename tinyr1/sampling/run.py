@@ -40,12 +40,15 @@ def sample_missing(
     """
     ranks = queue.ranks
     if ranks.is_main:
+        # Samples of ranks that were killed count before anything is compared.
         _gather(out)
         if not _read(out / "samples.jsonl"):  # then nothing binds us to what was asked for once
             for name in ("sampling.json", "prompts.json"):
                 (out / name).unlink(missing_ok=True)
         check_settings(out / "sampling.json", settings)
         _check_prompts(out / "prompts.json", prompts)
+    # The others must not read before the main rank has gathered, nor it write before they have
+    # read.
     queue.meet("gathered")
     done = _read(out / "samples.jsonl")
     queue.meet("read")  # from here on the files grow

@@ -1,4 +1,4 @@
-"""What every engine is: a stream of prompts in, lists of finished samples out.
+"""The promise of every engine: a stream of prompts in, lists of finished samples out.
 
 The random stream of a sample is f(run seed, task, id, trial, position) in our engine; the others
 get the key of it as the request's seed.
@@ -22,7 +22,7 @@ from tinyr1.record import Prompt, Sample
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are drawn and when an answer ends (paper section 3.1.2)."""
+    """Settings of drawing tokens and of ending an answer (paper section 3.1.2)."""
 
     temperature: float = 0.6
     """0 is greedy."""
@@ -55,7 +55,7 @@ class SamplingSettings:
 
 
 class Status(NamedTuple):
-    """Where a sampler stands, for the progress line."""
+    """A sampler's progress."""
 
     tokens: int  # sampled so far
     running: int  # samples in progress
@@ -131,7 +131,9 @@ class TextStream:
     def __init__(
         self, tokenizer: Tokenizer, stops: Sequence[str] = (), stop_ids: Sequence[int] = ()
     ) -> None:
-        self.tokenizer, self.stops, self.stop_ids = tokenizer, stops, stop_ids
+        self.tokenizer = tokenizer
+        self.stops = stops
+        self.stop_ids = stop_ids
         self.stopped = False
         self._ids: list[int] = []
         self._start = self._end = 0  # the piece that was given out last
@@ -149,14 +151,16 @@ class TextStream:
         now = self.tokenizer.decode(self._ids[self._start :])
         if len(now) <= len(before) or now.endswith("\ufffd"):
             return ""
-        self._start, self._end = self._end, len(self._ids)
+        self._start = self._end
+        self._end = len(self._ids)
         return self._release(now[len(before) :])
 
     def _release(self, piece: str) -> str:
         text = self._held + piece
         cut = cut_at_stop(text, self.stops)
         if len(cut) < len(text):
-            self.stopped, self._held = True, ""
+            self.stopped = True
+            self._held = ""
             return cut
         longest = max((len(stop) - 1 for stop in self.stops), default=0)
         for size in range(min(longest, len(text)), 0, -1):
@@ -167,7 +171,7 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """What was held back: half a stop string, or bytes that never became a character."""
+        """Give out what was held back: half a stop string, or bytes that are no character."""
         if self.stopped:
             return ""
         before = self.tokenizer.decode(self._ids[self._start : self._end])

@@ -32,7 +32,7 @@ LOST = ("abort", "error")  # reasons of an end that is none
 
 
 def available() -> bool:
-    """Whether vLLM is installed."""
+    """True where vLLM is installed."""
     return importlib.util.find_spec("vllm") is not None
 
 
@@ -83,7 +83,9 @@ class VLLM:
         compile: bool = True,
     ) -> None:
         library = needs("vllm", "vllm", "--engine vllm")
-        self.tokenizer, self.settings, self.max_model_len = tokenizer, settings, max_model_len
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.max_model_len = max_model_len
         self.slots = slots
         self.tokens_out = 0
         self._running: dict[str, tuple[Prompt, list[int]]] = {}
@@ -114,7 +116,8 @@ class VLLM:
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[list[Sample]]:
         """See Sampler."""
-        waiting, exhausted = iter(prompts), False
+        waiting = iter(prompts)
+        exhausted = False
         lost: list[tuple[str, str, int]] = []
         while True:
             while not exhausted and len(self._running) < self.slots:
@@ -135,7 +138,8 @@ class VLLM:
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
         text = TextStream(self.tokenizer, self.settings.stop, self.settings.stop_ids)
-        name, shown = self._submit(prompt), 0
+        name = self._submit(prompt)
+        shown = 0
         _, tokens = self._running[name]
         while not text.stopped and name in self._running:
             self._step()

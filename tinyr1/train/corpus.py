@@ -36,10 +36,12 @@ from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Example, Record
 
 # What reading a damaged cache raises; numpy reads the header of a .npy as Python.
+# fmt: off
 UNREADABLE = (
-    *(UserError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError),
-    *(SyntaxError, tokenize.TokenError),
+    UserError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError,
+    SyntaxError, tokenize.TokenError,
 )
+# fmt: on
 
 
 class Corpus:
@@ -59,7 +61,7 @@ class Corpus:
         return len(self.lengths)
 
     def is_consistent(self) -> bool:
-        """Whether the files have the documents, tokens and targets that meta.json counts."""
+        """True where the files have the documents, tokens and targets that meta.json counts."""
         meta = self.meta
         documents = {len(self), len(self.ids), len(self.target_counts), meta["documents"]}
         tokens = {sum(self.lengths), len(self._tokens), len(self._is_target), meta["tokens"]}
@@ -74,7 +76,7 @@ class Corpus:
 
 
 class Rendering(NamedTuple):
-    """How a row of a training file becomes tokens, and which are too long."""
+    """The rules by which a row of a training file becomes tokens, or is too long."""
 
     tokenizer: Tokenizer
     max_len: int
@@ -108,6 +110,8 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
     with locked(cache_dir / f"{key}.lock"):
         corpus = _mapped(folder)
         if corpus is None:
+            # A folder that cannot be read whole is made again: it holds nothing but what can be
+            # made again.
             shutil.rmtree(folder, ignore_errors=True)
             partial = cache_dir / f"{key}.partial"
             shutil.rmtree(partial, ignore_errors=True)
@@ -147,7 +151,11 @@ def _tokenise(folder: Path, data: tuple[Path, ...], rendering: Rendering, log: L
 
     # Our threads take whole rows; the library's own would take turns on each.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    offsets, target_counts, ids, dropped, longest = [0], [], [], 0, 0
+    offsets = [0]
+    target_counts = []
+    ids = []
+    dropped = 0
+    longest = 0
     rows = ((path, number, row) for path in data for number, row in read_jsonl(path))
     with (
         open(folder / "tokens.bin", "wb") as tokens_file,
@@ -156,6 +164,7 @@ def _tokenise(folder: Path, data: tuple[Path, ...], rendering: Rendering, log: L
     ):
         for name, tokens, is_target in log.bar(examples, desc="tokenising", unit="row"):
             longest = max(longest, len(tokens))
+            # Never cut: the end of a cut example, its </think> and EOS, is what it teaches best.
             if len(tokens) > rendering.max_len:
                 dropped += 1
                 continue

@@ -14,10 +14,12 @@ from tinyr1.model.qwen2 import tensor_shapes
 
 # Dense bf16 peak of a GPU in TFLOP/s, by a part of its name, the longer one first (the makers'
 # data sheets). PCIe and NVL cards have fewer cores or slower ones.
+# fmt: off
 PEAK_TFLOPS = {
-    **{"B200": 2250, "H200 NVL": 835, "H100 NVL": 835, "H100 PCIe": 756, "H800 PCIe": 756},
-    **{"H200": 989, "H100": 989, "H800": 989, "A100": 312, "A800": 312},
+    "B200": 2250, "H200 NVL": 835, "H100 NVL": 835, "H100 PCIe": 756, "H800 PCIe": 756,
+    "H200": 989, "H100": 989, "H800": 989, "A100": 312, "A800": 312,
 }
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,8 @@ def _hours(config: TrainConfig, plan: Plan) -> str:
 def print_memory(model: Qwen2Config, config: TrainConfig) -> None:
     """Print the parts of the peak and the verdict; UserError if the plan does not fit."""
     parts = memory_parts(model, config)
-    peak, card = sum(parts.values()), config.gpu_memory_gib
+    peak = sum(parts.values())
+    card = config.gpu_memory_gib
     depths = DEPTHS if model.num_hidden_layers > max(DEPTHS) else (model.num_hidden_layers,)
     traced = " and ".join(str(d) for d in depths)
     print(f"\npeak memory per GPU: {peak:.1f} GiB of {card:.0f} GiB (traced at {traced} layers)")

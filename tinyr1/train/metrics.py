@@ -1,4 +1,4 @@
-"""What a training run tells while it goes: metrics.jsonl, a line a step, TensorBoard, loss.png."""
+"""The figures of a training run as it goes: metrics.jsonl, a line a step, TensorBoard, loss.png."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class Metrics:
     def __init__(
         self, out: Path, step: int, total: int, log: Log, tensorboard: bool, quiet: bool
     ) -> None:
-        self._out, self._total, self._log = out, total, log
+        self._out = out
+        self._total = total
+        self._log = log
         self._rows: list[dict[str, Any]] = []
         self._journal: Journal | None = None
         self._board: Any = None
@@ -37,7 +39,7 @@ class Metrics:
 
     @property
     def skipped_steps(self) -> int:
-        """Of the steps that are there already."""
+        """Skipped steps so far, of an earlier process of this run."""
         return self._rows[-1].get("skipped_steps", 0) if self._rows else 0
 
     def add(self, row: dict[str, Any]) -> None:

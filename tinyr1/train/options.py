@@ -47,7 +47,7 @@ class TrainConfig:
     lr: float = 1e-5
     """Peak learning rate."""
     schedule: Schedule = "constant"
-    """What the rate does after warm-up."""
+    """Course of the rate after warm-up."""
     warmup_ratio: float = 0.0
     """Share of all steps in which the rate rises linearly from 0."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -61,7 +61,7 @@ class TrainConfig:
     packing: Packing = "neat"
     """neat: documents isolated; naive: one causal sequence a pack; none: one example a row."""
     loss_weighting: Weighting = "token"
-    """What has one vote in the loss: each target token, each document or each pack."""
+    """The unit that has one vote in the loss: a target token, a document or a pack."""
     seed: int = 42
     """Order of the data."""
     save_every: int = 100
@@ -95,11 +95,11 @@ class TrainConfig:
     deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Only kernels that give the same bits every time (slower on a GPU; a CPU's always do)."""
     cache_dir: Path | None = None
-    """Where the tokenised data lie (by default OUT/cache)."""
+    """Folder of the tokenised data (by default OUT/cache)."""
     template: TemplateName = "deepseek_r1"
     """Chat template."""
     think_in: ThinkIn = "target"
-    """Whether the opening <think> is learned or given with the prompt."""
+    """target: the opening <think> is learned; prompt: it is given with the prompt."""
     require_think: bool = True
     """Refuse training rows without a well-formed <think>...</think>."""
     resume: bool = True
@@ -153,7 +153,7 @@ class TrainConfig:
         return DTYPES[self.dtype or ("bf16" if device.type == "cuda" else "fp32")]
 
     def sharding(self, device: torch.device) -> Sharding:
-        """How the model is spread over the ranks."""
+        """The options of sharding for this device."""
         recompute = device.type == "cuda" or self.offload_checkpoints
         return Sharding(
             compute_dtype=self.compute_dtype(device),

@@ -46,7 +46,8 @@ def plan_packs(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             left, number = room.pop(at)
             packs[-number].append(i)
         else:
-            left, number = capacity, -len(packs)
+            left = capacity
+            number = -len(packs)
             packs.append([i])
         if left > lengths[i]:
             bisect.insort(room, (left - lengths[i], number))
@@ -64,6 +65,7 @@ def epoch_packs(
     rng = random.Random(f"{seed}:{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
+    # Without packing a row is one document, and an epoch has as many rows as documents.
     if packing == "none":
         return [Pack((i,), lengths[i]) for i in order]
     plans = plan_packs([lengths[i] for i in order], capacity)
@@ -103,9 +105,11 @@ def make_batch(
             counts.append(len(predicts))
             start += len(document_tokens)
             lengths.append(len(document_tokens))
+        # A segment is what attends to itself: each document, or naively the whole pack.
         segment_lengths += [sum(lengths)] if packing == "naive" else lengths
         weights += _weights(counts, weighting)
     token_count = start
+    # Padding is a document of its own: nobody attends to it, and it has no targets.
     padding = max(1, -(-start // multiple)) * multiple - start
     if padding:
         tokens.append(np.zeros(padding, dtype=np.int64))

@@ -28,7 +28,7 @@ ActivationCheckpointing = Literal["full", "selective", "none"]
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model is spread over the ranks."""
+    """A model's way of being spread over the ranks."""
 
     compute_dtype: torch.dtype = torch.float32
     checkpointing: ActivationCheckpointing = "none"
@@ -54,6 +54,8 @@ def shard(model: Qwen2, mesh: DeviceMesh, how: Sharding) -> None:
     """
     wrap = functools.partial(fully_shard, mesh=mesh, **_policies(mesh, how))
     for block in model.model.layers:
+        # From inside out: recompute the block, compile what is recomputed, gather its weights
+        # around both.
         checkpoint_activations(block, how.checkpointing, how.offload_checkpoints)
         if how.compile:
             block.compile()
@@ -61,6 +63,7 @@ def shard(model: Qwen2, mesh: DeviceMesh, how: Sharding) -> None:
     if not model.config.tie_word_embeddings:  # tied weights must stay in one unit: the root's
         wrap(model.model.embed_tokens)
         wrap(model.lm_head)
+    # The root has what is left: the final norm, and a tied embedding.
     wrap(model)
 
 
@@ -85,6 +88,7 @@ def checkpoint_activations(
     """
     if mode == "none":
         return
+    # There is no dropout, so no random state need be kept for the second forward.
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         contexts = functools.partial(create_selective_checkpoint_contexts, _keep_attention)
@@ -110,6 +114,7 @@ def load_weights(model: Qwen2, source: Checkpoint, device: torch.device) -> None
         for name, parameter in model.named_parameters():
             local = cast("Any", parameter).to_local()
             start = first_row(parameter)
+            # The last ranks may hold no row of a small tensor.
             if len(local):
                 local.copy_(source.rows(name, start, start + len(local)))
 
@@ -122,7 +127,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 
 def first_row(parameter: Tensor) -> int:
-    """Where this rank's rows begin in a parameter that FSDP2 has cut, 0 in one that is whole.
+    """Index of this rank's first row in a parameter that FSDP2 has cut, 0 in one that is whole.
 
     It cuts dimension 0 as torch.chunk does: equal parts, the last ones shorter.
     """

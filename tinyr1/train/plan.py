@@ -34,10 +34,12 @@ from tinyr1.train.packing import epoch_packs, make_batch
 
 
 class Plan:
-    """Which packs each optimizer step trains on: a pure function of (corpus, config)."""
+    """The packs of each optimizer step: a pure function of (corpus, config)."""
 
     def __init__(self, corpus: Corpus, config: TrainConfig, flops: TrainingFlops) -> None:
-        self.corpus, self.config, self.flops = corpus, config, flops
+        self.corpus = corpus
+        self.config = config
+        self.flops = flops
         self._epoch = -1
         self._packs: list[Pack] = []
         self._load(0)
@@ -75,7 +77,7 @@ class Plan:
         return sum(epochs * of(pack) for pack in self.all_packs()) + sum(map(of, rest))
 
     def total_weight(self, packs: Sequence[Pack]) -> float:
-        """What the summed loss of these packs is divided by, known before the first forward."""
+        """The divisor of these packs' summed loss, known before the first forward."""
         counts = [[self.corpus.target_counts[d] for d in p.documents] for p in packs]
         if self.config.loss_weighting == "token":
             return float(sum(sum(c) for c in counts))
@@ -202,10 +204,12 @@ def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:
 
 
 # Options that the checkpoints of a run depend on: resuming with others is refused.
+# fmt: off
 TRAJECTORY = (
-    *("batch_size", "seq_len", "lr", "schedule", "warmup_ratio", "betas", "eps", "weight_decay"),
-    *("clip_norm", "packing", "loss_weighting", "seed", "optim_dtype"),
+    "batch_size", "seq_len", "lr", "schedule", "warmup_ratio", "betas", "eps", "weight_decay",
+    "clip_norm", "packing", "loss_weighting", "seed", "optim_dtype",
 )
+# fmt: on
 CHANGED_BY = {  # of those that are no option themselves
     "data and template": " (by --data, --template, --think-in, --require-think or --seq-len)",
     "total_steps": " (by --epochs or --max-steps; the learning rate depends on it)",

@@ -63,7 +63,11 @@ class Saver:
     """
 
     def __init__(self, out: Path, ranks: Ranks, keep: int) -> None:
-        self.out, self.ranks, self.keep = out, ranks, keep
+        self.out = out
+        self.ranks = ranks
+        self.keep = keep
+        # Its own group: on the training's, its collectives would interleave with those of the next
+        # step.
         self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         if ranks.is_main:
@@ -76,12 +80,14 @@ class Saver:
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]
     ) -> None:
         """Begin to write the checkpoint of `step`; it gets its name when it is whole."""
+        # One checkpoint at a time: two would need twice the host memory.
         self.wait()
         final = step_path(self.out, step)
         partial = final.with_name(final.name + ".partial")
         if self.ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+        # No rank writes into a folder that the main one is still clearing.
         self.ranks.barrier()
         weights, moments = get_state_dict(model, optimizer)
         with failing_plainly(f"saving {partial}"):
@@ -121,6 +127,7 @@ class Saver:
 
 def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint that, cut short in between, does not pass for a whole one."""
+    # The name goes first, so that what a kill leaves is no checkpoint any more.
     going = checkpoint.with_name(checkpoint.name + ".old.partial")
     shutil.rmtree(going, ignore_errors=True)
     os.replace(checkpoint, going)
@@ -159,6 +166,7 @@ def export(model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ran
         remove_torn(out)
         specs = {name: TensorSpec(tuple(p.shape), dtype) for name, p in parameters.items()}
         writer = CheckpointWriter(out, specs)
+    # All ranks take part in gathering each tensor, in one order; only one of them keeps it.
     for name, parameter in parameters.items():
         whole = cast("Any", parameter).detach().full_tensor()
         if writer:

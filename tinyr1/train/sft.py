@@ -92,6 +92,7 @@ def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSign
     assert prepared.weights is not None
     with torch.device("meta"):
         model = Qwen2(prepared.model_config)
+    # FSDP2 before memory: at 32B no rank could hold the whole model.
     mesh = make_mesh(ranks.device.type, ranks.world_size, config.replicate)
     shard(model, mesh, config.sharding(ranks.device))
     home = torch.device("cpu") if config.cpu_offload else ranks.device
@@ -180,6 +181,8 @@ def _loop(
         contextlib.closing(metrics),  # also of a run that stops: its curve is wanted most
         log.bar(total=total, initial=step, desc="training", unit="step") as bar,
     ):
+        # Steps are counted from 1: step n is the n-th that has been taken, and its checkpoint's
+        # name.
         while step < total and not stopped:
             started = time.perf_counter()
             step += 1
@@ -234,7 +237,7 @@ def _loop(
 
 
 class StepStats(NamedTuple):
-    """What one optimizer step reports, over all ranks."""
+    """One optimizer step's report, over all ranks."""
 
     loss: float
     grad_norm: float
@@ -328,7 +331,7 @@ def _figures(
 
 
 def _step_exports(config: TrainConfig, out: Path, total: int) -> dict[int, Path]:
-    """Where the models of which steps go with --export-every; the last one goes to --out."""
+    """Folders of the exports that --export-every asks for, by step; --out has the last."""
     every = config.export_every
     steps = range(every, total, every) if every else ()
     return {step: out / "exports" / f"step-{step:06d}" for step in steps}

@@ -26,7 +26,7 @@ from tinyr1.model.qwen2 import Qwen2
 from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.model.weights import Checkpoint
 from tinyr1.record import Message, Prompt, Record
-from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.sampler import SamplingSettings
 from tinyr1.train.memory import Parts, traced_parts
 from tinyr1.train.options import TrainConfig
@@ -190,7 +190,7 @@ def slots(lab: Path) -> Figure:
     """Which request sits in which slot, step by step, in a run of the sampler."""
     folder = lab / "models" / "initial"
     tokenizer = Tokenizer(folder)
-    engine = Engine(
+    engine = TorchEngine(
         Qwen2.from_pretrained(folder),
         tokenizer,
         SamplingSettings(max_tokens=120, stop_ids=tokenizer.eos_ids()),
@@ -207,7 +207,7 @@ def slots(lab: Path) -> Figure:
     number = {prompt.key: i for i, prompt in enumerate(prompts)}
     grid: list[list[float]] = []
     for _ in engine.generate(prompts):
-        here = [float(number[row.prompt.key]) for row in engine.rows]
+        here = [float(number[row.prompt.key]) for row in engine.sequences]
         grid.append(here + [np.nan] * (8 - len(here)))
     used = sum(not np.isnan(x) for step in grid for x in step) / (8 * len(grid))
     figure, axes = canvas(8.6, 2.7)

@@ -3,7 +3,7 @@
 from tinyr1.model.chat import stop_ids
 from tinyr1.model.qwen2 import Qwen2
 from tinyr1.model.tokenizer import Tokenizer
-from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.sampler import SamplingSettings, request_seed
 
 MAX_MODEL_LEN = 200
@@ -26,7 +26,7 @@ class Conformance:
 
     def ours(self, folder, prompts, **settings):
         model, tokenizer = Qwen2.from_pretrained(folder), Tokenizer(folder)
-        engine = Engine(model, tokenizer, settings_of(folder, **settings), 8, MAX_MODEL_LEN)
+        engine = TorchEngine(model, tokenizer, settings_of(folder, **settings), 8, MAX_MODEL_LEN)
         return collect(engine, prompts)
 
     def test_every_prompt_once_with_its_figures(self, make, prompts):

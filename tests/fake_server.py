@@ -10,7 +10,7 @@ from tinyr1.model.chat import render_prompt, stop_ids
 from tinyr1.model.qwen2 import Qwen2
 from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Message, Prompt
-from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.sampler import SamplingSettings
 
 PIECES = {  # that are none of the interface
@@ -57,11 +57,11 @@ class FakeServer(ThreadingHTTPServer):
             stop=tuple(body.get("stop", ())),
         )
         with self.lock:
-            engine = Engine(self.model, self.tokenizer, settings, 1, self.max_model_len)
+            engine = TorchEngine(self.model, self.tokenizer, settings, 1, self.max_model_len)
             prompt = Prompt("server", str(body["seed"]), 0, tuple(tokens))
             rows = []
             original = engine._collect
-            engine._collect = lambda: rows.extend(engine.rows) or original()
+            engine._collect = lambda: rows.extend(engine.sequences) or original()
             (sample,) = [s for part in engine.generate([prompt]) for s in part]
         return sample, rows[0].tokens
 

@@ -123,9 +123,9 @@ class Pack(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One micro-batch as a flat row of T tokens holding N documents with K targets in all.
+    """One micro-batch as a flat row of T tokens holding N documents with Y targets in all.
 
-    Row `target_rows[k]` must predict `targets[k]`; its loss counts `weights[k]` times. The rows
+    Row `target_rows[y]` must predict `targets[y]`; its loss counts `weights[y]` times. The rows
     are listed on the host, so the loss touches no other row and nothing synchronises.
     """
 
@@ -133,9 +133,9 @@ class Batch(NamedTuple):
     positions: torch.Tensor  # (T,) int64, restarting at 0 in each document
     cu_seqlens: torch.Tensor  # (N + 1,) int32, where each document starts, and T
     max_len: int  # longest document
-    target_rows: torch.Tensor  # (K,) int64
-    targets: torch.Tensor  # (K,) int64
-    weights: torch.Tensor  # (K,) float32
+    target_rows: torch.Tensor  # (Y,) int64
+    targets: torch.Tensor  # (Y,) int64
+    weights: torch.Tensor  # (Y,) float32
     token_count: int  # without padding
 
 

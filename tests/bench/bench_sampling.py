@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tinyr1.model.config import Qwen2Config
 from tinyr1.model.qwen2 import Qwen2
 from tinyr1.record import Prompt
-from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.sampler import SamplingSettings
 
 # hidden, layers, query heads, key-value heads, mlp, vocabulary
@@ -105,7 +105,7 @@ class Forced(SamplingSettings):
 def ours(folder: Path, work: list, slots: int, device: str, dtype: torch.dtype, compile: bool):
     model = Qwen2.from_pretrained(folder, dtype, device)
     settings = Forced({p.key: n for p, n in work})
-    engine = Engine(model, NoText(), settings, slots, 4096, compile)
+    engine = TorchEngine(model, NoText(), settings, slots, 4096, compile)
 
     def run() -> int:
         return sum(s.token_count for part in engine.generate([p for p, _ in work]) for s in part)

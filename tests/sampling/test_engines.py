@@ -23,7 +23,7 @@ from tinyr1.graders.grading import grade
 from tinyr1.model.qwen2 import Qwen2
 from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Prompt
-from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.options import EngineConfig
 from tinyr1.sampling.run import prompt_hashes
 from tinyr1.sampling.sampler import SamplingSettings, TextStream, cut_at_stop
@@ -47,7 +47,7 @@ class TestTorch(Conformance):
     @pytest.fixture
     def make(self, tiny):
         model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
-        return lambda slots=4, **settings: Engine(
+        return lambda slots=4, **settings: TorchEngine(
             model, tokenizer, settings_of(tiny, **settings), slots, MAX_MODEL_LEN
         )
 
@@ -374,18 +374,18 @@ def test_a_prompt_is_read_once_for_all_its_trials(tiny, slots):
         checked(task_rows(4)), Tokenizer(tiny), "deepseek_r1", "plain", 16, False
     )
     model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
-    engine = Engine(model, tokenizer, settings_of(tiny), slots, MAX_MODEL_LEN)
+    engine = TorchEngine(model, tokenizer, settings_of(tiny), slots, MAX_MODEL_LEN)
     samples = collect(engine, prompts)
     assert engine.prompts_read == 4
     assert len(samples) == 64
     if slots != 16:
-        other = Engine(model, tokenizer, settings_of(tiny), 16, MAX_MODEL_LEN)
+        other = TorchEngine(model, tokenizer, settings_of(tiny), 16, MAX_MODEL_LEN)
         assert collect(other, prompts) == samples
 
 
 def test_cache_grows_with_what_is_generated(tiny, prompts):
     model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
-    engine = Engine(model, tokenizer, settings_of(tiny, max_tokens=5), 4, 10**9)
+    engine = TorchEngine(model, tokenizer, settings_of(tiny, max_tokens=5), 4, 10**9)
     collect(engine, prompts)
     assert engine.cache.capacity == 128
 

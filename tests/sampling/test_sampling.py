@@ -20,7 +20,7 @@ from tinyr1.record import Prompt
 from tinyr1.sampling import draw as draw_module
 from tinyr1.sampling import engine as engine_module
 from tinyr1.sampling.draw import draw, uniforms
-from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.run import sample_missing
 from tinyr1.sampling.sampler import SamplingSettings, stream_key
@@ -115,7 +115,7 @@ def engine_of(tiny, slots, **settings):
     model, tokenizer = Qwen2.from_pretrained(tiny), Tokenizer(tiny)
     stops = stop_ids(tokenizer, "deepseek_r1")
     options = {"max_tokens": 40, "seed": 5, "stop_ids": stops} | settings
-    return Engine(model, tokenizer, SamplingSettings(**options), slots, 200)
+    return TorchEngine(model, tokenizer, SamplingSettings(**options), slots, 200)
 
 
 def collect(engine, prompts):
@@ -165,7 +165,7 @@ def test_limits_are_kept_and_recorded(tiny, prompts):
     longest = max(len(p.tokens) for p in prompts)
     stops = stop_ids(tokenizer, "deepseek_r1")
     settings = SamplingSettings(max_tokens=500, stop_ids=stops)
-    engine = Engine(model, tokenizer, settings, 8, longest + 2)
+    engine = TorchEngine(model, tokenizer, settings, 8, longest + 2)
     samples = collect(engine, prompts)
     for prompt in prompts:
         limit = longest + 2 - len(prompt.tokens)

@@ -98,7 +98,7 @@ class Outputs:
         for _, row in read_jsonl(self._work / "kept.jsonl"):
             yield row
 
-    def keep(self, row: _Prepared) -> None:
+    def keep(self, row: _Examined) -> None:
         self.counts.rows_out += 1
         self.counts.tokens += row.tokens
         self.counts.unverified += row.unverified
@@ -170,10 +170,10 @@ def build(
     on if that is the same.
     """
 
-    def prepare(place: tuple[str, int, dict[str, Any]]) -> _Prepared:
+    def examine(place: tuple[str, int, dict[str, Any]]) -> _Examined:
         where, number, row = place
         try:
-            return _prepare(row, f"{where}:{number}", convert, steps)
+            return _examine_row(row, f"{where}:{number}", convert, steps)
         except KeyError as error:
             raise UserError(f"{where}: row {number}: no column {error}; other schema?") from None
 
@@ -186,8 +186,8 @@ def build(
             log.say(f"{out}: goes on after {done:,} rows")
         # Rows are examined on all cores, but compared and written in their order: what is a
         # duplicate must not depend on which thread was faster.
-        prepared = in_threads(prepare, itertools.islice(places, done, None))
-        for row in log.bar(prepared, desc="rows", unit="row", initial=done):
+        examined = in_threads(examine, itertools.islice(places, done, None))
+        for row in log.bar(examined, desc="rows", unit="row", initial=done):
             if row.reason:
                 outputs.reject(row.name, row.reason, row.record)
                 continue
@@ -207,7 +207,7 @@ def question_of(record: dict[str, Any]) -> str:
     return record["question"] if "question" in record else record["messages"][0]["content"]
 
 
-class _Prepared(NamedTuple):
+class _Examined(NamedTuple):
     """A row after all that can be said of it alone."""
 
     name: str
@@ -217,26 +217,26 @@ class _Prepared(NamedTuple):
     unverified: bool = False
 
 
-def _prepare(
+def _examine_row(
     row: dict[str, Any], name: str, convert: Callable[[dict[str, Any]], Draft], steps: Steps
-) -> _Prepared:
+) -> _Examined:
     try:
         draft = convert(row)
     except Dropped as why:
         question = row.get("problem") or row.get("question")
         found = {"id": row.get("uuid") or row.get("id"), "question": question, "text": why.text}
-        return _Prepared(name, why.reason, {k: v for k, v in found.items() if v})
+        return _Examined(name, why.reason, {k: v for k, v in found.items() if v})
     except (TypeError, AttributeError, ValueError):  # a field of another type than published
-        return _Prepared(name, "malformed", {})
+        return _Examined(name, "malformed", {})
     record = record_of(draft, name)
     try:
-        tokens, unverified = _examine(draft, steps)
+        tokens, unverified = _check_draft(draft, steps)
     except Dropped as why:
-        return _Prepared(name, why.reason, record)
-    return _Prepared(name, "", record, tokens, unverified)
+        return _Examined(name, why.reason, record)
+    return _Examined(name, "", record, tokens, unverified)
 
 
-def _examine(draft: Draft, steps: Steps) -> tuple[int, bool]:
+def _check_draft(draft: Draft, steps: Steps) -> tuple[int, bool]:
     """Tokens of a draft, and whether it could not be verified. Raises Dropped."""
     try:
         f"{draft.question}{draft.thought}{draft.solution}".encode()

@@ -4,7 +4,7 @@ At 16,384 tokens and 152,064 words the logits alone would take 9.3 GiB in float3
 gradient as much again. Here a chunk of rows goes forward and at once backward; what is kept are
 the gradients with respect to the hidden states and the weight, of the sizes of their inputs.
 
-Shapes: K target rows, D model, V vocab.
+Shapes: Y targets, D model, V vocab.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def cross_entropy_sum(
 ) -> Tensor:
     """Sum over rows of `weights * cross_entropy(hidden @ weight.T, targets)`, a float32 scalar.
 
-    hidden (K, D), weight (V, D), targets (K,) int64, weights (K,) float32 or None for ones.
+    hidden (Y, D), weight (V, D), targets (Y,) int64, weights (Y,) float32 or None for ones.
     No rows give exactly 0 with zero gradients, so a batch of padding alone does no harm.
     """
     if weights is None:

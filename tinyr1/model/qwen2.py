@@ -8,7 +8,8 @@ given. One forward serves three uses, which differ only in who may attend to who
 Parameter names are those of the published checkpoints, so weights load without a map.
 Left out: dropout, sliding windows, attention masks for padding (padding is a document of its own).
 
-Shapes: B rows, T tokens per row, D model, H query heads, K kv heads, Dh head dim, F mlp, V vocab.
+Shapes: B rows, T tokens per row, D model, H query heads, K kv heads, Dh head dim, F mlp, V vocab,
+Y targets.
 
     model = Qwen2.from_pretrained("DeepSeek-R1-Distill-Qwen-32B", dtype=torch.bfloat16)
     logits = model(tokens)
@@ -370,7 +371,7 @@ class Qwen2(nn.Module):
         cu_seqlens  (N + 1,) int32: document n spans rows cu_seqlens[n] .. cu_seqlens[n + 1]
         max_len     the longest document, by default T (a bound is enough)
         cache       decode against these keys and values
-        target_rows, targets, weights   (K,): row r of the flattened batch predicts its target,
+        target_rows, targets, weights   (Y,): row r of the flattened batch predicts its target,
                     counted `weight` times
         """
         hidden = self.model(tokens, positions, cu_seqlens, max_len, cache)

@@ -22,7 +22,7 @@ from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.model.weights import DTYPES, Checkpoint, dtype_name
 from tinyr1.record import Prompt
 from tinyr1.sampling import openai, vllm
-from tinyr1.sampling.engine import Engine
+from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.options import EngineConfig
 from tinyr1.sampling.sampler import Sampler
 
@@ -104,7 +104,9 @@ class Backend:
                 compile=c.compile,
             )
         model = Qwen2.from_pretrained(self.model, DTYPES[self.dtype], self.ranks.device)
-        return Engine(model, self.tokenizer, self.settings, slots, self.max_model_len, c.compile)
+        return TorchEngine(
+            model, self.tokenizer, self.settings, slots, self.max_model_len, c.compile
+        )
 
     def check_lengths(self, prompts: Sequence[Prompt], file: Path | None = None) -> None:
         """UserError naming a prompt (of a row of `file`) after which nothing could be sampled."""

@@ -1,7 +1,7 @@
 """The embedded sampler: continuous batching over slots of a KV cache, in plain PyTorch.
 
-Prompts come in, samples go out as they finish. A finished row is replaced at once, so short answers
-do not wait for long ones:
+Prompts come in, samples go out as they finish. A finished sequence is replaced at once, so short
+answers do not wait for long ones:
 
     slot 0   p p p a a a a a a a .            p prompt   a answer   . end
     slot 1   p p a a . p p p p a a a a
@@ -40,7 +40,7 @@ _Places = dict[tuple[int, ...], int]  # of a prompt's tokens, the slot that begi
 
 
 @dataclass
-class _Row:
+class _Sequence:
     """A sequence in a slot."""
 
     prompt: Prompt
@@ -62,7 +62,7 @@ class _Prefix(NamedTuple):
     logits: Tensor  # (V,)
 
 
-class Engine:
+class TorchEngine:
     """Samples from our own Qwen2 on one device."""
 
     def __init__(
@@ -83,26 +83,26 @@ class Engine:
         self.slots = slots
         self.cache = KVCache(model.config, slots, weight.dtype, self.device)
         self.prefixes: list[_Prefix | None] = [None] * slots
-        self.rows: list[_Row] = []  # row i lives in slot i
+        self.sequences: list[_Sequence] = []  # number i lives in slot i
         self.tokens_out = self.prompts_read = 0
         if compile:
             model.model.compile(dynamic=True)  # as a whole: blocks would be compiled one by one
 
     @property
     def status(self) -> Status:
-        longest = max((len(row.tokens) for row in self.rows), default=0)
-        return Status(self.tokens_out, len(self.rows), longest)
+        longest = max((len(one.tokens) for one in self.sequences), default=0)
+        return Status(self.tokens_out, len(self.sequences), longest)
 
     def close(self) -> None:
         """Nothing to end: the model is the caller's."""
 
     @torch.inference_mode()
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[list[Sample]]:
-        """See Sampler. Between steps no row is half done, so a consumer may stop at any yield."""
-        self.rows.clear()
+        """See Sampler. Between steps no sequence is half done: one may stop at any yield."""
+        self.sequences.clear()
         waiting = _Waiting(prompts)
-        while self.rows or waiting:
-            if len(self.rows) < self.slots and waiting:
+        while self.sequences or waiting:
+            if len(self.sequences) < self.slots and waiting:
                 self._admit(waiting)
             else:
                 self._decode()
@@ -110,14 +110,14 @@ class Engine:
 
     @torch.inference_mode()
     def stream(self, prompt: Prompt) -> Iterator[str]:
-        self.rows.clear()
+        self.sequences.clear()
         text = TextStream(self.tokenizer, self.settings.stop, self.settings.stop_ids)
         shown = 0
         self._admit(_Waiting([prompt]))
-        (row,) = self.rows
+        (one,) = self.sequences
         while True:
-            yield text.add(*row.tokens[shown:])
-            shown = len(row.tokens)
+            yield text.add(*one.tokens[shown:])
+            shown = len(one.tokens)
             if self._collect():
                 yield text.finish()
                 return
@@ -129,10 +129,10 @@ class Engine:
         """Put waiting prompts into free slots, each distinct one read once; draw first tokens."""
         # Distinct prompts are read in one batch; further trials of a prompt copy its keys and
         # values.
-        start = len(self.rows)
+        start = len(self.sequences)
         unread, further, places = self._choose(waiting)
         longest = max(len(prompt.tokens) for prompt in (*unread, *further))
-        self.cache.reserve(max(longest, self.cache.length if self.rows else 0))
+        self.cache.reserve(max(longest, self.cache.length if self.sequences else 0))
         if unread:
             for slot, logits in enumerate(self._read(unread, start, longest), start):
                 self.prefixes[slot] = _Prefix(unread[slot - start].tokens, logits.clone())
@@ -141,14 +141,14 @@ class Engine:
             if slot != source:
                 self.cache.copy_slot(source, slot, len(prompt.tokens))
                 self.prefixes[slot] = self.prefixes[source]
-        self.rows += [self._row(prompt) for prompt in (*unread, *further)]
-        prefixes = self.prefixes[start : len(self.rows)]
-        self._extend(self.rows[start:], torch.stack([p.logits for p in prefixes if p]))
+        self.sequences += [self._begin(prompt) for prompt in (*unread, *further)]
+        prefixes = self.prefixes[start : len(self.sequences)]
+        self._extend(self.sequences[start:], torch.stack([p.logits for p in prefixes if p]))
 
     def _choose(self, waiting: _Waiting) -> tuple[list[Prompt], list[Prompt], _Places]:
         """Take prompts for the free slots: those to be read, further trials of what lies in a slot
         or soon will, and in which slot."""
-        start = len(self.rows)
+        start = len(self.sequences)
         longest = 0
         place = self._place_of(waiting.head.tokens)  # of the prompt whose trials came before
         places: _Places = {} if place is None else {waiting.head.tokens: place}
@@ -170,10 +170,12 @@ class Engine:
         """A slot, free or not, that begins with this prompt."""
         return next((i for i, p in enumerate(self.prefixes) if p and p.tokens == tokens), None)
 
-    def _row(self, prompt: Prompt) -> _Row:
+    def _begin(self, prompt: Prompt) -> _Sequence:
         s = self.settings
         text = TextStream(self.tokenizer, s.stop) if s.stop else None
-        return _Row(prompt, stream_key(s.seed, prompt), s.limit(prompt, self.max_model_len), text)
+        return _Sequence(
+            prompt, stream_key(s.seed, prompt), s.limit(prompt, self.max_model_len), text
+        )
 
     def _read(self, prompts: list[Prompt], first_slot: int, longest: int) -> Tensor:
         """Fill slots with prompts (padded on the right: nothing looks at what follows)."""
@@ -191,48 +193,48 @@ class Engine:
     # ------------------------------------------------------------ tokens out
 
     def _decode(self) -> None:
-        """One token for every row."""
-        lengths = [row.length for row in self.rows]
+        """One token for every sequence."""
+        lengths = [one.length for one in self.sequences]
         self.cache.reserve(max(lengths) + 1)
-        tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self.device)
+        tokens = torch.tensor([[one.tokens[-1]] for one in self.sequences], device=self.device)
         positions = torch.tensor(lengths, device=self.device)[:, None]
         hidden = self.model.model(tokens, positions, cache=self.cache)
-        self._extend(self.rows, self.model.lm_head(hidden[:, 0]))
+        self._extend(self.sequences, self.model.lm_head(hidden[:, 0]))
 
-    def _extend(self, rows: list[_Row], logits: Tensor) -> None:
-        """Draw the next token of each row from its logits (B, V)."""
+    def _extend(self, sequences: list[_Sequence], logits: Tensor) -> None:
+        """Draw the next token of each sequence from its logits (B, V)."""
         if not bool(logits.isfinite().all()):
             raise RunStopped("the model's logits are not finite; python -m tinyr1.check looks why")
-        keys = np.array([row.key for row in rows], dtype=np.uint64)
-        positions = np.array([len(row.tokens) for row in rows])
+        keys = np.array([one.key for one in sequences], dtype=np.uint64)
+        positions = np.array([len(one.tokens) for one in sequences])
         u = torch.from_numpy(uniforms(keys, positions)).to(self.device)
         s = self.settings
         # The only wait for the device in a step is this list.
         drawn: list[int] = draw(logits, u, s.temperature, s.top_p, s.top_k).tolist()
-        for row, token in zip(rows, drawn, strict=True):
-            row.tokens.append(token)
-            if row.text:
-                row.text.add(token)
-        self.tokens_out += len(rows)
+        for one, token in zip(sequences, drawn, strict=True):
+            one.tokens.append(token)
+            if one.text:
+                one.text.add(token)
+        self.tokens_out += len(sequences)
 
     def _collect(self) -> list[Sample]:
-        """Take finished rows out; the last row moves into the hole, so that slots stay dense."""
+        """Take finished sequences out; the last moves into the hole, so that slots stay dense."""
         finished: list[Sample] = []
-        for i in range(len(self.rows) - 1, -1, -1):
-            row = self.rows[i]
-            stopped = row.tokens[-1] in self.settings.stop_ids
-            stopped |= row.text is not None and row.text.stopped
-            if not stopped and len(row.tokens) < row.max_new:
+        for i in range(len(self.sequences) - 1, -1, -1):
+            one = self.sequences[i]
+            stopped = one.tokens[-1] in self.settings.stop_ids
+            stopped |= one.text is not None and one.text.stopped
+            if not stopped and len(one.tokens) < one.max_new:
                 continue
             finished.append(
-                finished_sample(row.prompt, row.tokens, stopped, self.tokenizer, self.settings)
+                finished_sample(one.prompt, one.tokens, stopped, self.tokenizer, self.settings)
             )
-            # Rows stay dense: the last one moves into the hole, its keys and values with it.
-            last = self.rows.pop()
-            if last is not row:
-                self.cache.copy_slot(len(self.rows), i, last.length)
-                self.prefixes[i] = self.prefixes[len(self.rows)]
-                self.rows[i] = last
+            # The last sequence moves into the hole, with its keys and values.
+            last = self.sequences.pop()
+            if last is not one:
+                self.cache.copy_slot(len(self.sequences), i, last.length)
+                self.prefixes[i] = self.prefixes[len(self.sequences)]
+                self.sequences[i] = last
         return finished
 
 

@@ -7,19 +7,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- docs/reading_list.py writes from here -->", "<!-- to here -->"
 CORE = {
+    "nano.py": "the paper in one file; torch and the standard library only",
     "record.py": "the types that flow through everything, each checked when made",
-    "chat.py": "conversations as token ids, and which of them are targets",
-    "packing.py": "best-fit-decreasing packs, documents isolated from each other",
-    "loss.py": "cross-entropy in chunks, on target rows only",
-    "model.py": "Qwen2, complete, with no rank in it",
-    "parallel.py": "FSDP2, applied from outside",
-    "sft.py": "the training step and the loop",
-    "fusion.py": "Arcee Fusion, beside its equations",
-    "merging.py": "merging checkpoints tensor by tensor, in bounded memory",
+    "thinking.py": "the thought format: joined, checked, taken off",
+    "model/chat.py": "conversations as token ids, and which of them are targets",
+    "model/qwen2.py": "Qwen2, complete, with no rank in it",
+    "model/loss.py": "cross-entropy in chunks, on target rows only",
+    "train/packing.py": "best-fit-decreasing packs, documents isolated from each other",
+    "train/parallel.py": "FSDP2, applied from outside",
+    "train/sft.py": "from `train()` straight down to the training step",
+    "merge/fusion.py": "Arcee Fusion, beside its equations",
+    "merge/run.py": "merging checkpoints tensor by tensor, in bounded memory",
     "sampling/engine.py": "continuous batching, samples that depend on nothing but their seed",
-    "graders/__init__.py": "what counts as a right answer",
-    "tasks.py": "the prompts of three protocols, to the byte",
-    "stats.py": "pass@1 with its two standard errors",
+    "graders/grading.py": "what counts as a right answer",
+    "evaluate/tasks.py": "the prompts of three protocols, to the byte",
+    "evaluate/stats.py": "pass@1 with its two standard errors",
 }
 
 

@@ -36,7 +36,7 @@ CODE = [*ROOT.glob("*.py"), *(ROOT / "tinyr1").rglob("*.py"), *(ROOT / "tests").
 
 @pytest.mark.parametrize("page", BOOK)
 def test_backticked_names_resolve(page):
-    """`file.function` and `file.Class` are there, folders are, and single words stand in the code."""
+    """`file.function`, `file.Class` and folders are there, single words stand in the code."""
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     words = {word for path in CODE for word in re.findall(r"\w+", path.read_text())}
     missing = []

@@ -141,6 +141,15 @@ def test_same_tensors_same_fusion(shape, scale, dtype):
             assert 0 < int((mask & (left != right)).sum()) < mask.numel()
 
 
+def test_a_score_at_the_threshold():
+    """One element alone has the softmax 1 in both, a KL of 0, and its score is the threshold."""
+    left, right = torch.tensor([[1.0]]), torch.tensor([[1.5]])
+    assert nano.fusion_exact(left, right).all()  # >=
+    assert torch.equal(arcee_fusion(left, right), right)
+    assert not nano.fusion_as_printed(left, right).any()  # >
+    assert torch.equal(arcee_fusion(left, right, arithmetic="paper"), left)
+
+
 def test_a_toy_run_merges_as_the_package_does():
     """At a hundredth of its size; the same seed again gives the same bits."""
     models, scores = nano.experiment(seed=3, scale=0.01)

@@ -11,10 +11,14 @@ yours to run.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
+from tinyr1.common.config import parse
 from tinyr1.common.errors import RunStopped, UserError, run_main
 from tinyr1.common.files import read_object
 from tinyr1.model.chat import TEMPLATE_END, guess_template
@@ -22,6 +26,14 @@ from tinyr1.model.config import Qwen2Config
 from tinyr1.model.qwen2 import tensor_shapes
 from tinyr1.model.tokenizer import TOKENIZER_FILES, Tokenizer, id_list
 from tinyr1.model.weights import Checkpoint, dtype_name
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Check a checkpoint before a server or a merge meets it."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The checkpoint directory."""
 
 
 def faults(folder: Path, values: bool = True) -> list[str]:
@@ -89,12 +101,8 @@ def warn_of_faults(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    if sys.argv[1:] in (["-h"], ["--help"]):
-        print(__doc__)
-        return
-    if len(sys.argv) != 2:
-        raise UserError(f"{len(sys.argv) - 1} arguments given, expected one DIR")
-    folder = Path(sys.argv[1])
+    config = parse(CheckConfig, sys.argv[1:], "python -m tinyr1.check", description=__doc__)
+    folder = config.folder
     torch.set_num_threads(1)
     found = faults(folder)
     if found:

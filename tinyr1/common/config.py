@@ -27,8 +27,8 @@ WORDS = {str: "text", Path: "text", int: "a whole number", float: "a number", bo
 def parse(
     cls: Any,
     args: list[str],
-    default: Any = None,
     prog: str | None = None,
+    default: Any = None,
     description: str | None = None,
 ) -> Any:
     """Make a `cls` from command-line arguments; tyro prints usage and exits 2 on unknown ones.
@@ -78,7 +78,7 @@ def parse_recipe(cls: Any, args: list[str], recipes: Traversable, prog: str) -> 
     the recipe's values as defaults.
     """
     recipe = given(parse(cls, args, prog=prog).recipe, "RECIPE")
-    return parse(cls, args, load_recipe(cls, recipe, recipes), prog)
+    return parse(cls, args, prog, load_recipe(cls, recipe, recipes))
 
 
 def load_recipe(cls: type[T], name_or_path: str, recipes: Traversable) -> T:

@@ -101,7 +101,8 @@ def warn_of_faults(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    config = parse(CheckConfig, sys.argv[1:], "python -m tinyr1.check", description=__doc__)
+    description = "Check that a server can load a checkpoint, and that it will end its answers."
+    config = parse(CheckConfig, sys.argv[1:], "python -m tinyr1.check", description=description)
     folder = config.folder
     torch.set_num_threads(1)
     found = faults(folder)

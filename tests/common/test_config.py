@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 import tinyr1
-from tinyr1.common.config import check_range, flag, load_recipe, to_json
+from tinyr1.common.config import check_range, flag, load_recipe, parse, parse_recipe, to_json
 from tinyr1.common.errors import UserError
+from tinyr1.merge.options import MergeConfig
 from tinyr1.train.options import RECIPES, TrainConfig
 
 NAMES = sorted(p.stem for p in (Path(tinyr1.__file__).parent / "train" / "recipes").glob("*.toml"))
@@ -53,6 +54,7 @@ def test_recipes_are_the_papers(name, epochs, batch, schedule, packing):
         ("betas = [0.9]", "betas=[0.9]: expected a list of 2, each a number"),
         ('dtype = "fp64"', "dtype='fp64'"),
         ("epochs = ", "not valid TOML"),
+        ('recipe = "math"', "unknown key 'recipe'"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path, text, message):
@@ -80,6 +82,41 @@ def test_unknown_recipe_lists_the_known_ones():
         load_recipe(TrainConfig, "maths", RECIPES)
     with pytest.raises(UserError, match="no such file"):
         load_recipe(TrainConfig, "maths.toml", RECIPES)
+
+
+def test_help_shows_the_recipes_defaults(capsys):
+    for line, default in (("coding --help", 15), ("-h coding", 15), ("--help", TrainConfig.epochs)):
+        with pytest.raises(SystemExit) as stopped:
+            parse_recipe(TrainConfig, line.split(), RECIPES, "train.py")
+        assert stopped.value.code == 0
+        words = capsys.readouterr().out.split("--epochs INT")[1]
+        assert f"default: {default})" in words[:200], line
+
+
+@pytest.mark.parametrize("line", ["coding --lr 2", "--lr 2 coding", "--data a b --lr 2 coding"])
+def test_the_recipe_stands_first_or_after_an_option_of_one_value(line):
+    c = parse_recipe(TrainConfig, line.split(), RECIPES, "train.py")
+    assert (c.recipe, c.epochs, c.lr) == ("coding", 15, 2.0)
+    with pytest.raises(UserError, match="RECIPE: required, before any option"):
+        parse_recipe(TrainConfig, ["--lr", "2", "--data", "a", "coding"], RECIPES, "train.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "normalize"),
+    [
+        ("", None),
+        ("--normalize", True),
+        ("--no-normalize", False),
+        ("--no_normalize", False),
+        ("--normalize True", True),
+        ("--normalize False", False),
+        ("--normalize None", None),
+        ("--normalize --no-normalize", False),  # the last one counts
+        ("--no-normalize --normalize True", True),
+    ],
+)
+def test_options_that_may_be_left_open(line, normalize):
+    assert parse(MergeConfig, ["a", "b", "c", *line.split()]).params.normalize is normalize
 
 
 def test_check_range():

@@ -9,7 +9,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 
-from tinyr1.merge.fusion import COPIES, FusionOptions, fuse
+from tinyr1.merge.fusion import COPIES, FusionOptions, arcee_fusion, fuse
 from tinyr1.merge.methods import METHODS, MergeParams
 from tinyr1.merge.options import MethodName
 
@@ -110,6 +110,20 @@ def test_result_has_the_first_models_dtype_and_equal_models_stay(method, dtype):
     merged = METHODS[method].fn([tensor] * count, base, params, GENERATOR)
     assert merged.dtype == dtype
     assert (merged.double() - tensor.double()).abs().max() < (1e-6 if dtype.itemsize > 2 else 0.02)
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "mergekit", "paper"])
+def test_arcee_fusion_is_computed_in_the_models_dtype(arithmetic):
+    """mergekit's rounding is a part of its arithmetic."""
+    torch.manual_seed(2)
+    left = torch.randn(64, 48).bfloat16()
+    right = (left + 0.02 * torch.randn(64, 48)).bfloat16()
+    params = MergeParams(arithmetic=arithmetic)
+    merged = METHODS["arcee_fusion"].fn([left, right], None, params, GENERATOR)
+    expected = arcee_fusion(left, right, arithmetic=arithmetic)
+    assert torch.equal(merged, expected)
+    in_float32 = arcee_fusion(left.float(), right.float(), arithmetic=arithmetic).bfloat16()
+    assert torch.equal(merged, in_float32) == (arithmetic != "mergekit")
 
 
 def test_methods_that_cannot_merge_say_so():

@@ -8,6 +8,7 @@ class's defaults, and the command line replaces the recipe's values.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -38,17 +39,26 @@ def parse(
     """
     import tyro  # 0.3 s that library users of this package need not pay
 
-    option = ""
-    for text in args:
-        option = text if text.startswith("--") else option
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-            raise UserError(f"{option}={text}: expected UTF-8 text") from None
     args = _spelled_out(args, _open_flags(cls))
     description = description or (cls.__doc__ or "").strip()
     defaults = {} if default is None else {"default": default}
-    return tyro.cli(cls, args=args, prog=prog, description=description, **defaults)
+    config = tyro.cli(cls, args=args, prog=prog, description=description, **defaults)
+    _check_text(config)
+    return config
+
+
+def _check_text(config: Any) -> None:
+    """UserError for text whose bytes on the command line were no UTF-8; paths may be anything."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            _check_text(value)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise UserError(f"{flag(f.name)}={text}: expected UTF-8 text") from None
 
 
 def _open_flags(cls: Any) -> set[str]:
@@ -68,16 +78,25 @@ def _spelled_out(args: list[str], open_flags: set[str]) -> list[str]:
     """`--x` and `--no-x` as `--x True` and `--x False`: tyro makes flags of plain booleans only."""
     spelled = {flag(name): [flag(name), "True"] for name in open_flags}
     spelled |= {flag(f"no_{name}"): [flag(name), "False"] for name in open_flags}
-    return [word for arg in args for word in spelled.get(arg, [arg])]
+    words: list[str] = []
+    for word, following in itertools.zip_longest(args, args[1:]):
+        is_spelled = following in ("True", "False", "None")  # as --help shows it
+        words += [word] if is_spelled else spelled.get(word.replace("_", "-"), [word])
+    return words
 
 
 def parse_recipe(cls: Any, args: list[str], recipes: Traversable, prog: str) -> Any:
     """`parse` for a class whose field `recipe` names the file that the defaults come from.
 
-    The line is read twice: for the recipe's name, which may stand anywhere in it, and then with
-    the recipe's values as defaults.
+    The line is read twice: for the recipe's name, which stands first or after any option that takes
+    one value (a list takes all that follows it), and then with the recipe's values as defaults.
     """
-    recipe = given(parse(cls, args, prog=prog).recipe, "RECIPE")
+    without_help = [word for word in args if word not in ("-h", "--help")]
+    recipe = parse(cls, without_help, prog).recipe
+    if not recipe and without_help != args:
+        return parse(cls, args, prog)  # no recipe's values to show: the class's
+    if not recipe:
+        raise UserError("RECIPE: required, before any option; --help shows all options")
     return parse(cls, args, prog, load_recipe(cls, recipe, recipes))
 
 
@@ -102,7 +121,7 @@ def load_recipe(cls: type[T], name_or_path: str, recipes: Traversable) -> T:
     hints = typing.get_type_hints(cls)
     for key, value in values.items():
         # Unknown keys are fatal: a misspelt option that is ignored costs a training run.
-        if key not in hints:
+        if key not in hints or key == "recipe":
             raise UserError(f"recipe={name_or_path}: unknown key {key!r}")
         values[key] = _typed(f"recipe={name_or_path}: {key}", hints[key], value)
     return cls(**values | {"recipe": name_or_path})

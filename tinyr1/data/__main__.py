@@ -289,7 +289,12 @@ def inspect(c: InspectOptions) -> None:
 
 
 def main() -> None:
-    command = parse(Command, sys.argv[1:], prog="python -m tinyr1.data", description=__doc__)
+    command = parse(
+        Command,
+        sys.argv[1:],
+        prog="python -m tinyr1.data",
+        description="Make and look at training files.",
+    )
     if isinstance(command, InspectOptions):
         inspect(command)
     else:

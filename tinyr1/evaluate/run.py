@@ -108,7 +108,7 @@ class Prepared(NamedTuple):
 def prepare(config: EvalConfig, log: Log, ranks: Ranks) -> Prepared:
     """Everything that can be wrong is found here, before hours of sampling."""
     if config.model is None and not config.model_name:
-        raise UserError("MODEL: required as the first argument; see evaluate.py --help")
+        raise UserError("MODEL: required, before any option; --help shows all options")
     out = given(config.out, "--out")
     rows = load_rows(config)
     check_graders(rows, config, log)

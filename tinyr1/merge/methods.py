@@ -101,7 +101,7 @@ MergeFn = Callable[[Models, Tensor, MergeParams, torch.Generator], Tensor]
 class MergeMethod:
     """A merge method, the options that it reads, whether it needs --base, and how many models."""
 
-    wide: MergeFn  # on float32 or float64, with every option resolved
+    wide: MergeFn  # on float32 or float64 (see own_dtype), with every option resolved
     options: tuple[str, ...] = ()  # fields of MergeParams
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of those that are None if not given
     needs_base: bool = False
@@ -109,6 +109,7 @@ class MergeMethod:
     max_models: int | None = None
     takes_base: bool = False  # has a meaning with a base, but works without
     elementwise: bool = False  # an element depends on the same element of the inputs only
+    own_dtype: bool = False  # computed in the tensors' dtype: its rounding may be part of it
     copies_made: tuple[int, int] = (0, 0)  # of a tensor in float32: in any case, and a model
 
     def copies(self, model_count: int) -> int:
@@ -138,8 +139,8 @@ class MergeMethod:
         params: MergeParams,
         generator: torch.Generator,
     ) -> Tensor:
-        """`fn` as it is computed, in float32 or float64."""
-        wide = wide_dtype(tensors[0])
+        """`fn` as it is computed, in float32 or float64 (unless `own_dtype`)."""
+        wide = tensors[0].dtype if self.own_dtype else wide_dtype(tensors[0])
         origin = torch.zeros_like(tensors[0], dtype=wide) if base is None else base.to(wide)
         return self.wide([t.to(wide) for t in tensors], origin, self.resolve(params), generator)
 
@@ -478,7 +479,11 @@ def _sparse(
 
 METHODS: dict[str, MergeMethod] = {
     "arcee_fusion": MergeMethod(
-        _arcee, ("lam", "eps", "arithmetic", "quantiles"), {"lam": LAMBDA}, max_models=2
+        _arcee,
+        ("lam", "eps", "arithmetic", "quantiles"),
+        {"lam": LAMBDA},
+        max_models=2,
+        own_dtype=True,
     ),
     "linear": MergeMethod(linear, ("weights", "normalize"), {"normalize": True}, elementwise=True),
     "slerp": MergeMethod(slerp, ("t",), max_models=2, copies_made=(6, 0)),

@@ -66,7 +66,7 @@ class MergeConfig:
             raise UserError("--save: goes with --diff only")
 
 
-def _check_options(config: MergeConfig, model_count: int) -> None:
+def check_options(config: MergeConfig, model_count: int) -> None:
     """UserError for options that do not fit the method, or one another."""
     name = config.method
     method = METHODS[config.method]

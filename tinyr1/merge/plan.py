@@ -1,4 +1,4 @@
-"""A merge before any work: its options, its models, everything that is wrong with them.
+"""A merge before any work: the models, and everything that is wrong with them.
 
 MergeConfig (the command line) -> Merge, or one UserError that lists every fault
 """
@@ -20,7 +20,7 @@ from tinyr1.common.ranks import Ranks
 from tinyr1.common.threads import core_count
 from tinyr1.merge.fusion import COPIES
 from tinyr1.merge.methods import METHODS
-from tinyr1.merge.options import MergeConfig, _check_options
+from tinyr1.merge.options import MergeConfig, check_options
 from tinyr1.model.rows import CHUNK_ELEMENTS, row_parts
 from tinyr1.model.tokenizer import TOKENIZER_FILES
 from tinyr1.model.weights import DTYPES, Checkpoint, dtype_name
@@ -40,7 +40,7 @@ class Merge:
         self.device = torch.device("cuda", ranks.local_rank) if on_gpu else torch.device("cpu")
         *inputs, out = config.paths or (Path(),)
         self.out = Path(os.path.realpath(out))  # "." has no name to write beside, a link no place
-        _check_options(config, len(inputs))
+        check_options(config, len(inputs))
         paths = [*inputs, *config.then, *([config.base] if config.base else [])]
         _check_out(self.out, paths)
         opened = _opened(paths)

@@ -19,7 +19,7 @@ from tinyr1.sampling.sampler import SamplingSettings
 class EngineConfig:
     """Options of sampling."""
 
-    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
+    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = None
     """Hugging Face checkpoint directory; of a server's model, the tokenizer is enough."""
     sampling: Annotated[SamplingSettings, tyro.conf.OmitArgPrefixes] = field(
         default_factory=SamplingSettings

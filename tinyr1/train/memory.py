@@ -78,7 +78,8 @@ def traced_parts(
     shallow = replace(model_config, num_hidden_layers=depth)
     how = Sharding(DTYPES[config.dtype or "bf16"], config.activation_checkpointing or "full")
     token_count = config.seq_len * config.micro_batch_size
-    return dict(_trace(shallow, how, config.world_size, config.replicate, token_count, watch))
+    trace = _trace.__wrapped__ if watch else _trace  # what is watched has to happen
+    return dict(trace(shallow, how, config.world_size, config.replicate, token_count, watch))
 
 
 @functools.cache  # alternatives of a plan differ in what is not traced, too

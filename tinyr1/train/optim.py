@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tinyr1.train.parallel import _local, first_row
+from tinyr1.train.parallel import first_row, local_part
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -99,8 +99,8 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         step = int(state["step"])
         beta1, beta2 = group["betas"]
         # Shards are independent elementwise work: below this line only local tensors appear.
-        value, grad = _local(parameter), _local(parameter.grad)  # pyright: ignore
-        stored_m, stored_v = _local(state["exp_avg"]), _local(state["exp_avg_sq"])
+        value, grad = local_part(parameter), local_part(parameter.grad)  # pyright: ignore
+        stored_m, stored_v = local_part(state["exp_avg"]), local_part(state["exp_avg_sq"])
         m = stored_m.float().lerp_(grad.float(), 1 - beta1)
         v = stored_v.float().mul_(beta2).addcmul_(grad.float(), grad.float(), value=1 - beta2)
         value.mul_(1 - group["lr"] * group["weight_decay"])

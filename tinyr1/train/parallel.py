@@ -138,7 +138,7 @@ def first_row(parameter: Tensor) -> int:
     return min(mesh.get_coordinate()[-1] * rows, parameter.shape[0])
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, or the tensor."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()

@@ -1,4 +1,4 @@
-"""A training run before any GPU is asked: its options, its tokens, and which packs make which step.
+"""A training run before any GPU is asked: the tokens, and which packs make which step.
 
     TrainConfig (recipe and command line) -> Corpus -> Plan: (epoch, step) -> packs -> micro-batches
 

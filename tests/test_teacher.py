@@ -9,11 +9,12 @@ from fake_server import fake_server
 
 from tinyr1.data.clean import Dropped
 from tinyr1.record import Record, Sample
-from tinyr1.teacher import TeacherConfig, select, usable
+from tinyr1.teacher import Question, TeacherConfig, select, usable
 
 pytest.importorskip("httpx")
 
 ROW = {"id": "q1", "domain": "science", "question": "Which?", "answer": "B", "source": "s1"}
+QUESTION = Question.from_json(ROW)
 
 
 def sample(text, trial=0, tokens=5, finish="stop"):
@@ -37,12 +38,16 @@ def sample(text, trial=0, tokens=5, finish="stop"):
 def test_shapes_and_reasons(text, options, expected):
     config = TeacherConfig(**options)
     if expected is None:
-        assert usable(ROW, sample(text), config).content().startswith("<think>\nHm.\n</think>\n\n")
+        assert (
+            usable(QUESTION, sample(text), config)
+            .content()
+            .startswith("<think>\nHm.\n</think>\n\n")
+        )
     else:
         with pytest.raises(Dropped, match=expected):
-            usable(ROW, sample(text), config)
+            usable(QUESTION, sample(text), config)
     with pytest.raises(Dropped, match="cut_off"):
-        usable(ROW, sample("<think>Hm.</think>B", finish="length"), TeacherConfig())
+        usable(QUESTION, sample("<think>Hm.</think>B", finish="length"), TeacherConfig())
 
 
 def test_rejection_sampling_keeps_what_was_asked_for():
@@ -53,7 +58,7 @@ def test_rejection_sampling_keeps_what_was_asked_for():
     ]
     for keep, trials in (("first", [1]), ("shortest", [2]), ("all", [1, 2])):
         config = TeacherConfig(n=3, keep=keep, reject_wrong=True)
-        kept, rejected = select([ROW], samples, config)
+        kept, rejected = select([QUESTION], samples, config)
         assert [draft.meta["trial"] for draft in kept] == trials
         reasons = [row["reason"] for row in rejected]
         assert reasons.count("wrong_answer") == 1
@@ -131,13 +136,16 @@ def test_a_local_model_and_bad_questions(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "o.meta.json").read_text())["answers"] == 1
     for row, message in (
+        ([], "q.jsonl: no questions"),
+        (["text"], "q.jsonl:1: expected a JSON object"),
+        ([ROW, ROW | {"question": "?"}], "q.jsonl:2: id='q1': there before"),
         ({"id": "1", "domain": "x", "question": "?"}, "q.jsonl:1: domain='x'"),
         ({"id": "1", "domain": "math", "question": " "}, "q.jsonl:1: question=' '"),
         ({"domain": "math", "question": "?"}, "q.jsonl:1: id=None"),
         ({"id": None, "domain": "math", "question": "?"}, "q.jsonl:1: id=None"),
         ({"id": "1", "domain": "coding", "question": "?", "tests": {"inputs": [1]}}, ":1: tests:"),
     ):
-        write_rows(questions, [row])
+        write_rows(questions, row if isinstance(row, list) else [row])
         arguments = ["--questions", questions, "--out", tmp_path / "o.jsonl", *common]
         done = call("tinyr1.teacher", tiny, *arguments)
         assert done.returncode == 2

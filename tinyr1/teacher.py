@@ -69,57 +69,78 @@ class TeacherConfig(EngineConfig):
         check_range(self, 0, math.inf, "budget_tokens", "price")
 
 
-def load_questions(path: Path) -> list[dict[str, Any]]:
-    """Rows of a question file; UserError names line and field."""
-    rows: list[dict[str, Any]] = []
-    seen = set[str]()
-    for number, row in read_jsonl(path):
-        fault = ""
+class Question(NamedTuple):
+    """A row of a question file; the right answer or the tests where they are known."""
+
+    id: str
+    domain: Domain
+    text: str
+    source: str = ""
+    answer: str | None = None
+    tests: ProgramTests | None = None
+
+    @classmethod
+    def from_json(cls, row: Any) -> Question:
+        """Raises ValueError naming the field that breaks the contract (docs/formats.md)."""
         if not isinstance(row, dict):
-            fault = "expected a JSON object"
-        elif row.get("domain") not in get_args(Domain):
-            fault = f"domain={row.get('domain')!r}: expected one of {', '.join(get_args(Domain))}"
-        elif not isinstance(row.get("question"), str) or not row["question"].strip():
-            fault = f"question={row.get('question')!r}: expected text"
-        elif row.get("id") is None or str(row["id"]) in seen:
-            fault = f"id={row.get('id')!r}: missing, or there before"
-        else:
-            try:
-                check_text(row)
-                if row.get("tests") is not None:
-                    ProgramTests.from_json(row["tests"])
-            except ValueError as error:
-                fault = str(error)
-        if fault:
-            raise UserError(f"{path}:{number}: {fault}")
-        seen.add(str(row["id"]))
-        rows.append(row | {"id": str(row["id"])})
-    if not rows:
+            raise ValueError("expected a JSON object")
+        text = row.get("question")
+        domain: Any = row.get("domain")
+        if domain not in get_args(Domain):
+            raise ValueError(f"domain={domain!r}: expected one of {', '.join(get_args(Domain))}")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"question={text!r}: expected text")
+        if row.get("id") is None:
+            raise ValueError("id=None: missing")
+        check_text(row)
+        tests, answer = row.get("tests"), row.get("answer")
+        return cls(
+            id=str(row["id"]),
+            domain=domain,
+            text=text,
+            source=str(row.get("source") or ""),
+            answer=None if answer is None else str(answer),
+            tests=None if tests is None else ProgramTests.from_json(tests),
+        )
+
+
+def load_questions(path: Path) -> list[Question]:
+    """Rows of a question file; UserError names line and field."""
+    questions: dict[str, Question] = {}
+    for number, row in read_jsonl(path):
+        try:
+            question = Question.from_json(row)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        if question.id in questions:
+            raise UserError(f"{path}:{number}: id={question.id!r}: there before")
+        questions[question.id] = question
+    if not questions:
         raise UserError(f"{path}: no questions")
-    return rows
+    return list(questions.values())
 
 
-def make_prompts(rows: list[dict[str, Any]], backend: Backend, c: TeacherConfig) -> list[Prompt]:
+def make_prompts(questions: list[Question], backend: Backend, c: TeacherConfig) -> list[Prompt]:
     """Every (question, trial)."""
     prompts: list[Prompt] = []
-    for row in rows:
-        text = row["question"].strip() + (f"\n{c.instruction}" if c.instruction else "")
+    for question in questions:
+        text = question.text.strip() + (f"\n{c.instruction}" if c.instruction else "")
         said, ids = (Message("user", text),), ()
         if backend.tokenizer:
             try:
                 ids = render_prompt(backend.tokenizer, said, backend.template, c.open_thinking)
             except ValueError as error:
-                raise UserError(f"{c.questions}: id={row['id']}: {error}") from None
+                raise UserError(f"{c.questions}: id={question.id}: {error}") from None
         opened = bool(ids) and c.open_thinking
         prompts += [
-            Prompt(row["domain"], row["id"], trial, tuple(ids), opened, messages=said)
+            Prompt(question.domain, question.id, trial, tuple(ids), opened, messages=said)
             for trial in range(c.n)
         ]
     backend.check_lengths(prompts, c.questions)
     return prompts
 
 
-def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
+def usable(question: Question, sample: Sample, c: TeacherConfig) -> Draft:
     """The trajectory in a sample; raises Dropped with the reason for which it is none."""
     # An answer that was cut off has no end to learn.
     if sample.finish_reason == "length":
@@ -127,14 +148,14 @@ def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
     thought, solution = split_thought(sample.text)
     meta = {"teacher": c.model_name or None, "trial": sample.trial, "tokens": sample.token_count}
     draft = Draft(
-        row["id"],
-        row["domain"],
-        row["question"],
+        question.id,
+        question.domain,
+        question.text,
         thought,
         solution,
-        str(row.get("source") or ""),
-        None if row.get("answer") is None else str(row["answer"]),
-        ProgramTests.from_json(row["tests"]) if row.get("tests") else None,
+        question.source,
+        question.answer,
+        question.tests,
         meta,
     )
     check(draft)
@@ -144,7 +165,7 @@ def usable(row: dict[str, Any], sample: Sample, c: TeacherConfig) -> Draft:
 
 
 def select(
-    rows: list[dict[str, Any]], samples: list[Sample], c: TeacherConfig
+    questions: list[Question], samples: list[Sample], c: TeacherConfig
 ) -> tuple[list[Draft], list[dict[str, Any]]]:
     """Split answers into records to keep, in the order of the questions, and rejected ones."""
     by_id: dict[str, list[Sample]] = {}
@@ -152,18 +173,18 @@ def select(
         by_id.setdefault(sample.id, []).append(sample)
     kept: list[Draft] = []
     rejected: list[dict[str, Any]] = []
-    for row in rows:
+    for question in questions:
         good: list[Draft] = []
-        for sample in by_id.get(row["id"], ()):
+        for sample in by_id.get(question.id, ()):
             try:
-                good.append(usable(row, sample, c))
+                good.append(usable(question, sample, c))
             except Dropped as why:
-                rejected.append({"id": row["id"], "trial": sample.trial, "reason": why.reason})
+                rejected.append({"id": question.id, "trial": sample.trial, "reason": why.reason})
         if c.keep == "shortest":
             good.sort(key=lambda draft: draft.meta["tokens"])
         chosen = good if c.keep == "all" else good[:1]
         rejected += [
-            {"id": row["id"], "trial": draft.meta["trial"], "reason": "not_needed"}
+            {"id": question.id, "trial": draft.meta["trial"], "reason": "not_needed"}
             for draft in good[len(chosen) :]
         ]
         kept += chosen
@@ -174,29 +195,29 @@ class Prepared(NamedTuple):
     """A teacher's run before anything is asked: all that it needs, checked."""
 
     out: Path
-    rows: list[dict[str, Any]]
+    questions: list[Question]
     backend: Backend
     prompts: list[Prompt]
 
 
 def prepare(c: TeacherConfig, ranks: Ranks, log: Log) -> Prepared:
     """Everything that can be wrong is found here."""
-    questions, out = given(c.questions, "--questions"), given(c.out, "--out")
+    file, out = given(c.questions, "--questions"), given(c.out, "--out")
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
-    if is_output(questions, out):
-        raise UserError(f"--questions={questions}: --out={out} would write it; choose another")
-    rows = load_questions(questions)
-    if c.reject_wrong and any(row.get("tests") for row in rows):
+    if is_output(file, out):
+        raise UserError(f"--questions={file}: --out={out} would write it; choose another")
+    questions = load_questions(file)
+    if c.reject_wrong and any(question.tests for question in questions):
         open_sandbox(c.sandbox)
     backend = Backend(c, ranks, log)
-    return Prepared(out, rows, backend, make_prompts(rows, backend, c))
+    return Prepared(out, questions, backend, make_prompts(questions, backend, c))
 
 
 def teach(c: TeacherConfig, ranks: Ranks) -> None:
     """Ask, select, write."""
     log = Log(c.quiet, ranks.is_main)
-    out, rows, backend, prompts = prepare(c, ranks, log)
+    out, questions, backend, prompts = prepare(c, ranks, log)
     settings = backend.record()
     work = out.with_suffix(".work")
     queue = WorkQueue(ranks)
@@ -206,9 +227,9 @@ def teach(c: TeacherConfig, ranks: Ranks) -> None:
             backend.open, prompts, work, settings, log, queue, budget, partial=True
         )
         if ranks.is_main:
-            questions = given(c.questions, "--questions")
-            about = {"questions_sha256": hash_files([questions]), "settings": settings}
-            _write(out, rows, samples, c, about, log)
+            asked = hash_files([given(c.questions, "--questions")])
+            about = {"questions_sha256": asked, "settings": settings}
+            _write(out, questions, samples, c, about, log)
     queue.meet("finished")
     if ranks.is_main and len(samples) < len(prompts) and not budget:
         raise RunStopped(
@@ -218,13 +239,13 @@ def teach(c: TeacherConfig, ranks: Ranks) -> None:
 
 def _write(
     out: Path,
-    rows: list[dict[str, Any]],
+    questions: list[Question],
     samples: list[Sample],
     c: TeacherConfig,
     about: dict[str, Any],
     log: Log,
 ) -> None:
-    kept, rejected = select(rows, samples, c)
+    kept, rejected = select(questions, samples, c)
     dropped = Counter(row["reason"] for row in rejected)
     several = c.keep == "all" and c.n > 1
     lines: list[dict[str, Any]] = []
@@ -241,9 +262,9 @@ def _write(
     write_jsonl(out, lines)
     tokens = sum(sample.token_count for sample in samples)
     meta = {
-        "questions": len(rows),
+        "questions": len(questions),
         "answers": len(samples),
-        "answers_missing": len(rows) * c.n - len(samples),
+        "answers_missing": len(questions) * c.n - len(samples),
         "rows_out": len(kept),
         "dropped": dict(dropped),
         "tokens": tokens,

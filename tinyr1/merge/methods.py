@@ -166,6 +166,7 @@ def slerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Generat
     """
     first, second = models
     cosine = _cosine(first, second)
+    # sin a is nearly 0: the arc is a straight line, and its formula a division of noise.
     if abs(cosine) > 0.9995:
         return (1 - p.t) * first + p.t * second
     return _arc(first, second, p.t, math.acos(cosine))
@@ -186,6 +187,7 @@ def nuslerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Gener
     ]
     cosine = (first / norms[0] * (second / norms[1])).sum(axes, keepdim=True).clamp(-1, 1)
     parallel = 1 - cosine.square() <= 1e-16
+    # Where it is not used the angle is a harmless one: torch.where computes both sides.
     angle = torch.where(parallel, math.pi / 2, cosine.acos())
     arc = ((1 - t) * angle).sin() * first + (t * angle).sin() * second
     return base + torch.where(parallel, (1 - t) * first + t * second, arc / angle.sin())
@@ -215,6 +217,8 @@ def multislerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Ge
     units = [v / (n + p.eps) for v, n in zip(vectors, norms, strict=True)]
     mean = _weighted_sum(units, weights)
     length = float(mean.norm())
+    # Opposite directions have no mean. Two of them leave the straight line; of more, any choice
+    # would be arbitrary.
     if length < p.eps:
         if len(models) == 2:
             return base + _weighted_sum(vectors, weights)
@@ -278,6 +282,8 @@ def _combine(
     """
     shape = (-1, *[1] * base.ndim)
     weight = base.new_tensor(weights).view(shape).expand(vectors.shape)
+    # Two models that moved an element in opposite directions cancel each other in a sum; here the
+    # side with the larger total has it alone.
     if elect:
         sign = torch.where(vectors.sum(0) >= 0, 1.0, -1.0)
         agrees = vectors.sign() == sign
@@ -285,6 +291,7 @@ def _combine(
     change = vectors.sum(0)
     if p.normalize:
         divisor = weight.sum(0)
+        # 0 where no vector counts (its change is 0, too), or where weights of both signs cancel.
         change = change / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
     assert p.lam is not None  # resolved
     return base + p.lam * change
@@ -338,12 +345,14 @@ def sparse_method(sparsify: Sparsify, elect: bool) -> MergeFn:
 def trim(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """Keep the `density` share of largest magnitude (TIES, arXiv 2306.01708)."""
     n = vector.numel()
+    # Ranks, not a threshold: of equal magnitudes a threshold would keep all or none.
     kept = max(1, int(p.density * n)) if p.density > 0 else 0
     return vector * (_magnitude_ranks(vector) >= n - kept)
 
 
 def drop(vector: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """Keep each element with probability `density` (DARE, arXiv 2311.03099)."""
+    # Drawn on the CPU, so that a GPU drops the same elements.
     chance = torch.rand(vector.shape, generator=generator).to(vector.device)
     return vector * (chance < p.density)
 
@@ -382,6 +391,7 @@ def sce(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator
     vectors = torch.stack([m - base for m in models])
     if p.select_topk < 1:
         variance = vectors.var(0, unbiased=False).flatten()
+        # The share is of what varies at all: of two experts, many elements are equal.
         count = int(int(variance.count_nonzero()) * p.select_topk)
         mask = torch.zeros_like(variance)
         mask[variance.topk(count).indices] = 1
@@ -407,6 +417,7 @@ def ramplus_tl(models: Models, base: Tensor, p: MergeParams, generator: torch.Ge
 def _reinforced(models: Models, base: Tensor, p: MergeParams, boost: float) -> Tensor:
     vectors = torch.stack([m - base for m in models])
     assert p.epsilon is not None  # resolved
+    # An average over all models would dilute what a single one learnt.
     changed = vectors.abs() > p.epsilon
     count = changed.sum(0)
     vectors = vectors * changed

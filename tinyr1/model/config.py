@@ -12,6 +12,7 @@ from tinyr1.common.errors import UserError
 from tinyr1.common.files import read_object
 
 ROPE_AT_TOP = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
+# Beyond these a number is a slip of the pen, and would end in an overflow far from its file.
 LARGEST_SIZE = 1 << 24
 LARGEST_DEPTH = 10_000
 LARGEST_NUMBER = 1e12
@@ -66,8 +67,10 @@ class Qwen2Config:
                 f"{where}: hidden_size={hidden}: not a multiple of num_attention_heads={heads}"
             )
         head_dim = fields.whole("head_dim", hidden // heads)
+        # Grouped-query attention: each key-value head serves heads / kv_heads query heads.
         if heads % kv_heads:
             raise UserError(f"{where}: num_key_value_heads={kv_heads}: does not divide {heads}")
+        # Rotary embedding turns pairs of a head's elements.
         if head_dim % 2:
             raise UserError(f"{where}: head_dim={head_dim}: rotary embedding needs an even number")
         max_positions = fields.whole("max_position_embeddings", 32768)
@@ -136,6 +139,7 @@ def _rope(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise UserError(
                 f"{where}: {name}={value!r}: expected an object of plain values or null"
             )
+        # A null is a missing value everywhere but in `truncate`, where transformers reads a no.
         mine = {k: v for k, v in value.items() if v is not None or k == "truncate"}
         old_name = {"rope_type": mine.pop("type")} if "type" in mine else {}
         for key, said in (top | old_name).items():
@@ -182,6 +186,8 @@ def _refuse_unsupported(raw: Mapping[str, Any], rope: Mapping[str, Any], where: 
 def _yarn(rope: _Fields, max_positions: int) -> Yarn:
     factor = rope.number("factor", 0.0, low=1.0)
 
+    # Stretched positions flatten the softmax; the paper's remedy is to scale queries and keys by
+    # sqrt(1 / temperature) = 0.1 ln(factor) + 1. DeepSeek's configs give a ratio of two such.
     def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0
 

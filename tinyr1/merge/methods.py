@@ -35,18 +35,15 @@ class MergeParams:
     arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
     """Arithmetic of Arcee Fusion: without rounding noise, as mergekit 0.1.5, or literally."""
     quantiles: Quantiles = "all"
-    """arcee_fusion: quartiles over all elements, or over those that differ. With most of a tensor
-    unchanged, the quartiles of all are 0 and Right is taken whole; `changed` is the cure."""
+    """arcee_fusion: quartiles of all elements; or of those changed, where these are a minority."""
     weights: tuple[float, ...] = ()
     """One weight a model (by default 1 each)."""
     normalize: bool | None = None
-    """--normalize: divide by the sum of the weights; --no-normalize: do not (by default linear,
-    multislerp, ties and della do)."""
+    """Divide by the sum of weights, or --no-normalize (linear, multislerp, ties, della do)."""
     density: float = 1.0
     """Share of each task vector that is kept (ties, dare, della, breadcrumbs)."""
     rescale: bool | None = None
-    """--rescale: scale thinned task vectors back to their norm; --no-rescale: leave them (by
-    default dare and della do)."""
+    """Scale thinned task vectors back to their norm, or --no-rescale (dare and della do)."""
     gamma: float = 0.01
     """Share of largest changes that breadcrumbs drops."""
     epsilon: float | None = None

@@ -24,9 +24,10 @@ else:
 class MergeConfig:
     """Merge checkpoints of one architecture: merge.py LEFT RIGHT OUT."""
 
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Checkpoint directories; the last one is OUT. The first is Left, whose other files go along
-    (with --then, those of the last Left)."""
+    paths: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LEFT RIGHT OUT")
+    ] = ()
+    """Checkpoint directories: Left (the last Left's other files go along), others, and OUT last."""
     method: MethodName = "arcee_fusion"
     """The way in which tensors are merged."""
     then: tuple[Path, ...] = ()

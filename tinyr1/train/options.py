@@ -28,8 +28,7 @@ class TrainConfig:
     """Fine-tune a Qwen2 checkpoint on teacher trajectories."""
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
-    """A name under tinyr1/train/recipes (math, coding, science, mixture, ...) or the path of a
-    TOML file: the defaults of the options below."""
+    """A name under tinyr1/train/recipes (math, ...) or a TOML file: defaults of what follows."""
     model: Path | None = None
     """Hugging Face checkpoint directory to start from (download first)."""
     data: tuple[Path, ...] = ()

@@ -1,4 +1,4 @@
-"""The paper in one file against the package: two programs that share no line."""
+"""The paper in one file against the package: two programs that share no code."""
 
 import ast
 import random

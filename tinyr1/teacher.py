@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from tinyr1.common.config import check_range, given, parse
 from tinyr1.common.errors import RunStopped, UserError, run_main
-from tinyr1.common.files import hash_files, read_jsonl, write_json, write_jsonl
+from tinyr1.common.files import hash_files, read_rows, write_json, write_jsonl
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.data.clean import Draft, Dropped, check, split_thought
@@ -107,11 +107,7 @@ class Question(NamedTuple):
 def load_questions(path: Path) -> list[Question]:
     """Rows of a question file; UserError names line and field."""
     questions: dict[str, Question] = {}
-    for number, row in read_jsonl(path):
-        try:
-            question = Question.from_json(row)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
+    for number, question in read_rows(path, Question.from_json):
         if question.id in questions:
             raise UserError(f"{path}:{number}: id={question.id!r}: there before")
         questions[question.id] = question

@@ -12,11 +12,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tinyr1.common.errors import UserError
+
+T = TypeVar("T")
 
 
 def real(path: Path) -> Path:
@@ -116,6 +118,16 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: a directory, expected a .jsonl file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def read_rows(path: Path, from_json: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+    """`read_jsonl` with each line made into a checked row, whose ValueError gets file and line."""
+    for number, line in read_jsonl(path):
+        try:
+            row = from_json(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        yield number, row
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Literal
 
 from tinyr1 import thinking
 from tinyr1.common.errors import UserError
-from tinyr1.common.files import read_jsonl
+from tinyr1.common.files import read_rows
 from tinyr1.model import chat
 from tinyr1.model.chat import TemplateName, render_prompt
 from tinyr1.model.tokenizer import Tokenizer
@@ -48,11 +48,7 @@ CODE_STDIN = (
 def load_task_file(path: Path) -> list[TaskRow]:
     """Read and check a task file; UserError names file, line and field."""
     rows: dict[tuple[str, str], TaskRow] = {}
-    for number, line in read_jsonl(path):
-        try:
-            row = TaskRow.from_json(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
+    for number, row in read_rows(path, TaskRow.from_json):
         if row.key in rows:
             raise UserError(f"{path}:{number}: id={row.id!r}: appears twice in task {row.task!r}")
         rows[row.key] = row

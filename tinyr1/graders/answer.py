@@ -30,6 +30,13 @@ def last_box(text: str) -> str | None:
     return content
 
 
+def last_tagged(text: str, tag: str) -> str | None:
+    """Content of the last `<tag>...</tag>`; None where there is none."""
+    end = text.rfind(f"</{tag}>")
+    start = text.rfind(f"<{tag}>", 0, end) if end >= 0 else -1
+    return text[start + len(tag) + 2 : end] if start >= 0 else None
+
+
 def _closing_braces(text: str) -> dict[int, int]:
     """For each `{` that is closed, the index of its `}`; one pass, escaped braces are text."""
     closes: dict[int, int] = {}

@@ -1,49 +1,80 @@
 r"""Equality of mathematical answers (AIME, MATH-500), by exact rules and without a symbolic engine.
 
-An answer becomes a value: a rational number (exact, never a float), a unit beside it, a tuple or
-interval with its brackets, a set, an unordered list, a matrix, or else its normalised text. Two
-answers are equal when their values are. A wrong answer that is accepted is worse than a right one
-that is missed, so what these rules do not understand is compared as text.
-Left out: radicals, identities of polynomials, logarithms (the `eval` extra's second opinion).
+An answer becomes a value: a rational number or an expression (algebra.py), perhaps with a unit; a
+number in a base; a tuple or interval with its brackets, a set, an unordered list, a union, a
+matrix, an equation, an inequality; or else its normalised text. Two answers are equal when their
+values are. A wrong answer that is accepted is worse than a right one that is missed, so what these
+rules do not understand is compared as text. Left out: identities of functions, limits, what needs
+a common denominator (the `eval` extra's second opinion).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
+from tinyr1.graders import algebra
+from tinyr1.graders.algebra import Expression
 from tinyr1.graders.latex import TEXT, closing, nesting, normalise
 from tinyr1.graders.names import is_name
 from tinyr1.graders.units import unit_symbol
 
-MAX_BITS = 10_000  # a number beyond this stays text: no answer needs it, and none must hang us
 MAX_LENGTH, MAX_DEPTH = 1000, 30  # an answer beyond these is compared as text
 
 
 class Quantity(NamedTuple):
-    """A number with its unit ("" for none), or a text with one."""
+    """A number with its unit ("" for none), or an expression or a text with one.
 
-    value: Fraction | str
+    Where the unit is `glued` on (`2km`) it may be factors, and stands for a unit only beside the
+    same one.
+    """
+
+    value: Fraction | Expression | str
     unit: str
+    glued: bool = False
+
+
+class Based(NamedTuple):
+    """Digits in a base: 204_5."""
+
+    digits: str
+    base: int
 
 
 class Group(NamedTuple):
-    """Ordered elements between brackets: a tuple, an interval, a row.
-
-    Of kind `=` an equation, of kind `name` one that only gives its right side a name.
-    """
+    """Elements between brackets, a row, a list, or the sides of an inequality, by `kind`."""
 
     kind: str
-    parts: tuple[object, ...]
+    parts: tuple[Value, ...]
 
 
-Value = object  # Quantity | Group | frozenset (a set) | str
+class Equation(NamedTuple):
+    """Two sides, of which the left may be no more than a name for the right."""
+
+    is_name: bool
+    left: str
+    right: Value
+    curve: Expression | None  # left - right up to a factor, where that has several letters
+
+
+Value = object  # Quantity | Based | Group | Equation | Expression | frozenset (a set) | str
 
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
+_SIGN = re.compile("[<>=]")
+_NUMBER = re.compile(r"-?\d{1,400}(?:\.\d{1,400})?")
+_BASE_WORDS = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+).split()
+_BASED = re.compile(
+    r"(?P<open>\()?(?P<digits>[0-9A-Z]+)(?(open)\))\s*"
+    r"(?:_\s*(?P<one>\d)|_\s*\{\s*(?:\\text\s*\{)?\s*(?P<base>\d+|[a-z]+)\s*\}?\s*\}|"
+    r"(?:\\text\s*\{)?\s*\(?base\s*\}?\s*(?P<said>\d+|[a-z]+)\s*\)?\}?)"
+)
 
 
 def equal_answers(gold: str, answer: str) -> bool:
@@ -52,6 +83,7 @@ def equal_answers(gold: str, answer: str) -> bool:
     return bool(wanted) and _equal(wanted, given)
 
 
+@functools.lru_cache(4096)  # a reference meets an answer a trial, and the trials agree
 def parse(text: str) -> Value:
     """The value of an answer; "" for nothing."""
     if len(text) > MAX_LENGTH:
@@ -68,12 +100,16 @@ def is_number(text: str) -> bool:
 
 def _parse(text: str) -> Value:
     text = text.strip()
+    if _NUMBER.fullmatch(text):
+        return Quantity(Fraction(text), "")
     wrapper = TEXT.fullmatch(text)
     if wrapper:
         return _parse(wrapper[1])
     text = re.sub(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*", "", text)  # x in an interval
     if r"\begin" in text:
         return _parse_matrix(text)
+    if (based := _based(text)) is not None:
+        return based
     unions = _split(text, r"\cup")
     if len(unions) > 1:
         return _union([_parse(part) for part in unions])
@@ -83,14 +119,70 @@ def _parse(text: str) -> Value:
     parts = [p for piece in _split(text, ",") for p in _split_words(piece)]
     if len(parts) > 1:
         return _list([_parse(part) for part in parts if part.strip()])
-    sides = _split(text, "=")
-    if len(sides) == 2 and text[text.find("=") - 1] not in "<>":
-        kind = "name" if is_name(TEXT.sub(r" \1 ", sides[0])) else "="
-        return Group(kind, (_plain(sides[0]), _parse(sides[1])))
+    if (relation := _parse_relation(text)) is not None:
+        return relation
     if text.count(r"\pm") == 1:
         plus, minus = (text.replace(r"\pm", sign).strip() for sign in "+-")
         return _list([_parse(plus.removeprefix("+")), _parse(minus)])
     return _parse_bracketed(text) or _parse_single(text)
+
+
+def _based(text: str) -> Based | None:
+    """A number with its base: `204_5`, `12_{\\text{eight}}`, `101 base 2`."""
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return None
+    said = match["one"] or match["base"] or match["said"]
+    base = int(said) if said.isdigit() and len(said) < 3 else 0
+    if said in _BASE_WORDS:
+        base = 2 + _BASE_WORDS.index(said)
+    digits = match["digits"]
+    if not 2 <= base <= 36 or not any(c.isdigit() for c in digits):  # F_5 is a name
+        return None
+    return Based(digits, base) if all(int(c, 36) < base for c in digits) else None
+
+
+def _parse_relation(text: str) -> Value | None:
+    """An equation of two sides, or a chain of inequalities that all go one way."""
+    sides, signs = _split_relations(text)
+    if signs == ["="]:
+        return _equation(*sides)
+    if not signs or {sign[0] for sign in signs} not in ({"<"}, {">"}):
+        return None
+    if signs[0][0] == ">":
+        sides.reverse()
+        signs.reverse()
+    kind = " ".join(signs).replace(">", "<")
+    return Group(kind, tuple(_parse(side) for side in sides))
+
+
+def _split_relations(text: str) -> tuple[list[str], list[str]]:
+    """The sides of what stands outside of all brackets, and the signs between them."""
+    sides: list[str] = []
+    signs: list[str] = []
+    depth = start = 0
+    for match in re.finditer(r"[LR]BRACE|[()\[\]{}]|<=|>=|[<>=]", text) if _SIGN.search(text) else ():
+        sign = match[0]
+        if sign[0] not in "<>=":
+            depth = max(depth + (1 if sign in ("LBRACE", "(", "[", "{") else -1), 0)
+        elif depth == 0:
+            sides.append(text[start : match.start()])
+            signs.append(sign)
+            start = match.end()
+    return [*sides, text[start:]], signs
+
+
+def _equation(left: str, right: str) -> Equation:
+    value = _parse(right)
+    curve = None
+    sides = algebra.read(left), algebra.read(right)
+    if sides[0] is not None and sides[1] is not None:
+        curve = algebra.difference(sides[0], sides[1])
+    several = curve is not None and len(curve.letters) > 1
+    # A sum of several that is zero is an equation: `a + b + c = 0` does not say what is asked.
+    zero = value == Quantity(Fraction(0), "") and isinstance(sides[0], Expression)
+    named = is_name(TEXT.sub(r" \1 ", left)) and not (zero and several)
+    return Equation(named, _plain(left), value, curve if several else None)
 
 
 def _thousands(text: str) -> tuple[str, str]:
@@ -102,11 +194,16 @@ def _thousands(text: str) -> tuple[str, str]:
 
 
 def _split_words(text: str) -> list[str]:
-    r"""Cut at a textual "and" or "or"."""
-    return re.split(r"\\(?:text|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}|(?<=\s)(?:and|or)(?=\s)", text)
+    """Cut at a textual "and" or "or"."""
+    if "nd" not in text and "or" not in text and text.isascii():
+        return [text]
+    return re.split(
+        r"\\text\s*\{\s*(?:and|or|和|或)\s*\}|(?:^|(?<=\s))(?:and|or)(?=\s)|\\lor(?![A-Za-z])|[和或]", text
+    )
 
 
 def _list(values: list[Value]) -> Value:
+    """Values in no order; the parts of a list within it are its own (`0, \\pm 2`)."""
     nested = (v.parts if isinstance(v, Group) and v.kind == "list" else (v,) for v in values)
     return Group("list", tuple(sorted(itertools.chain.from_iterable(nested), key=repr)))
 
@@ -121,14 +218,23 @@ def _parse_bracketed(text: str) -> Value | None:
     """A set, tuple or interval; a single thing in parentheses is that thing."""
     if text.startswith("LBRACE") and text.endswith("RBRACE"):
         inner = text.removeprefix("LBRACE").removesuffix("RBRACE")
-        return frozenset(_parse(p) for p in _split(inner, ",") if p.strip())
+        elements = _list([_parse(p) for p in _split_elements(inner) if p.strip()])
+        assert isinstance(elements, Group)
+        return frozenset(elements.parts)
     if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and closing(text, 0) == len(text) - 1:
-        parts = _split(text[1:-1], ",")
+        parts = _split_elements(text[1:-1])
         if len(parts) > 1:
             return Group(text[0] + text[-1], tuple(_parse(p) for p in parts))
         if text[0] == "(":
             return _parse(text[1:-1])
     return None
+
+
+def _split_elements(text: str) -> list[str]:
+    """Cut at commas; but (2,000) is a number: no element is written 000."""
+    if _THOUSANDS.fullmatch(text) and re.search(r",0\d\d", text):
+        return [text]
+    return _split(text, ",")
 
 
 def _parse_matrix(text: str) -> Value:
@@ -144,39 +250,52 @@ def _parse_matrix(text: str) -> Value:
 
 
 def _parse_single(text: str) -> Value:
-    """A number, a number with a unit, or text."""
-    body, unit = _split_unit(text)
-    number = _evaluate(body)
-    if number is not None:
-        return Quantity(number, unit)
-    body, unit = _split_unit(text, known_only=True)
-    return Quantity(_plain(body), unit) if unit else _plain(text)
+    """A number, an expression, either with a unit, or text."""
+    quantity = _split_unit(text)
+    if quantity.unit:
+        value = _evaluate(str(quantity.value))
+        if isinstance(value, Fraction) or (value is not None and _is_marked(quantity)):
+            return quantity._replace(value=value)
+    value = _evaluate(text)
+    if value is not None:
+        return Quantity(value, "") if isinstance(value, Fraction) else value
+    if quantity.unit and _is_marked(quantity):
+        return quantity._replace(value=_plain(str(quantity.value)))
+    return _plain(text)
 
 
-def _split_unit(text: str, known_only: bool = False) -> tuple[str, str]:
-    """`10\\text{ cm}^2` -> ("10", "cm2"); a unit is a word after a number.
+def _evaluate(text: str) -> Fraction | Expression | None:
+    """Value of an expression; letters alone may be a word, but for those that no word is made of."""
+    if text.isalpha() and len(text) > 1 and not re.fullmatch("[abcmnpqrxyz]{2,3}", text):
+        return None
+    over = re.fullmatch(r"\{?(?P<a>.+?)\}?\s*\\over\s*\{?(?P<b>.+?)\}?", text)
+    return algebra.read(f"({over['a']})/({over['b']})" if over else text)
 
-    With `known_only`, for what is no number as in `3\\pi\\text{ cm}`, it must be in the table and
-    stand apart.
-    """
+
+def _is_marked(quantity: Quantity) -> bool:
+    """True for a unit of the table that stands apart: one that counts beside what is no number."""
+    known = unit_symbol(re.findall(r"[A-Za-z]+(?:\^\d)?|/", quantity.unit), True)
+    return bool(known) and not quantity.glued
+
+
+def _split_unit(text: str) -> Quantity:
+    """`10\\text{ cm}^2` -> Quantity("10", "cm2"); a unit is a word after a number."""
     match = re.fullmatch(
         r"(?P<body>.*?(?:[\d})]|\\pi))\s*(?:"
         r"(?P<mark>\\deg(?:\s*[CF])?|\\pct)|"
-        r"\\(?:text|mbox|mathrm|rm|textrm)\s*\{\s*(?P<text>[A-Za-z](?:[A-Za-z ./]|\^\d)*)\}|"
+        r"\\text\s*\{\s*(?P<text>[A-Za-z](?:[A-Za-z ./]|\^\d)*)\}|"
         r"(?P<word>(?:[A-Za-z]{2,}|m(?=/s\b))(?: [A-Za-z]{2,}|/[A-Za-z]+)*)"
         r")\s*(?:\^\s*\{?(?P<power>\d)\}?)?\s*",
         text,
     )
     if match is None:
-        return text, ""
-    apart = not match["word"] or text[match.start("word") - 1] == " "
-    if known_only and (match["mark"] or not apart):
-        return text, ""
+        return Quantity(text, "")
     if match["mark"]:
-        return match["body"], match["mark"].replace(" ", "")
+        return Quantity(match["body"], match["mark"].replace(" ", ""))
+    glued = bool(match["word"]) and text[match.start("word") - 1] != " "
     words = re.findall(r"[A-Za-z]+(?:\^\d)?|/", match["text"] or match["word"])
-    unit = unit_symbol(words, known_only or not apart)
-    return (match["body"], unit + (match["power"] or "")) if unit else (text, "")
+    unit = unit_symbol(words, glued)
+    return Quantity(match["body"], unit + (match["power"] or ""), glued) if unit else Quantity(text, "")
 
 
 def _plain(text: str) -> str:
@@ -194,47 +313,63 @@ def _plain(text: str) -> str:
 
 def _equal(gold: Value, given: Value) -> bool:
     # `x = 5` and `m + n = 5` answer 5; `2x = 5` and `x^2 = 5` do not.
-    if isinstance(given, Group) and given.kind == "name" and not _is_equation(gold):
-        return _equal(gold, given.parts[1])
-    if isinstance(gold, Group) and gold.kind == "name" and not _is_equation(given):
-        return not re.search("[+-]", str(gold.parts[0])) and _equal(gold.parts[1], given)
+    if isinstance(gold, Equation) and isinstance(given, Equation):
+        same = gold.left == given.left and _equal(gold.right, given.right)
+        return same or (gold.curve is not None and gold.curve == given.curve)
+    if isinstance(given, Equation):
+        return given.is_name and not _is_equation(gold) and _equal(gold, given.right)
+    if isinstance(gold, Equation):
+        names_one = gold.is_name and not re.search("[+-]", gold.left)
+        return names_one and not _is_equation(given) and _equal(gold.right, given)
+    if isinstance(gold, Based):  # the question may have said the base
+        return gold == given or (isinstance(given, Quantity) and given == _of_digits(gold.digits))
+    many = _elements(gold), _elements(given)
+    if many[0] is not None or many[1] is not None:
+        return _equal_unordered(many[0] or (gold,), many[1] or (given,))
+    if isinstance(gold, Group) or isinstance(given, Group):
+        return (
+            isinstance(gold, Group)
+            and isinstance(given, Group)
+            and gold.kind == given.kind
+            and len(gold.parts) == len(given.parts)
+            and all(_equal(a, b) for a, b in zip(gold.parts, given.parts, strict=True))
+        )
     if isinstance(gold, Quantity) or isinstance(given, Quantity):
         mine, theirs = _quantity(gold), _quantity(given)
         return mine.value == theirs.value and mine.value != "" and _units_agree(mine, theirs)
-    if isinstance(gold, Group) and isinstance(given, Group) and gold.kind == given.kind:
-        if len(gold.parts) != len(given.parts):
-            return False
-        if gold.kind in ("list", "union"):
-            names = _names(gold), _names(given)
-            if names[0] != names[1] and max(map(len, names)) > 1:
-                return False  # x = 1, y = 2 says which is which, and 2, 1 does not
-            return _equal_unordered(gold.parts, given.parts)
-        return all(_equal(a, b) for a, b in zip(gold.parts, given.parts, strict=True))
-    if isinstance(gold, frozenset) and isinstance(given, frozenset):
-        return len(gold) == len(given) and _equal_unordered(tuple(gold), tuple(given))
-    return isinstance(gold, str) and gold == given
+    return isinstance(gold, (Expression, str)) and gold == given
 
 
-def _names(value: Group) -> set[object]:
+def _elements(value: Value) -> tuple[Value, ...] | None:
+    """What stands in no order: the elements of a list, of a set (which is its list), of a union."""
+    if isinstance(value, frozenset):
+        return tuple(sorted(value, key=repr))
+    return value.parts if isinstance(value, Group) and value.kind == "list" else None
+
+
+def _names(values: tuple[Value, ...]) -> set[str]:
     """The left sides in a list of equations that give names."""
-    return {
-        re.sub(r"^([xz])_\{?\d\}?$", r"\1", str(part.parts[0]))  # roots: x_1 = 2, x_2 = 3
-        for part in value.parts
-        if isinstance(part, Group) and part.kind == "name"
-    }
+    names = (part.left for part in values if isinstance(part, Equation) and part.is_name)
+    return {re.sub(r"^([xz])_\{?\d\}?$", r"\1", name) for name in names}  # roots: x_1 = 2, x_2 = 3
+
+
+def _of_digits(digits: str) -> Quantity | None:
+    return Quantity(Fraction(digits), "") if digits.isdecimal() else None
 
 
 def _quantity(value: Value) -> Quantity:
     """A value as a quantity; what is neither that nor text has the value ""."""
     if isinstance(value, Quantity):
         return value
-    return Quantity(value if isinstance(value, str) else "", "")
+    return Quantity(value if isinstance(value, (str, Expression)) else "", "")
 
 
 def _units_agree(gold: Quantity, given: Quantity) -> bool:
     """Equal units, or one that is not given; but 0.5 is not 0.5 %."""
     units = {gold.unit, given.unit}
-    if isinstance(gold.value, str) and "" in units and units & {"\\pct", "\\deg"}:
+    if gold.glued or given.glued:
+        return len(units) == 1
+    if not isinstance(gold.value, Fraction) and "" in units and units & {"\\pct", "\\deg"}:
         return False
     if units == {"", "\\pct"} and isinstance(gold.value, Fraction):
         return abs(gold.value) > 1 or not gold.value
@@ -242,14 +377,16 @@ def _units_agree(gold: Quantity, given: Quantity) -> bool:
 
 
 def _is_equation(value: Value) -> bool:
-    return isinstance(value, Group) and (
-        value.kind in ("=", "name")
-        or (value.kind == "list" and any(_is_equation(p) for p in value.parts))
-    )
+    return isinstance(value, Equation) or any(map(_is_equation, _elements(value) or ()))
 
 
 def _equal_unordered(gold: tuple[Value, ...], given: tuple[Value, ...]) -> bool:
     """Equal as multisets under `_equal` (units make it no plain comparison)."""
+    if len(gold) != len(given):
+        return False
+    names = _names(gold), _names(given)
+    if names[0] != names[1] and max(map(len, names)) > 1:
+        return False  # x = 1, y = 2 says which is which, and 2, 1 does not
     if Counter(map(repr, gold)) == Counter(map(repr, given)):
         return True
     left = list(given)
@@ -263,6 +400,8 @@ def _equal_unordered(gold: tuple[Value, ...], given: tuple[Value, ...]) -> bool:
 
 def _split(text: str, separator: str) -> list[str]:
     """Cut at separators outside of all brackets."""
+    if separator not in text:
+        return [text]
     parts = []
     depth = 0
     start = 0
@@ -279,118 +418,3 @@ def _split(text: str, separator: str) -> list[str]:
             continue
         i += 1
     return [*parts, text[start:]]
-
-
-# ---------------------------------------------------------------- exact arithmetic
-
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<frac>\\frac)|(?P<op>[-+*/^(){}]))"
-)
-
-
-def _evaluate(text: str) -> Fraction | None:
-    """Value of a rational expression in LaTeX or plain notation; None where it is none."""
-    over = re.fullmatch(r"\{?(?P<a>.+?)\}?\s*\\over\s*\{?(?P<b>.+?)\}?", text)
-    if over:
-        text = f"({over['a']})/({over['b']})"
-    text = re.sub(r"^(-?\d+) (\d+)\s*/\s*(\d+)$", r"\1\\frac{\2}{\3}", text.strip())  # 3 1/2
-    tokens: list[str] = []
-    at = 0
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None:
-            return None
-        tokens.append(match[0].strip())
-        at = match.end()
-    if len(tokens) > 200 or not tokens:
-        return None
-    try:
-        reader = _Reader(tokens)
-        value = reader.sum()
-        bits = max(value.numerator.bit_length(), value.denominator.bit_length())
-        return value if reader.at == len(tokens) and bits <= MAX_BITS else None
-    except (ValueError, ZeroDivisionError, IndexError):
-        return None
-
-
-class _Reader:
-    """Recursive descent over tokens; ValueError or IndexError where the grammar ends."""
-
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens
-        self.at = 0
-
-    def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
-    def take(self) -> str:
-        self.at += 1
-        return self.tokens[self.at - 1]
-
-    def _is_literal(self) -> bool:
-        """True where all that was read is a whole number, written out."""
-        read = self.tokens[: self.at]
-        return "".join(read).lstrip("+-").isdigit() and read[-1].isdigit()
-
-    def sum(self) -> Fraction:
-        value = self.product()
-        while self.peek() in ("+", "-"):
-            value = value + self.product() if self.take() == "+" else value - self.product()
-        return value
-
-    def product(self) -> Fraction:
-        sign = 1
-        while self.peek() in ("+", "-"):
-            sign = -sign if self.take() == "-" else sign
-        value = sign * self.power()
-        while self.peek():
-            if self.peek() in ("*", "/"):
-                multiply = self.take() == "*"
-                negative = self.peek() == "-" and bool(self.take())
-                factor = -self.power() if negative else self.power()
-                value = value * factor if multiply else value / factor
-            elif self.peek() == r"\frac" and self._is_literal():  # a mixed number: 3\frac12
-                part = self.power()
-                if not 0 < part < 1:
-                    raise ValueError("a product")
-                value += part if sign > 0 else -part
-            else:
-                break
-        return value
-
-    def power(self) -> Fraction:
-        base = self.atom()
-        if self.peek() != "^":
-            return base
-        self.take()
-        negative = self.peek() == "-" and bool(self.take())
-        exponent = self.atom()
-        if exponent.denominator != 1:
-            raise ValueError("a root is no rational")
-        count = int(exponent)
-        if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(count) > MAX_BITS:
-            raise ValueError("too large")
-        return base ** (-count if negative else count)
-
-    def atom(self) -> Fraction:
-        token = self.take()
-        if token == r"\frac":
-            return self.fraction_part() / self.fraction_part()
-        if token in "({":
-            value = self.sum()
-            if self.take() != {"(": ")", "{": "}"}[token]:
-                raise ValueError("unbalanced")
-            return value
-        if len(token) > 400 or abs(int((re.search(r"[eE]([+-]?\d+)", token) or "00")[1])) > 400:
-            raise ValueError("too long")
-        return Fraction(token.rstrip(".") if token.endswith(".") else token)
-
-    def fraction_part(self) -> Fraction:
-        r"""An argument of \frac: a group, or a single digit (\frac43)."""
-        token = self.peek()
-        if token == "{":
-            return self.atom()
-        if token.isdigit() and len(token) > 1:
-            self.tokens[self.at] = token[1:]
-            return Fraction(int(token[0]))
-        return self.atom()

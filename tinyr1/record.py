@@ -142,7 +142,8 @@ class Batch(NamedTuple):
 # ---------------------------------------------------------------- evaluation
 
 
-LETTERS = ("A", "B", "C", "D")  # of a multiple choice
+ALL_LETTERS = tuple("ABCDEFGHIJ")  # of the options of a multiple choice
+LETTERS = ALL_LETTERS[:4]  # of as many as there usually are
 MAX_SECONDS = 86_400  # that a row may give its program
 
 
@@ -213,6 +214,12 @@ class TaskRow:
     def key(self) -> tuple[str, str]:
         return self.task, self.id
 
+    @property
+    def letters(self) -> str:
+        """The letters that an answer may be: those of its options, or A to D."""
+        count = len(self.choices) or (4 if self.answer in LETTERS else len(ALL_LETTERS))
+        return "".join(ALL_LETTERS[:count])
+
     @staticmethod
     def from_json(row: Any, to_ask: bool = True) -> TaskRow:
         """Read one JSON object of a task file (docs/formats.md); ValueError names the field.
@@ -238,7 +245,7 @@ class TaskRow:
             id=str(fields["id"]),
             kind=cast("Kind", kind),
             prompt=str(fields.get("prompt") or ""),
-            answer="" if kind == "code" else _reference(fields, kind == "choice", to_ask),
+            answer="" if kind == "code" else _reference(fields, kind, len(choices), to_ask),
             choices=choices,
             shuffle=shuffle,
             starter_code=str(fields.get("starter_code") or ""),
@@ -260,16 +267,17 @@ class TaskRow:
             raise ValueError(f"choice_order={list(order)}: its row has no options")
         if sorted(order) != list(range(len(self.choices))):
             raise ValueError(f"choice_order={list(order)}: not an order of {len(self.choices)}")
-        answer = LETTERS[list(order).index(LETTERS.index(self.answer))]
+        answer = ALL_LETTERS[list(order).index(ALL_LETTERS.index(self.answer))]
         return replace(self, choices=tuple(self.choices[i] for i in order), answer=answer)
 
 
-def _reference(fields: Mapping[str, Any], is_choice: bool, to_ask: bool) -> str:
+def _reference(fields: Mapping[str, Any], kind: str, choices: int, to_ask: bool) -> str:
     answer = fields.get("answer")
-    if is_choice:
-        if answer not in LETTERS:
-            raise ValueError(f"answer={answer!r}: expected A, B, C or D")
-    elif not isinstance(answer, (str, int, float)) or (to_ask and not str(answer).strip()):
+    if kind == "choice":
+        letters = ALL_LETTERS[: choices or len(ALL_LETTERS)]
+        if answer not in letters:
+            raise ValueError(f"answer={answer!r}: expected a letter from A to {letters[-1]}")
+    elif type(answer) not in (str, int, float) or (to_ask and not str(answer).strip()):
         raise ValueError(f"answer={answer!r}: expected the reference answer")
     return str(answer)
 
@@ -278,8 +286,9 @@ def _options(fields: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
     """The options of a multiple choice, and whether each trial has an order of its own."""
     raw, shuffle = fields.get("choices"), fields.get("shuffle")
     choices = cast("list[Any]", raw) if isinstance(raw, list) else []
-    if raw is not None and (len(choices) != 4 or not all(isinstance(c, str) for c in choices)):
-        raise ValueError("choices: expected a list of 4 strings")
+    right_count = 2 <= len(choices) <= len(ALL_LETTERS)
+    if raw is not None and not (right_count and all(isinstance(c, str) for c in choices)):
+        raise ValueError(f"choices: expected a list of 2 to {len(ALL_LETTERS)} strings")
     if shuffle not in (None, False) and (shuffle is not True or raw is None):
         raise ValueError(f"shuffle={shuffle!r}: expected true or false; true needs choices")
     return tuple(choices), shuffle is True

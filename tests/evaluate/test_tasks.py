@@ -51,6 +51,8 @@ def test_prompts_equal_the_goldens(golden, row, preset, template_opens):
 @pytest.mark.parametrize("row", [MATH, GPQA, CODE, STARTER])
 def test_token_prompts_are_the_text_prompts(tiny, preset, row):
     tokenizer = Tokenizer(tiny)
+    if preset == "plain":
+        row = row | {"choices": None}
     for opens in (True, False):
         prompt = make_prompts(checked([row]), tokenizer, "deepseek_r1", preset, 1, opens)[0]
         text = prompt_text(prompt)
@@ -61,6 +63,30 @@ def test_token_prompts_are_the_text_prompts(tiny, preset, row):
 def test_braces_in_a_problem_survive():
     row = MATH | {"prompt": "Let $S=\\{1,{2}\\}$ and {x}."}
     assert "Let $S=\\{1,{2}\\}$ and {x}." in text_of(row, "tinyr1", True)
+
+
+@pytest.mark.parametrize(
+    ("row", "preset", "message"),
+    [
+        (GPQA, "plain", "choices: --preset plain shows the prompt alone"),
+        (GPQA | {"shuffle": True}, "plain", "choices: --preset plain shows the prompt alone"),
+        (CODE | {"tests": TESTS | {"fn_name": "add"}}, "tinyr1", "fn_name='add': nothing in"),
+        (STARTER | {"tests": TESTS | {"fn_name": "f"}}, "plain", "fn_name='f': nothing in"),
+    ],
+)
+def test_a_preset_shows_what_an_answer_is_graded_by(row, preset, message):
+    with pytest.raises(UserError, match=f"task={row['task']} id=1: {message}"):
+        text_of(row, preset, True)
+
+
+def test_more_options_than_four():
+    row = GPQA | {"choices": list("pqrstuvwxy"), "answer": "J"}
+    text = text_of(row, "tinyr1", False)
+    assert "the letter choice (A, B, C, D, E, F, G, H, I, or J) as your final" in text
+    assert text.endswith("I) x, J) y<｜Assistant｜>")
+    assert "I) x\nJ) y" in text_of(row, "r1", False)
+    (checked_row,) = checked([row])
+    assert checked_row.in_order([9, *range(9)]).answer == "A"
 
 
 def test_trials_by_preset():
@@ -80,7 +106,9 @@ def test_trials_by_preset():
         ({"kind": "essay"}, "kind='essay'"),
         ({"prompt": ""}, "prompt=''"),
         ({"answer": " "}, "answer=' '"),
-        ({"kind": "choice", "answer": "E"}, "answer='E'"),
+        ({"kind": "choice", "answer": "K"}, "answer='K'"),
+        ({"kind": "choice", "answer": "E", "choices": [*"abcd"]}, "answer='E'"),
+        ({"answer": True}, "answer=True"),
         ({"kind": "choice", "answer": "A", "choices": ["a"]}, "choices"),
         ({"kind": "code"}, "tests"),
         ({"kind": "choice", "answer": "A", "choices": [1, 2, 3, 4]}, "choices"),

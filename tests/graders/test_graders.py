@@ -191,9 +191,10 @@ def test_code_grading_by_function_and_reasons():
     assert code("def f(:", tests).reason == "compile_error"
     slow = code("import time\ntime.sleep(9)", tests, timeout_s=0.5)
     assert slow.reason == "timeout"
-    true = {"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}
-    assert code("def f(a): return True", true).reason == "wrong_answer"  # True is not 1
-    assert code("def f(a): return 1.0", true).correct
+    one = {"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}
+    assert code("def f(a): return True", one).correct  # as in LiveCodeBench
+    assert code("def f(a): return 1.0", one).correct
+    assert code("def f(a): return '1'", one).reason == "wrong_answer"
 
 
 def test_a_result_too_long_to_read_is_wrong_not_an_error():
@@ -241,7 +242,10 @@ def test_numbers_of_any_length_are_compared():
     digits = "1" + "0" * 5000
     assert _equal_values(digits, digits)
     assert not _equal_values(digits, digits[:-1] + "1")
-    assert not _equal_values("1", "true")
+    assert _equal_values("1", "true")
+    assert not _equal_values("1", "null")
+    assert not _equal_values("1", '"1"')
+    assert not _equal_values("[]", "false")
     assert _equal_values("3.0", "3")
     assert _equal_values("[1e400]", "[1.0e400]")
     assert not _equal_values("1e400", "1e500")

@@ -34,6 +34,9 @@ class EvalConfig(EngineConfig):
     """Directory for samples, grades and the report."""
     regrade: Path | None = None
     """Grade this samples.jsonl; no model is loaded."""
+    choice_order: Literal["recorded", "listed", "seeded"] = "recorded"
+    """In which order a sample to --regrade that lacks `choice_order` saw shuffled options: it must
+    have one, as the row lists them, or as this program shuffles them by --seed."""
     compare: tuple[Path, ...] = ()
     """Compare finished evaluations (their --out directories) by paired differences."""
     ask: str | None = None

@@ -27,8 +27,8 @@ from tinyr1.common.errors import RunStopped, UserError
 from tinyr1.common.files import (
     hash_json,
     owned,
-    read_jsonl,
     read_object,
+    read_rows,
     real,
     write_json,
     write_jsonl,
@@ -39,10 +39,10 @@ from tinyr1.evaluate import report
 from tinyr1.evaluate.benchmarks import load_benchmark
 from tinyr1.evaluate.options import EvalConfig
 from tinyr1.evaluate.scores import load_outcomes, summarise
-from tinyr1.evaluate.tasks import load_task_file, make_prompts, prompt_text
+from tinyr1.evaluate.tasks import choice_order, load_task_file, make_prompts, prompt_text
 from tinyr1.graders.answer import last_fenced_block
 from tinyr1.graders.grading import also_released, also_symbolic, grade
-from tinyr1.graders.sandbox import SandboxUnavailable, end_all, open_sandbox
+from tinyr1.graders.sandbox import SandboxUnavailable, end_all, numpy_home, open_sandbox
 from tinyr1.graders.symbolic import SymbolicJudge
 from tinyr1.record import Grade, Prompt, Sample, TaskRow
 from tinyr1.sampling.backend import Backend
@@ -171,11 +171,10 @@ def regrade(config: EvalConfig, log: Log) -> None:
     known = {row.key: row for row in rows}
     samples: list[Sample] = []
     seen: set[tuple[str, str, int]] = set()
-    for number, line in read_jsonl(file):
+    for number, sample in read_rows(file, Sample.from_json):
         try:
-            sample = Sample.from_json(line)
             if row := known.get((sample.task, sample.id)):
-                row.in_order(sample.choice_order)
+                sample = _in_known_order(sample, row, config)
         except ValueError as error:
             raise UserError(f"{file}:{number}: {error}") from None
         if sample.key in seen:
@@ -193,6 +192,8 @@ def regrade(config: EvalConfig, log: Log) -> None:
         log.warn(f"{unasked} of {len(known)} questions have no sample and do not count")
     check_graders(rows, config, log)
     record: dict[str, Any] = {"regraded": True}
+    if any(sample.choice_order for sample in samples) and config.choice_order != "recorded":
+        record["choice_order"] = config.choice_order
     before = out / "results.json"
     if before.exists() and real(file).parent == real(out):
         # A run's own samples: they were made with these.
@@ -201,12 +202,33 @@ def regrade(config: EvalConfig, log: Log) -> None:
         finish(out, rows, samples, config, record, log)
 
 
+def _in_known_order(sample: Sample, row: TaskRow, config: EvalConfig) -> Sample:
+    """The sample with the order in which it saw its row's options; ValueError where none is known.
+
+    Without it the letter would be compared with the key of another order.
+    """
+    if row.shuffle and sample.choice_order is None:
+        if config.choice_order == "recorded":
+            raise ValueError(
+                f"id={sample.id!r}: choice_order: missing, and its options are shuffled in each "
+                "trial; --choice-order says how it saw them"
+            )
+        seeded = choice_order(row, config.sampling.seed, sample.trial)
+        listed = tuple(range(len(row.choices)))
+        order = seeded if config.choice_order == "seeded" else listed
+        sample = replace(sample, choice_order=order)
+    row.in_order(sample.choice_order)  # raises for an order of other options
+    return sample
+
+
 def check_graders(rows: Sequence[TaskRow], config: EvalConfig, log: Log) -> None:
     """Fail early where grading would: no sandbox for programs, no math-verify for --symbolic."""
     if config.symbolic and importlib.util.find_spec("math_verify") is None:
         raise UserError("--symbolic: needs math-verify; pip install 'tinyr1[eval]'")
     if not any(row.kind == "code" for row in rows):
         return
+    if numpy_home() is None:
+        log.warn("numpy is not installed here: programs that import it will fail")
     if config.sandbox == "rlimits":
         log.warn("--sandbox rlimits is no sandbox: programs can read and write this user's files")
     open_sandbox(config.sandbox)

@@ -12,7 +12,7 @@ from tinyr1.common.errors import UserError
 from tinyr1.common.files import read_jsonl
 from tinyr1.evaluate.stats import ks, majority, mean, pass_at_1, pass_at_k, percentile
 from tinyr1.graders.math import parse
-from tinyr1.record import LETTERS, Grade, Sample, TaskRow
+from tinyr1.record import ALL_LETTERS, Grade, Sample, TaskRow
 
 
 def summarise(
@@ -100,7 +100,7 @@ def _vote(sample: Sample, verdict: Grade) -> str | None:
     if verdict.extracted is None:
         return None
     if sample.choice_order:
-        return str(sample.choice_order[LETTERS.index(verdict.extracted)])
+        return str(sample.choice_order[ALL_LETTERS.index(verdict.extracted)])
     value = parse(verdict.extracted)
     return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from tinyr1.common.files import read_rows
 from tinyr1.model import chat
 from tinyr1.model.chat import TemplateName, render_prompt
 from tinyr1.model.tokenizer import Tokenizer
-from tinyr1.record import LETTERS, Message, Prompt, TaskRow
+from tinyr1.record import ALL_LETTERS, Message, Prompt, TaskRow
 
 Preset = Literal["tinyr1", "r1", "plain"]
 TRIALS = {"tinyr1": {"math": 16, "choice": 4, "code": 4}}  # the paper's; other presets: 1
@@ -29,7 +30,7 @@ CHOICE_SYSTEM = "You are a helpful and harmless assistant. You should think step
 # The doubled braces are in the protocol: that string was never formatted.
 CHOICE_HEAD = (
     "Return your final response within \\boxed{{}} and only include the letter choice "
-    "(A, B, C, or D) as your final response. "
+    "({letters}) as your final response. "
 )
 CODE_HEAD = (
     "You will be given a question (problem specification) and will generate a correct Python "
@@ -70,7 +71,13 @@ def choice_order(row: TaskRow, seed: int, trial: int) -> tuple[int, ...] | None:
 
 
 def messages(row: TaskRow, preset: Preset) -> tuple[Message, ...]:
-    """The conversation that a preset makes of a row."""
+    """The conversation that a preset makes of a row.
+
+    ValueError for a row with a field that the preset would not show and that the answer is graded
+    by: its options, or the name of the function that a program must define.
+    """
+    if unshown := _unshown(row, preset):
+        raise ValueError(unshown)
     if preset == "plain":
         return (Message("user", row.prompt),)
     if row.kind == "math":
@@ -79,15 +86,28 @@ def messages(row: TaskRow, preset: Preset) -> tuple[Message, ...]:
         return (Message("user", f"{row.prompt}\n{BOX}"),)
     if row.kind == "code":
         return (Message("user", _code_text(row)),)
-    options = [f"{x}) {c}" for x, c in zip(LETTERS, row.choices, strict=False)]
+    options = [f"{x}) {c}" for x, c in zip(ALL_LETTERS, row.choices, strict=False)]
     if preset == "tinyr1":
-        listed = CHOICE_HEAD + row.prompt + "\n" + ", ".join(options)
+        letters = ", ".join(row.letters[:-1]) + f", or {row.letters[-1]}"
+        head = CHOICE_HEAD.replace("{letters}", letters)
+        listed = head + row.prompt + "\n" + ", ".join(options)
         return (
             Message("system", CHOICE_SYSTEM),
             Message("user", listed if options else row.prompt),
         )
     question = f"{row.prompt}\n\n" + "\n".join(options) if options else row.prompt
     return (Message("user", f"{question}\n{BOX}"),)
+
+
+def _unshown(row: TaskRow, preset: Preset) -> str:
+    """What a right answer must know and this preset's prompt would not say; "" for nothing."""
+    if preset == "plain" and row.choices:
+        return "choices: --preset plain shows the prompt alone; write them into it, or use r1"
+    shown = row.prompt if preset == "plain" else row.prompt + row.starter_code
+    name = row.tests.fn_name if row.tests is not None else None
+    if name and not re.search(rf"\b{re.escape(name)}\b", shown):
+        return f"fn_name={name!r}: nothing in the prompt of --preset {preset} says this name"
+    return ""
 
 
 def _code_text(row: TaskRow) -> str:
@@ -129,11 +149,11 @@ def make_prompts(
             order = choice_order(row, seed, trial)
             # Sixteen trials of a question share one prompt, unless its options are shuffled.
             if trial == 0 or order != order_before:
-                said = messages(row.in_order(order), preset)
                 try:
+                    said = messages(row.in_order(order), preset)
                     if tokenizer:
                         ids = render_prompt(tokenizer, said, template, open_thinking)
-                except ValueError as error:  # a role's marker in the text
+                except ValueError as error:  # a field that is not shown, a marker in the text
                     raise UserError(f"task={row.task} id={row.id}: {error}") from None
             order_before = order
             prompts.append(Prompt(row.task, row.id, trial, tuple(ids), open_thinking, order, said))

@@ -254,7 +254,9 @@ class _Token(NamedTuple):
 
 def _tokens(text: str) -> list[_Token]:
     text = text.strip()
-    if re.search(r"(?<![\\A-Za-z])(?!arc|sin|cos|tan|cot|sec|csc|log|exp|sqrt)[A-Za-z]{4,}|INF|BRACE", text):
+    if re.search(
+        r"(?<![\\A-Za-z])(?!arc|sin|cos|tan|cot|sec|csc|log|exp|sqrt)[A-Za-z]{4,}|INF|BRACE", text
+    ):
         return []  # a word
     text = re.sub(r"^(-?\d+) (\d+)\s*/\s*(\d+)$", r"\1\\frac{\2}{\3}", text)  # 3 1/2
     tokens: list[_Token] = []
@@ -361,7 +363,9 @@ class _Reader:
             base = _factorial(base)
         if self.peek().text != "^":
             return base
-        if token.kind == "function" or (token.kind == "letter" and re.match("[A-Z]{2}", token.text)):
+        if token.kind == "function" or (
+            token.kind == "letter" and re.match("[A-Z]{2}", token.text)
+        ):
             raise Unreadable("a power of an argument or of the whole?")
         self.take()
         result = self.raised(base, self.exponent())

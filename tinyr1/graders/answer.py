@@ -9,7 +9,11 @@ import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_FENCE = re.compile(r"^[ \t]*```")
+_OPENING = re.compile(
+    r"```[ \t]*(?:python\d?|py\d?|c|cpp|c\+\+|java|javascript|js|ts|typescript|go|rust|bash|sh|shell|"
+    r"text|txt|plaintext|output|console|json|markdown|md)[ \t]*$",
+    re.IGNORECASE,
+)
 
 
 def last_box(text: str) -> str | None:
@@ -50,16 +54,15 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def last_fenced_block(text: str) -> str | None:
-    """Lines of the last block between two ``` fences; None where no block is complete."""
-    block: list[str] | None = None
-    opened: list[str] | None = None
-    for line in text.split("\n"):
-        if _FENCE.match(line):
-            if opened is None:
-                opened = []
-            else:
-                block = opened
-                opened = None
-        elif opened is not None:
-            opened.append(line)
-    return None if block is None else "\n".join(block)
+    """The program of an answer: what lies between its last two lines with a ``` fence.
+
+    LiveCodeBench's rule, and as there text may stand before a fence, and a fence that nothing
+    closed does not matter. Two things are not as there: a last fence that names a language opens a
+    block which the end of the text cut off, so the block before it counts, and code within a line
+    (```x```) is no fence. None where no block is complete.
+    """
+    lines = text.split("\n")
+    fences = [i for i, line in enumerate(lines) if line.count("```") % 2]
+    while fences and _OPENING.search(lines[fences[-1]]):
+        fences.pop()
+    return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) > 1 else None

@@ -44,7 +44,7 @@ def _verdict(outcome: Outcome, expected: str, is_value: bool) -> str:
 
 
 def _equal_values(produced: str, expected: str) -> bool:
-    """Compare two JSON values; True is not 1, 3.0 is 3."""
+    """Compare two JSON values as LiveCodeBench does: 3.0 is 3, and True is 1."""
     try:
         values = (
             json.loads(text, parse_int=_integer, parse_float=_float)
@@ -70,7 +70,7 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    return isinstance(a, bool) == isinstance(b, bool) and a == b
+    return a == b
 
 
 def equal_output(produced: str, expected: str) -> bool:

@@ -100,7 +100,7 @@ def _math(row: TaskRow, text: str, sandbox: str) -> tuple[str | None, str]:
 
 
 def _choice(row: TaskRow, text: str, sandbox: str) -> tuple[str | None, str]:
-    letter = choice_letter(text)
+    letter = choice_letter(text, row.letters)
     if letter is None:
         return None, "no_answer"
     return letter, "" if letter == row.answer else "wrong_answer"

@@ -13,7 +13,8 @@ import unicodedata
 from tinyr1.graders.answer import last_box
 
 # A sign as it is compared, and how else it is written.
-_SIGNS = r"""
+_SIGNS = (
+    r"""
 \frac:     \dfrac \tfrac \cfrac \nicefrac \sfrac \xfrac
 *:         \cdot \times \ast \cdotp × · ∗ ⋅ ∙ •
 /:         \div \slash ÷ ∕ ⁄
@@ -57,7 +58,9 @@ RBRACE:    \} \rbrace
 \cot:      \ctg
 \ln:       \Ln
 \text:     \textrm \textnormal \textup \textmd \mbox \hbox \mathrm \mathup \operatorname
-""" + "\n,: 、"
+"""
+    + "\n,: 、"
+)
 _BLANKS = (
     r"\  \, \: \; \> \/ \quad \qquad \enspace \thinspace \medspace \thickspace \space "
     r"\nobreakspace \nobreak \hfill \noindent \newline \\ ~"
@@ -114,7 +117,10 @@ _AFTER = tuple(
         (r"\\text\s*\{\s*\([A-E]\)\s*\}(?=\s*[^\s}.])(?!\s*\\text)", ""),  # a choice's letter
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", r"\\deg "),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\\$\s*(-?[\d.,]*\d)(?=\s*(?:[.}]?$|,|\\text\s*\{\s*(?:and|or)\b))", r"\1\\text{ dollar}"),
+        (
+            r"\\\$\s*(-?[\d.,]*\d)(?=\s*(?:[.}]?$|,|\\text\s*\{\s*(?:and|or)\b))",
+            r"\1\\text{ dollar}",
+        ),
         (r"\\\$", ""),
     )
 )

@@ -161,7 +161,9 @@ def _split_relations(text: str) -> tuple[list[str], list[str]]:
     sides: list[str] = []
     signs: list[str] = []
     depth = start = 0
-    for match in re.finditer(r"[LR]BRACE|[()\[\]{}]|<=|>=|[<>=]", text) if _SIGN.search(text) else ():
+    for match in (
+        re.finditer(r"[LR]BRACE|[()\[\]{}]|<=|>=|[<>=]", text) if _SIGN.search(text) else ()
+    ):
         sign = match[0]
         if sign[0] not in "<>=":
             depth = max(depth + (1 if sign in ("LBRACE", "(", "[", "{") else -1), 0)
@@ -198,7 +200,8 @@ def _split_words(text: str) -> list[str]:
     if "nd" not in text and "or" not in text and text.isascii():
         return [text]
     return re.split(
-        r"\\text\s*\{\s*(?:and|or|和|或)\s*\}|(?:^|(?<=\s))(?:and|or)(?=\s)|\\lor(?![A-Za-z])|[和或]", text
+        r"\\text\s*\{\s*(?:and|or|和|或)\s*\}|(?:^|(?<=\s))(?:and|or)(?=\s)|\\lor(?![A-Za-z])|[和或]",
+        text,
     )
 
 
@@ -295,7 +298,11 @@ def _split_unit(text: str) -> Quantity:
     glued = bool(match["word"]) and text[match.start("word") - 1] != " "
     words = re.findall(r"[A-Za-z]+(?:\^\d)?|/", match["text"] or match["word"])
     unit = unit_symbol(words, glued)
-    return Quantity(match["body"], unit + (match["power"] or ""), glued) if unit else Quantity(text, "")
+    return (
+        Quantity(match["body"], unit + (match["power"] or ""), glued)
+        if unit
+        else Quantity(text, "")
+    )
 
 
 def _plain(text: str) -> str:

@@ -14,6 +14,7 @@ import atexit
 import builtins
 import contextlib
 import ctypes
+import importlib.machinery
 import io
 import json
 import os
@@ -63,6 +64,7 @@ MS_PRIVATE = 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 SYS_MOUNT_SETATTR = 442  # the same number on every architecture
 AT_RECURSIVE, MOUNT_ATTR_RDONLY = 0x8000, 1
+NUMPY = "/site"  # where a program finds numpy
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -127,7 +129,7 @@ def init(job: Job, out_fd: int, status_fd: int) -> NoReturn:
     """Build the root, run the program, report how it ended, and take everything down by ending."""
     try:
         if job["level"] == "namespaces":
-            build_root()
+            build_root(job["numpy_home"])
         pid = os.fork()
     except OSError as error:
         os.write(status_fd, f"E{error}".encode())
@@ -153,8 +155,8 @@ def end_group() -> NoReturn:
     os._exit(1)  # process 1 of a pid namespace cannot kill itself
 
 
-def build_root() -> None:
-    """A root of read-only views of the interpreter and its libraries, and an empty /tmp."""
+def build_root(numpy_home: str) -> None:
+    """A root of read-only views of the interpreter, its libraries and numpy, and an empty /tmp."""
     interpreter = (sys.base_prefix, os.path.realpath(sys.base_prefix))
     wanted = {*interpreter, "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -162,12 +164,19 @@ def build_root() -> None:
     free = [p for p in ("/mnt", "/srv", "/media", "/tmp") if not interpreter[1].startswith(p)]
     root = next(p for p in free if os.path.isdir(p) and not interpreter[0].startswith(p))
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=755")
-    for path in sorted(wanted, key=len):  # a parent before what lies in it
-        target = root + path
+    views = [(path, root + path) for path in sorted(wanted, key=len)]  # a parent before its child
+    if numpy_home:  # and nothing that lies beside it
+        views += [(f"{numpy_home}/{n}", f"{root}{NUMPY}/{n}") for n in ("numpy", "numpy.libs")]
+    for path, target in views:
         if os.path.isdir(path) and not os.path.isdir(target):
             os.makedirs(target)
             mount(path, target, None, MS_BIND | MS_REC)
             set_read_only(target)
+    # The folders on the way to the interpreter may be passed but not listed, as /root is.
+    for path in interpreter:
+        while (path := os.path.dirname(path)) not in ("/", "/usr"):
+            with contextlib.suppress(OSError):  # within another view, which is read-only
+                os.chmod(root + path, 0o111)
     os.makedirs(root + "/dev")
     for device in ("/dev/null", "/dev/urandom", "/dev/zero"):
         os.close(os.open(root + device, os.O_CREAT))
@@ -201,7 +210,9 @@ def give_up_privileges(user: int) -> None:
 def program(job: Job, out_fd: int) -> NoReturn:
     """Take the limits, wire the descriptors, run the code; never returns."""
     stdin_fd = os.memfd_create("stdin")
-    os.write(stdin_fd, job["stdin"].encode())
+    given = memoryview(job["stdin"])
+    while given:
+        given = given[os.write(stdin_fd, given) :]
     os.lseek(stdin_fd, 0, os.SEEK_SET)
     null = os.open("/dev/null", os.O_RDWR)
     calls_function = job["fn_name"] is not None
@@ -227,6 +238,12 @@ def program(job: Job, out_fd: int) -> NoReturn:
     for kind, limit in limits.items():
         resource.setrlimit(kind, (limit, limit))
     os.environ.clear()
+    os.putenv(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # a thread's stack counts as memory; Python does not see it
+    if job["numpy_home"]:
+        home = NUMPY if job["level"] == "namespaces" else job["numpy_home"]
+        sys.meta_path.append(NumpyFinder(home))
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0)), encoding="utf-8")
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w")), encoding="utf-8")
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w")), encoding="utf-8")
@@ -242,6 +259,7 @@ def run(job: Job) -> int:
     builtins.exit = builtins.quit = sys.exit  # the site module would define them
     space: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
     exec(PREAMBLE, space)
+    imported = dict(space)
     try:
         code = compile(job["program"], "solution.py", "exec")
     except (SyntaxError, ValueError, RecursionError):
@@ -252,10 +270,8 @@ def run(job: Job) -> int:
         with contextlib.suppress(SystemExit):
             exec(code, space)
         if job["fn_name"] is not None:
-            function = space.get(job["fn_name"])
-            if function is None:
-                function = getattr(space["Solution"](), job["fn_name"])
-            arguments = [loads(line) for line in job["stdin"].split("\n") if line.strip()]
+            function = find_function(job["fn_name"], space, imported)
+            arguments = [loads(line) for line in job["stdin"].split(b"\n") if line.strip()]
             answer = dumps(function(*arguments)).encode()
             while answer:
                 answer = answer[write(3, answer) :]
@@ -267,6 +283,32 @@ def run(job: Job) -> int:
     except BaseException:
         return EXIT_RUNTIME
     return 0
+
+
+def find_function(name: str, space: dict[str, Any], imported: dict[str, Any]) -> Any:
+    """What the program defined under a name: Solution's method, else its own function.
+
+    Not what the preamble imported: `count`, `gcd` and `permutations` are methods' names, too.
+    """
+    solution = space.get("Solution")
+    if hasattr(solution, name):
+        return getattr(solution() if isinstance(solution, type) else solution, name)
+    function = space.get(name)
+    if function is None or function is imported.get(name):
+        raise NameError(name)
+    return function
+
+
+class NumpyFinder:
+    """Finds numpy, and of what lies beside it nothing."""
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        if name != "numpy":
+            return None
+        return importlib.machinery.PathFinder.find_spec(name, [self.home])
 
 
 # ---------------------------------------------------------------- the server
@@ -327,16 +369,27 @@ def serve_job(job: Job, jobs: int, replies: int) -> dict[str, Any]:
 
 
 def read_exactly(fd: int, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        chunk = os.read(fd, count - len(data))
-        if not chunk:
+    data = bytearray(count)
+    rest = memoryview(data)
+    while rest:
+        read = os.readv(fd, [rest])
+        if not read:
             os._exit(0)  # the other side is gone
-        data += chunk
-    return data
+        rest = rest[read:]
+    return bytes(data)
+
+
+def raise_stack_limit() -> None:
+    """Deep recursion, as on a judge; the room for a stack is laid out when a process starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
+            os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", *sys.argv])
 
 
 def main() -> NoReturn:
+    raise_stack_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     jobs, replies = os.dup(0), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
@@ -347,6 +400,8 @@ def main() -> NoReturn:
     while True:
         (size,) = struct.unpack("<I", read_exactly(jobs, 4))
         job = json.loads(read_exactly(jobs, size))
+        job["stdin"] = read_exactly(jobs, job["stdin_bytes"])
+        job["numpy_home"] = sys.argv[1] if len(sys.argv) > 1 else ""
         reply = json.dumps(serve_job(job, jobs, replies)).encode()
         data = struct.pack("<I", len(reply)) + reply
         try:

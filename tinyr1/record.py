@@ -271,7 +271,7 @@ class TaskRow:
         return replace(self, choices=tuple(self.choices[i] for i in order), answer=answer)
 
 
-def _reference(fields: Mapping[str, Any], kind: str, choices: int, to_ask: bool) -> str:
+def _reference(fields: Mapping[str, Any], kind: Any, choices: int, to_ask: bool) -> str:
     answer = fields.get("answer")
     if kind == "choice":
         letters = ALL_LETTERS[: choices or len(ALL_LETTERS)]

@@ -110,6 +110,11 @@ def for_display(text: str) -> tuple[str, str]:
     return (text, "") if OPEN in text else ("", text)
 
 
+def is_opened(text: str) -> bool:
+    """True where a text opens its thinking itself."""
+    return OPEN in text
+
+
 def is_closed(text: str) -> bool:
     """True where some thinking was ended."""
     return CLOSE in text

@@ -85,10 +85,35 @@ def test_aime_in_any_of_its_forms(tmp_path):
     (several / "aimo-validation-aime").mkdir(parents=True)
     both = aime_rows(url="https://x/2024_AIME_I") + aime_rows(url="https://x/2023_AIME_I")
     write_rows(several / "aimo-validation-aime" / "aime24.jsonl", both)
+    assert len(load_benchmark("aime24", several, "tinyr1")) == 30
+    (several / "aimo-validation-aime").rename(several / "AI-MO")  # its files have a name, too
+    assert len(load_benchmark("aime24", several, "tinyr1")) == 30
+    (several / "AI-MO" / "aime24.jsonl").rename(several / "AI-MO" / "test.jsonl")
     with pytest.raises(UserError, match="nothing for --tasks aime24"):
         load_benchmark("aime24", several, "tinyr1")
-    (several / "aimo-validation-aime").rename(several / "aime-validation-aime")
+    (several / "AI-MO").rename(several / "datasets--AI-MO--aimo-validation-aime")
     assert len(load_benchmark("aime24", several, "tinyr1")) == 30
+
+
+def test_arrays_and_tables_of_questions_and_answers(tmp_path):
+    (tmp_path / "aimo-validation-aime.json").write_text(json.dumps(aime_rows(url="2024"), indent=1))
+    assert len(load_benchmark("aime24", tmp_path, "tinyr1")) == 30
+    lines = "".join(f'{i},"What is {i}?","{i}"\n' for i in range(500))
+    (tmp_path / "math_500_test.csv").write_text(",Question,Answer\n" + lines)
+    rows = load_benchmark("math500", tmp_path, "tinyr1")
+    assert (rows[3].prompt, rows[3].answer) == ("What is 3?", "3")
+    (tmp_path / "aime25").mkdir()
+    (tmp_path / "aime25" / "dataset_info.json").write_text('{"a":\n1}')  # is about the files
+    write_rows(tmp_path / "aime25" / "aime2025-I.jsonl", aime_rows(15))
+    write_rows(tmp_path / "aime25" / "aime2025-II.jsonl", aime_rows(15, id=None))
+    assert len(load_benchmark("aime25", tmp_path, "tinyr1")) == 30
+
+
+def test_functional_tests_without_their_function_are_refused(tmp_path):
+    row = lcb_row(0, functional=True) | {"metadata": "{}", "private_test_cases": "[]"}
+    write_rows(tmp_path / "livecodebench.jsonl", [row])
+    with pytest.raises(UserError, match=r"livecodebench.jsonl:1: metadata: no func_name"):
+        load_benchmark("livecodebench", tmp_path, "tinyr1")
 
 
 def test_parquet_as_published(tmp_path):

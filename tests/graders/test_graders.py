@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import GOLDEN, strongest_sandbox
 
+from tinyr1.graders.answer import last_fenced_block
 from tinyr1.graders.choice import choice_letter
 from tinyr1.graders.code import _equal_values
 from tinyr1.graders.grading import grade
@@ -42,6 +43,26 @@ def test_choice_cases_all_right():
             got = verdict("choice", row["response"], letter)
             if got.correct != (letter == row["expected"]):
                 wrong.append((row["id"], letter, got))
+    assert not wrong
+
+
+@pytest.mark.parametrize("kind", ["math", "choice", "code"])
+def test_what_people_s_real_answers_look_like(kind):
+    """Cases from public reports; each stands for its whole kind, which `why` names."""
+    sandbox = strongest_sandbox()
+    wrong = []
+    for row in rows(f"field_{kind}.jsonl"):
+        if "sandboxed" in row["why"] and sandbox == "rlimits":
+            continue  # which protects no files
+        options = {"think_open": True, "sandbox": sandbox}
+        if kind == "choice":
+            named = [x for x in "ABCD" if verdict(kind, row["response"], x, **options).correct]
+            got = named[0] if named else None
+        else:
+            task = {"task": "t", "id": "1", "kind": kind, "prompt": "?", "answer": row.get("gold")}
+            got = grade(task | {"tests": row.get("tests")}, row["response"], **options).correct
+        if got != row["expected"]:
+            wrong.append((row["id"], row["why"], got))
     assert not wrong
 
 
@@ -215,6 +236,58 @@ def test_total_time_limit():
     program = "import time\ntime.sleep(0.4)\nprint(1)"
     assert code(program, tests, timeout_s=2).correct
     assert code(program, tests, timeout_s=2, timeout_total_s=1).reason == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        ("```python\nA\n```", "A"),
+        ("Here: ```python\nA\n```", "A"),
+        ("```\nstray\n```python\nA\n```", "A"),
+        ("```python\nA\n```python\nB\n```", "B"),
+        ("```python\nA\n```\n```\nB\n```", "B"),
+        ("```python\nA\n```\n```python\nB cut o", "A"),
+        ("```python\nA\n```\nCall ```f(x)``` now.", "A"),
+        ("  ```python\n  A\n  ```", "  A"),
+        ("```python\nA\n``` That is it.", "A"),
+        ("```python\nA", None),
+        ("no fence", None),
+        ("~~~\nA\n~~~", None),
+    ],
+)
+def test_the_program_lies_between_the_last_two_fences(answer, program):
+    assert last_fenced_block(answer) == program
+
+
+@pytest.mark.parametrize("why", sorted({row["why"] for row in rows("program_rules.jsonl")}))
+def test_program_rules(why):
+    wrong = []
+    for row in rows("program_rules.jsonl"):
+        if row["why"] == why:
+            tests = {
+                "inputs": [row["input"]],
+                "outputs": [row["output"]],
+                "fn_name": row["fn_name"],
+            }
+            got = code(row["program"], tests).correct
+            if got != row["passes"]:
+                wrong.append(row["program"])
+    assert not wrong
+
+
+def test_more_than_four_options():
+    row = {"task": "t", "id": "1", "kind": "choice", "prompt": "?", "choices": [*"pqrstuvwxy"]}
+    for letter in "AEIJ":
+        for said in (
+            f"\\boxed{{{letter}}}",
+            f"The answer is ({letter}).",
+            f"<answer>{letter}</answer>",
+        ):
+            assert grade(row | {"answer": letter}, said).correct, said
+    assert grade(row | {"answer": "B", "choices": ["x", "y"]}, "The answer is C").extracted is None
+    assert grade(
+        {k: v for k, v in row.items() if k != "choices"} | {"answer": "F"}, "Answer: F"
+    ).correct
 
 
 def test_the_last_complete_block_counts():

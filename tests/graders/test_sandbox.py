@@ -187,6 +187,52 @@ def test_interpreter_is_read_only_and_tmp_is_fresh(jail):
     assert jail.run(program).stdout == "no\n[]\n['left']\n"
 
 
+@needs_namespaces
+def test_of_the_host_numpy_is_there_and_nothing_beside_it(jail):
+    program = """
+import os, numpy
+home = os.path.dirname(os.path.dirname(numpy.__file__))
+print(sorted(set(os.listdir(home)) - {"numpy.libs"}), dict(os.environ))
+try: open(numpy.__file__, "a")
+except OSError: print("read-only")
+for name in ("torch", "pytest", "tinyr1"):
+    try: __import__(name)
+    except ImportError: print("no", name)
+"""
+    outcome = jail.run(program, timeout_s=30)
+    assert outcome.stdout == "['numpy'] {}\nread-only\nno torch\nno pytest\nno tinyr1\n"
+
+
+@needs_namespaces
+def test_folders_on_the_way_to_the_interpreter_cannot_be_listed(jail):
+    program = """
+import os, sys
+path = sys.base_prefix
+while (path := os.path.dirname(path)) not in ("/", "/usr"):
+    if path.startswith(("/usr", "/lib", "/tmp")): continue
+    try: print(path, os.listdir(path))
+    except PermissionError: pass
+"""
+    assert jail.run(program).stdout == ""
+
+
+def test_an_input_of_many_megabytes_arrives_at_once(box):
+    lines = "1234567\n" * 5_000_000
+    program = "import sys\nprint(len(sys.stdin.buffer.read()))"
+    started = time.monotonic()
+    assert box.run(program, lines, timeout_s=60).stdout == "40000000\n"
+    assert time.monotonic() - started < 20  # where it was quadratic: minutes, or a timeout
+
+
+def test_deep_recursion_of_c_calls_has_its_stack(box):
+    program = (
+        "import functools, sys\nsys.setrecursionlimit(10**6)\n"
+        "@functools.lru_cache(None)\ndef g(n): return 0 if n == 0 else 1 + g(n - 1)\n"
+        "print(g(100000))"
+    )
+    assert box.run(program, timeout_s=30).stdout == "100000\n"
+
+
 def test_daemons_die_with_the_test(box):
     name = f"daemon{os.getpid() % 10**6}"
     program = (
@@ -339,8 +385,8 @@ def test_closing_a_sandbox_whose_server_was_killed_is_quiet(box_level):
 
 def test_a_server_whose_reader_is_gone_says_nothing():
     """As after a Ctrl-C in the first moments, when nobody has read the reply."""
-    job = {"program": "print(1)", "stdin_bytes": 0, "fn_name": None, "timeout_s": 9, "memory_mb": 512,
-           "output_limit": 99, "level": "rlimits"}  # fmt: skip
+    job = {"program": "print(1)", "stdin_bytes": 0, "fn_name": None, "timeout_s": 9,
+           "memory_mb": 512, "output_limit": 99, "level": "rlimits"}  # fmt: skip
     data = json.dumps(job).encode()
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(_CHILD)],

@@ -103,7 +103,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number from 1, value) for each non-empty line; UserError names the line."""
+    """Yield (line number from 1, value) for each non-empty line; UserError names the line.
+
+    A .json file may be one array instead; its values count as lines.
+    """
+    if path.suffix == ".json" and _is_array(path):
+        yield from enumerate(read_json(path), 1)
+        return
     try:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
@@ -118,6 +124,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: a directory, expected a .jsonl file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def _is_array(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    except OSError:
+        return False  # which reading it says
 
 
 def read_rows(path: Path, from_json: Callable[[Any], T]) -> Iterator[tuple[int, T]]:

@@ -1,4 +1,4 @@
-"""Rows of published data sets, a few at a time: JSON lines, CSV, parquet, or a set on the hub."""
+"""Rows of published data sets, a few at a time: JSON, CSV, parquet, or a set on the hub."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Row = dict[str, Any]
 
 
 def file_rows(file: Path) -> Iterator[tuple[int, Row]]:
-    """(number from 1, row) of a .jsonl (there the line's number), .csv or .parquet file.
+    """(number from 1, row) of a .jsonl or .json (the line's number), .csv or .parquet file.
 
     UserError where it cannot be read.
     """
-    if file.suffix == ".jsonl":
+    if file.suffix in (".jsonl", ".json"):
         for number, row in read_jsonl(file):
             if not isinstance(row, dict):
                 raise UserError(f"{file}:{number}: expected a JSON object")

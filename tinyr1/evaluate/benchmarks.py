@@ -80,27 +80,45 @@ def load_benchmark(
 # ---------------------------------------------------------------- where rows come from
 
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DEPTH = 4  # levels below --data that are looked into
+_ABOUT = re.compile(r"data_?set_?(info|infos|dict)|metadata|state|readme|config", re.IGNORECASE)
+
+
 def _plain(name: str) -> str:
+    """A name without its case and punctuation, and without what the hub's cache puts before it."""
+    name = re.sub(r"^datasets--[^-]+(?:-[^-]+)*?--", "", name)
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _files(name: str, benchmark: Benchmark, data: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of DATA/<name>*.{jsonl,csv,parquet}, or of all such files in DATA/<name>*/."""
+    """Rows of the benchmark's files below DATA."""
     if not data.is_dir():
         raise UserError(f"--data={data}: no such directory")
-    suffixes = (".jsonl", ".csv", ".parquet")
-    named = [p for p in sorted(data.iterdir()) if _plain(p.name).startswith(benchmark.names)]
-    files = [p for p in named if p.suffix in suffixes]
-    for folder in (p for p in named if p.is_dir()):
-        files += sorted(p for p in folder.rglob("*") if p.suffix in suffixes)
+    files = _named(data, benchmark.names)
     if not files:
         raise UserError(
-            f"--data={data}: nothing for --tasks {name}: expected {', '.join(suffixes)}, or a "
+            f"--data={data}: nothing for --tasks {name}: expected {', '.join(SUFFIXES)}, or a "
             f"folder of them, whose name begins with {' or '.join(benchmark.names)}"
         )
     for file in files:
         for number, row in file_rows(file):
-            yield f"{file}:{number}" if file.suffix == ".jsonl" else f"{file}: row {number}", row
+            is_lines = file.suffix in (".jsonl", ".json")
+            yield f"{file}:{number}" if is_lines else f"{file}: row {number}", row
+
+
+def _named(data: Path, names: tuple[str, ...]) -> list[Path]:
+    """The data files with such a name, or in folders with one, that lie highest below `data`."""
+    level = [data]
+    for _ in range(DEPTH):
+        below = sorted(path for folder in level for path in folder.iterdir())
+        named = [path for path in below if _plain(path.name).startswith(names)]
+        files = [path for path in named if path.is_file()]
+        files += sorted(p for folder in named if folder.is_dir() for p in folder.rglob("*"))
+        if found := [p for p in files if p.suffix in SUFFIXES and not _ABOUT.match(p.name)]:
+            return found
+        level = [path for path in below if path.is_dir() and not path.name.startswith(".")]
+    return []
 
 
 def _hub(name: str, configuration: str | None, split: str) -> Iterator[tuple[str, Row]]:
@@ -130,7 +148,8 @@ def _aime(year: int) -> Callable[[Row, int], Row | None]:
         if not 0 <= answer <= 999:
             raise ValueError(f"answer={answer}: expected 0 to 999")
         problem = str(_first(raw, "problem", "question", "Problem", "Question"))
-        name = str(raw.get("id", raw.get("ID", raw.get("source", number))))
+        names = (raw.get(field) for field in ("id", "ID", "source"))
+        name = str(next((name for name in names if name not in (None, "")), number))
         return {"id": name, "kind": "math", "prompt": problem, "answer": str(answer)}
 
     return convert
@@ -138,10 +157,10 @@ def _aime(year: int) -> Callable[[Row, int], Row | None]:
 
 def _math500(raw: Row, number: int) -> Row:
     return {
-        "id": str(raw.get("unique_id", number)),
+        "id": str(raw.get("unique_id") or number),
         "kind": "math",
-        "prompt": str(_first(raw, "problem")),
-        "answer": str(_first(raw, "answer")),
+        "prompt": str(_first(raw, "problem", "question", "Question", "Problem")),
+        "answer": str(_first(raw, "answer", "Answer")),
         "subject": raw.get("subject"),
         "difficulty": None if raw.get("level") is None else f"level {raw['level']}",
     }
@@ -167,6 +186,9 @@ def _livecodebench(raw: Row, number: int) -> Row:
     metadata = json.loads(raw.get("metadata") or "{}")
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata={metadata!r}: expected an object")
+    functional = {test.get("testtype") == "functional" for test in tests}
+    if functional == {True} and not metadata.get("func_name"):
+        raise ValueError("metadata: no func_name, and its tests are functional")
     date = str(_first(raw, "contest_date"))
     _day(date)
     return {
@@ -226,7 +248,7 @@ def _day(text: str) -> datetime:
 
 BENCHMARKS = {
     "aime24": Benchmark(
-        ("aime24", "aime2024", "aimevalidation"),
+        ("aime24", "aime2024", "aimevalidation", "aimovalidationaime"),
         ("HuggingFaceH4/aime_2024", None, "train"),
         30,
         _aime(2024),

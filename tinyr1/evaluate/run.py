@@ -171,7 +171,7 @@ def regrade(config: EvalConfig, log: Log) -> None:
     known = {row.key: row for row in rows}
     samples: list[Sample] = []
     seen: set[tuple[str, str, int]] = set()
-    for number, sample in read_rows(file, Sample.from_json):
+    for number, sample in read_rows(file, _OpenThoughts()):
         try:
             if row := known.get((sample.task, sample.id)):
                 sample = _in_known_order(sample, row, config)
@@ -200,6 +200,38 @@ def regrade(config: EvalConfig, log: Log) -> None:
         record = read_object(before).get("settings", {}) | record
     with owned(out):
         finish(out, rows, samples, config, record, log)
+
+
+class _OpenThoughts:
+    """Makes lines into samples; refuses a file in which a missing `think_open` decides.
+
+    Without it a text with neither tag is a plain answer. Where other texts of the file close a
+    thought that they did not open, it is a thought that never ended.
+    """
+
+    def __init__(self) -> None:
+        self.plain = False
+        self.opened = False
+
+    def __call__(self, line: Any) -> Sample:
+        try:
+            sample = Sample.from_json(line)
+        except ValueError as error:
+            if not isinstance(line, dict) or "text" in line:
+                raise
+            raise ValueError(
+                f"{error}; python -m tinyr1.evaluate.convert reads the files of LiveCodeBench, "
+                "lighteval and lm-evaluation-harness"
+            ) from None
+        if line.get("think_open") is None:
+            self.plain |= not thinking.has_tag(sample.text) and sample.finish_reason == "stop"
+            self.opened |= thinking.is_closed(sample.text) and not thinking.is_opened(sample.text)
+        if self.plain and self.opened:
+            raise ValueError(
+                f"id={sample.id!r}: think_open: missing, where some texts close a thought that "
+                "they did not open and others have none; say true or false in each"
+            )
+        return sample
 
 
 def _in_known_order(sample: Sample, row: TaskRow, config: EvalConfig) -> Sample:

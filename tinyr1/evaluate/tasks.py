@@ -103,9 +103,9 @@ def _unshown(row: TaskRow, preset: Preset) -> str:
     """What a right answer must know and this preset's prompt would not say; "" for nothing."""
     if preset == "plain" and row.choices:
         return "choices: --preset plain shows the prompt alone; write them into it, or use r1"
-    shown = row.prompt if preset == "plain" else row.prompt + row.starter_code
     name = row.tests.fn_name if row.tests is not None else None
-    if name and not re.search(rf"\b{re.escape(name)}\b", shown):
+    starts = bool(row.starter_code) and preset != "plain"
+    if name and not starts and not re.search(rf"\b{re.escape(name)}\b", row.prompt):
         return f"fn_name={name!r}: nothing in the prompt of --preset {preset} says this name"
     return ""
 

@@ -10,8 +10,8 @@ import re
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _OPENING = re.compile(
-    r"```[ \t]*(?:python\d?|py\d?|c|cpp|c\+\+|java|javascript|js|ts|typescript|go|rust|bash|sh|shell|"
-    r"text|txt|plaintext|output|console|json|markdown|md)[ \t]*$",
+    r"```[ \t]*(?:python\d?|py\d?|c|cpp|c\+\+|java|javascript|js|ts|typescript|go|rust|bash|sh|"
+    r"shell|text|txt|plaintext|output|console|json|markdown|md)[ \t]*$",
     re.IGNORECASE,
 )
 

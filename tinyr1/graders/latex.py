@@ -177,7 +177,8 @@ def _ascii(text: str) -> str:
     """Characters that stand for several: ¾, x², a₁, √2, full-width letters and digits."""
 
     def fraction(match: re.Match[str]) -> str:
-        return r"\frac{%s}{%s}" % tuple(unicodedata.normalize("NFKC", match[0]).split("⁄"))
+        above, below = unicodedata.normalize("NFKC", match[0]).split("⁄")
+        return rf"\frac{{{above}}}{{{below}}}"
 
     text = re.sub(r"[¼-¾⅐-⅞]", fraction, text)
     text = text.replace("º", "°").replace("˚", "°").replace("ø", r"\emptyset ").replace("−", "-")

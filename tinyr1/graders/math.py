@@ -67,9 +67,11 @@ _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
 _SIGN = re.compile("[<>=]")
 _NUMBER = re.compile(r"-?\d{1,400}(?:\.\d{1,400})?")
-_BASE_WORDS = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-).split()
+_BASES = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15,
+    "sixteen": 16,
+}  # fmt: skip
 _BASED = re.compile(
     r"(?P<open>\()?(?P<digits>[0-9A-Z]+)(?(open)\))\s*"
     r"(?:_\s*(?P<one>\d)|_\s*\{\s*(?:\\text\s*\{)?\s*(?P<base>\d+|[a-z]+)\s*\}?\s*\}|"
@@ -133,9 +135,7 @@ def _based(text: str) -> Based | None:
     if match is None:
         return None
     said = match["one"] or match["base"] or match["said"]
-    base = int(said) if said.isdigit() and len(said) < 3 else 0
-    if said in _BASE_WORDS:
-        base = 2 + _BASE_WORDS.index(said)
+    base = int(said) if said.isdigit() and len(said) < 3 else _BASES.get(said, 0)
     digits = match["digits"]
     if not 2 <= base <= 36 or not any(c.isdigit() for c in digits):  # F_5 is a name
         return None
@@ -235,6 +235,7 @@ def _parse_bracketed(text: str) -> Value | None:
 
 def _split_elements(text: str) -> list[str]:
     """Cut at commas; but (2,000) is a number: no element is written 000."""
+    text = text.strip()
     if _THOUSANDS.fullmatch(text) and re.search(r",0\d\d", text):
         return [text]
     return _split(text, ",")
@@ -268,7 +269,7 @@ def _parse_single(text: str) -> Value:
 
 
 def _evaluate(text: str) -> Fraction | Expression | None:
-    """Value of an expression; letters alone may be a word, but for those that no word is made of."""
+    """Value of an expression; letters alone are a word, but for some that no word is made of."""
     if text.isalpha() and len(text) > 1 and not re.fullmatch("[abcmnpqrxyz]{2,3}", text):
         return None
     over = re.fullmatch(r"\{?(?P<a>.+?)\}?\s*\\over\s*\{?(?P<b>.+?)\}?", text)

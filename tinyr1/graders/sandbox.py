@@ -116,7 +116,7 @@ class Sandbox:
             "output_limit": 1 << 20,
             "level": self.level,
         }
-        # A test's input may be megabytes: it goes as it is, behind the job that says how long it is.
+        # A test's input may be megabytes: it goes as it is, behind the job with its length.
         stdin = str(job.pop("stdin")).encode("utf-8", "surrogatepass")
         data = json.dumps(defaults | job | {"stdin_bytes": len(stdin)}).encode()
         server = self._server

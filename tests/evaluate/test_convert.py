@@ -49,7 +49,8 @@ def parquet(path, rows):
 
 def lcb(path, **changes):
     row = {
-        "question_title": "Echo", "question_content": "Print what\nyou read.", "platform": "leetcode",
+        "question_title": "Echo", "question_content": "Print what\nyou read.",
+        "platform": "leetcode",
         "question_id": "2828", "contest_id": "1", "contest_date": "2024-09-01T00:00:00",
         "starter_code": "", "difficulty": "easy",
         "output_list": ["t</think>\n```python\nprint(input())\n```", "t</think>\nno code"],

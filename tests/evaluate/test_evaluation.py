@@ -13,6 +13,7 @@ from tinyr1.evaluate import run as evaluation_module
 from tinyr1.evaluate.options import EvalConfig
 from tinyr1.evaluate.run import grade_samples
 from tinyr1.evaluate.scores import summarise
+from tinyr1.evaluate.tasks import choice_order
 from tinyr1.lab.world import DOMAINS, World, task_row
 from tinyr1.record import Grade, Sample
 
@@ -49,6 +50,99 @@ def test_everything_promised_is_there(evaluated):
         assert field in results["settings"], field
     assert "| math | 3 | 6 |" in (evaluated / "report.md").read_text()
     assert "<table>" in (evaluated / "report.html").read_text()
+
+
+def test_each_column_says_by_which_rule_it_counts(evaluated, tmp_path):
+    results = json.loads((evaluated / "results.json").read_text())
+    assert list(results["rules"]) == ["pass_at_1"]
+    assert results["rules"]["pass_at_1"] in (evaluated / "report.md").read_text()
+    tasks = write_rows(tmp_path / "t.jsonl", [MATH500])
+    sample = {"task": "math500", "id": "1", "trial": 0, "text": "\\boxed{5}", "token_count": 9}
+    samples = write_rows(tmp_path / "s.jsonl", [sample | {"finish_reason": "stop"}])
+    for name, asked, said in (
+        ("plain", [], "compares with --symbolic, which was not asked"),
+        (
+            "asked",
+            ["--symbolic", "--also-grade", "released"],
+            "With math-verify: the exact rules, or",
+        ),
+    ):
+        if asked:
+            pytest.importorskip("math_verify")
+        out = tmp_path / name
+        done = evaluate("--regrade", samples, "--task-file", tasks, "--out", out, *asked)
+        assert done.returncode == 0, done.stderr
+        assert said in (out / "report.md").read_text()
+    rules = json.loads((tmp_path / "asked" / "results.json").read_text())["rules"]
+    assert list(rules) == ["pass_at_1", "pass_at_1_symbolic", "pass_at_1_released"]
+
+
+SHUFFLED = {
+    "task": "g", "id": "1", "kind": "choice", "prompt": "?", "choices": ["p", "q", "r", "s"],
+    "answer": "A", "shuffle": True,
+}  # fmt: skip
+MATH500 = {"task": "math500", "id": "1", "kind": "math", "prompt": "?", "answer": "5"}
+
+
+def test_shuffled_options_without_their_order_are_refused_or_said(tmp_path):
+    tasks = write_rows(tmp_path / "t.jsonl", [SHUFFLED])
+    (row,) = checked([SHUFFLED])
+
+    def samples(name, order_of):
+        rows = []
+        for trial in range(8):
+            letter = row.in_order(order_of(trial)).answer
+            rows.append(
+                {"task": "g", "id": "1", "trial": trial, "text": f"\\boxed{{{letter}}}",
+                 "token_count": 9, "finish_reason": "stop"}
+            )  # fmt: skip
+        return write_rows(tmp_path / name, rows)
+
+    listed = samples("listed.jsonl", lambda trial: (0, 1, 2, 3))
+    seeded = samples("seeded.jsonl", lambda trial: choice_order(row, 7, trial))
+
+    def regrade(file, *options):
+        out = tmp_path / "out"
+        done = evaluate("--regrade", file, "--task-file", tasks, "--out", out, *options)
+        return done, out / "results.json"
+
+    refused, _ = regrade(listed)
+    assert refused.returncode == 2
+    assert "listed.jsonl:1: id='1': choice_order: missing" in refused.stderr
+    assert "--choice-order says" in refused.stderr
+    for file, options in (
+        (listed, ["--choice-order", "listed"]),
+        (seeded, ["--choice-order", "seeded", "--seed", 7]),
+    ):
+        done, results = regrade(file, *options)
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(results.read_text())
+        assert figures["tasks"]["g"]["pass_at_1"] == 1
+        assert figures["settings"]["choice_order"] == options[1]
+    done, results = regrade(seeded, "--choice-order", "listed")
+    assert json.loads(results.read_text())["tasks"]["g"]["pass_at_1"] < 1
+
+
+def test_a_missing_think_open_that_decides_is_refused(tmp_path):
+    tasks = write_rows(tmp_path / "t.jsonl", [MATH500])
+    base = {"task": "math500", "id": "1", "token_count": 9, "finish_reason": "stop"}
+    rows = [
+        base | {"trial": 0, "text": "a</think>\\boxed{5}"},
+        base | {"trial": 1, "text": "let me try \\boxed{5}, no"},
+    ]
+
+    def regrade(rows):
+        file = write_rows(tmp_path / "s.jsonl", rows)
+        return evaluate("--regrade", file, "--task-file", tasks, "--out", tmp_path / "out")
+
+    for order in (rows, rows[::-1]):
+        done = regrade(order)
+        assert done.returncode == 2
+        assert "s.jsonl:2: id='1': think_open: missing" in done.stderr
+    assert regrade([row | {"think_open": True} for row in rows]).returncode == 0
+    grades = (tmp_path / "out" / "grades.jsonl").read_text().splitlines()
+    reasons = [json.loads(line)["reason"] for line in grades]
+    assert reasons == ["", "unfinished_thinking"]
 
 
 def test_rerun_samples_nothing_and_other_settings_are_refused(evaluated, tiny, tasks):

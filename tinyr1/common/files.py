@@ -117,6 +117,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                     try:
                         yield number, json.loads(line)
                     except (ValueError, RecursionError) as error:
+                        if number == 1 and path.suffix == ".json":
+                            error = f"{error}; expected an array, or an object a line"
                         raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

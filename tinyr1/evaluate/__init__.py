@@ -4,5 +4,6 @@
     options, run           sample, grade, write into DIR; a rerun does what is missing
     stats, scores          error bars, votes, lengths
     paper, report          the paper's own numbers, and ours beside them
+    convert, harnesses     samples of other harnesses as ours (a command)
 Sampling and grading are apart: what was sampled elsewhere is graded by the same code.
 """

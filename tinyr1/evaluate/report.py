@@ -13,6 +13,7 @@ from tinyr1.common import plot
 from tinyr1.common.page import Block, Figure, Heading, Items, write_page
 from tinyr1.common.tables import Table, percent
 from tinyr1.evaluate.paper import BENCHMARKS, TABLE_1, TABLE_2, PaperRow
+from tinyr1.evaluate.scores import rules_of
 from tinyr1.evaluate.stats import flips, paired_difference
 from tinyr1.record import Grade, Sample
 
@@ -152,6 +153,18 @@ def second_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table | None:
     return Table(["task", "pass@1 %", *(names[f] for f in asked)], rows) if asked else None
 
 
+def comparable(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """By which rule each column counts, and what other harnesses' headline compares with."""
+    rules = rules_of(tasks)
+    text = f"pass@1 counts by {rules['pass_at_1']}."
+    if "math500" in tasks and "pass_at_1_symbolic" not in rules:
+        text += " Other harnesses' MATH-500 compares with --symbolic, which was not asked."
+    for name, said in (("symbolic", "With math-verify"), ("released", "By the released rules")):
+        if rule := rules.get(f"pass_at_1_{name}"):
+            text += f" {said}: {rule}."
+    return text
+
+
 def groups_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """pass@1 by subject and difficulty, where the data have them."""
     rows: list[list[str]] = []
@@ -224,7 +237,7 @@ def write_report(
         "± question: standard error over questions (another set of questions); ± sampling: over "
         "trials (another run on these). Truncated samples are kept and counted."
     )
-    blocks: list[Block] = [table, explanation]
+    blocks: list[Block] = [table, explanation, comparable(tasks)]
     picture = folder / "results.png"
     if plot.drawn(draw_results, picture, tasks, str(settings.get("model", "samples"))):
         caption = "pass@1 with its standard error over questions; the paper gives none."

@@ -38,7 +38,7 @@ from tinyr1.common.ranks import Ranks
 from tinyr1.evaluate import report
 from tinyr1.evaluate.benchmarks import load_benchmark
 from tinyr1.evaluate.options import EvalConfig
-from tinyr1.evaluate.scores import load_outcomes, summarise
+from tinyr1.evaluate.scores import load_outcomes, rules_of, summarise
 from tinyr1.evaluate.tasks import choice_order, load_task_file, make_prompts, prompt_text
 from tinyr1.graders.answer import last_fenced_block
 from tinyr1.graders.grading import also_released, also_symbolic, grade
@@ -277,7 +277,8 @@ def finish(
     """Grade and write everything that --out holds beside the samples."""
     grades = grade_samples(rows, samples, config, log)
     write_jsonl(out / "grades.jsonl", [g.to_json() for g in grades])
-    results = {"settings": record, "tasks": summarise(samples, grades, rows)}
+    tasks = summarise(samples, grades, rows)
+    results = {"settings": record, "rules": rules_of(tasks), "tasks": tasks}
     write_json(out / "results.json", results)
     shown = shown_samples(rows, samples, grades)
     report.write_report(out, "Evaluation", results["tasks"], record, shown)

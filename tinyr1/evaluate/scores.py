@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,26 @@ from tinyr1.common.files import read_jsonl
 from tinyr1.evaluate.stats import ks, majority, mean, pass_at_1, pass_at_k, percentile
 from tinyr1.graders.math import parse
 from tinyr1.record import ALL_LETTERS, Grade, Sample, TaskRow
+
+RULES = {  # what each column of pass@1 counts as right
+    "pass_at_1": (
+        "exact rules on what follows the last </think>: the last box as an exact value, the letter "
+        "of a choice, the program between the last two fences in the sandbox"
+    ),
+    "pass_at_1_symbolic": (
+        "the exact rules, or math-verify where they find another answer; the column that other "
+        "harnesses' MATH-500 compares with"
+    ),
+    "pass_at_1_released": (
+        "the released scripts' rules on the whole text, thinking included; for comparison with "
+        "the paper's own numbers"
+    ),
+}
+
+
+def rules_of(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The rule of each column of pass@1 that these figures have."""
+    return {name: rule for name, rule in RULES.items() if any(name in t for t in tasks.values())}
 
 
 def summarise(

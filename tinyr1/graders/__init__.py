@@ -2,8 +2,9 @@
 
     grading                the rules in one page, and which grader a row asks for
     answer                 the last box, the last fenced block
-    math, latex, names, units    equality of exact values
-    choice                 which letter an answer settles on
+    math                   equality of exact values, with latex (one spelling of every sign),
+                           algebra (one order of every expression), names and units
+    choice, statements     which letter an answer settles on, and the forms in which it is said
     code, sandbox, sandbox_child  programs, run where they can harm nobody
     symbolic, released     second opinions, in columns of their own
 No text of a model reaches `eval` or a symbolic parser in this process.

@@ -1,4 +1,4 @@
-"""Programs (LiveCodeBench): the last fenced block, run against every test in the sandbox.
+"""Programs (LiveCodeBench): a reply's last block, run against every test in the sandbox.
 
 A test is standard input and expected output, or with `fn_name` one JSON argument a line and one
 JSON result. The comparison happens here; the program never sees what is expected.

@@ -1,9 +1,9 @@
 """A second opinion on mathematics: math-verify (the `eval` extra), in a process that can be killed.
 
-It understands radicals, polynomials and logarithms, which the exact rules compare as text; it also
-accepts wrong answers that they refuse. So its verdict has a column of its own, and where both sides
-are plain numbers the exact rules decide alone. Run as a script, this file is that process: model
-text reaches a symbolic parser only there, under limits of memory and time.
+It understands logarithms, limits and identities of functions, which the exact rules compare as
+text; it also accepts wrong answers that they refuse. So its verdict has a column of its own, and
+where both sides are plain numbers the exact rules decide alone. Run as a script, this file is that
+process: model text reaches a symbolic parser only there, under limits of memory and time.
 """
 
 from __future__ import annotations

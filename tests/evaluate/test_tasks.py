@@ -51,8 +51,6 @@ def test_prompts_equal_the_goldens(golden, row, preset, template_opens):
 @pytest.mark.parametrize("row", [MATH, GPQA, CODE, STARTER])
 def test_token_prompts_are_the_text_prompts(tiny, preset, row):
     tokenizer = Tokenizer(tiny)
-    if preset == "plain":
-        row = row | {"choices": None}
     for opens in (True, False):
         prompt = make_prompts(checked([row]), tokenizer, "deepseek_r1", preset, 1, opens)[0]
         text = prompt_text(prompt)
@@ -65,18 +63,22 @@ def test_braces_in_a_problem_survive():
     assert "Let $S=\\{1,{2}\\}$ and {x}." in text_of(row, "tinyr1", True)
 
 
-@pytest.mark.parametrize(
-    ("row", "preset", "message"),
-    [
-        (GPQA, "plain", "choices: --preset plain shows the prompt alone"),
-        (GPQA | {"shuffle": True}, "plain", "choices: --preset plain shows the prompt alone"),
-        (CODE | {"tests": TESTS | {"fn_name": "add"}}, "tinyr1", "fn_name='add': nothing in"),
-        (STARTER | {"tests": TESTS | {"fn_name": "f"}}, "plain", "fn_name='f': nothing in"),
-    ],
-)
-def test_a_preset_shows_what_an_answer_is_graded_by(row, preset, message):
-    with pytest.raises(UserError, match=f"task={row['task']} id=1: {message}"):
-        text_of(row, preset, True)
+def test_every_preset_shows_what_an_answer_is_graded_by():
+    functional = CODE | {"tests": TESTS | {"fn_name": "add"}}
+    for preset in ("tinyr1", "r1", "plain"):
+        shown = text_of(GPQA, preset, True)
+        assert [shown.index(option) for option in GPQA["choices"]] == sorted(
+            shown.index(option) for option in GPQA["choices"]
+        )
+        with pytest.raises(UserError, match="task=lcb id=1: fn_name='add': neither prompt nor"):
+            text_of(functional, preset, True)
+        assert "def add" in text_of(functional | {"starter_code": "def add(a):"}, preset, True)
+    assert text_of(functional | {"prompt": "Write add."}, "plain", True).count("add") == 1
+    shuffled = checked([GPQA | {"shuffle": True}])
+    for prompt in make_prompts(shuffled, None, "deepseek_r1", "plain", 4, True):
+        (row,) = shuffled
+        right = f"{row.in_order(prompt.choice_order).answer}) Iron"
+        assert right in prompt_text(prompt)
 
 
 def test_more_options_than_four():

@@ -2,7 +2,7 @@
 
 The paper's three scores come from three code bases with three prompts. `tinyr1` reproduces them to
 the byte; `r1` follows DeepSeek's own advice (no system message, thinking opened); `plain` sends a
-row's prompt as it is.
+row's prompt as it is, with its options and its starter code where it has some.
 """
 
 from __future__ import annotations
@@ -73,20 +73,23 @@ def choice_order(row: TaskRow, seed: int, trial: int) -> tuple[int, ...] | None:
 def messages(row: TaskRow, preset: Preset) -> tuple[Message, ...]:
     """The conversation that a preset makes of a row.
 
-    ValueError for a row with a field that the preset would not show and that the answer is graded
-    by: its options, or the name of the function that a program must define.
+    Every preset shows what an answer is graded by: a row's options, and the name of the function
+    that a program must define; ValueError where nothing in the row would say that name.
     """
-    if unshown := _unshown(row, preset):
-        raise ValueError(unshown)
+    name = row.tests.fn_name if row.tests is not None else None
+    unnamed = name is not None and not re.search(rf"\b{re.escape(name)}\b", row.prompt)
+    if unnamed and not row.starter_code:
+        raise ValueError(f"fn_name={name!r}: neither prompt nor starter_code says this name")
+    options = [f"{x}) {c}" for x, c in zip(ALL_LETTERS, row.choices, strict=False)]
+    question = f"{row.prompt}\n\n" + "\n".join(options) if options else row.prompt
     if preset == "plain":
-        return (Message("user", row.prompt),)
+        return (Message("user", question + (f"\n\n{row.starter_code}" if unnamed else "")),)
     if row.kind == "math":
         if preset == "tinyr1":
             return Message("system", BOX), Message("user", row.prompt)
         return (Message("user", f"{row.prompt}\n{BOX}"),)
     if row.kind == "code":
         return (Message("user", _code_text(row)),)
-    options = [f"{x}) {c}" for x, c in zip(ALL_LETTERS, row.choices, strict=False)]
     if preset == "tinyr1":
         letters = ", ".join(row.letters[:-1]) + f", or {row.letters[-1]}"
         head = CHOICE_HEAD.replace("{letters}", letters)
@@ -95,19 +98,7 @@ def messages(row: TaskRow, preset: Preset) -> tuple[Message, ...]:
             Message("system", CHOICE_SYSTEM),
             Message("user", listed if options else row.prompt),
         )
-    question = f"{row.prompt}\n\n" + "\n".join(options) if options else row.prompt
     return (Message("user", f"{question}\n{BOX}"),)
-
-
-def _unshown(row: TaskRow, preset: Preset) -> str:
-    """What a right answer must know and this preset's prompt would not say; "" for nothing."""
-    if preset == "plain" and row.choices:
-        return "choices: --preset plain shows the prompt alone; write them into it, or use r1"
-    name = row.tests.fn_name if row.tests is not None else None
-    starts = bool(row.starter_code) and preset != "plain"
-    if name and not starts and not re.search(rf"\b{re.escape(name)}\b", row.prompt):
-        return f"fn_name={name!r}: nothing in the prompt of --preset {preset} says this name"
-    return ""
 
 
 def _code_text(row: TaskRow) -> str:

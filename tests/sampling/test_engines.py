@@ -30,7 +30,8 @@ from tinyr1.sampling.sampler import SamplingSettings, TextStream, cut_at_stop
 from tinyr1.sampling.vllm import VLLM, take_gpus
 
 pytest.importorskip("httpx")
-from tinyr1.sampling.openai import LONGEST_WAIT_S, OpenAI, asked_wait
+from tinyr1.sampling.openai import OpenAI
+from tinyr1.sampling.patience import LONGEST_WAIT_S, asked_wait
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ class Backend:
     def __init__(self, config: EngineConfig, ranks: Ranks, log: Log) -> None:
         self.config = config
         self.ranks = ranks
+        self.log = log
         self.model = model = config.model
         self.engine = config.engine
         if self.engine == "auto":
@@ -82,10 +84,14 @@ class Backend:
                 self.settings,
                 slots,
                 self.max_model_len,
+                self.log.warn,
                 api=c.api,
                 api_key_env=c.api_key_env,
                 chunk_timeout_s=c.chunk_timeout,
-                requests_per_minute=c.requests_per_minute,
+                requests_per_minute=c.requests_per_minute / self.ranks.world_size,
+                tokens_per_minute=c.tokens_per_minute / self.ranks.world_size,
+                extra_body=c.request_fields(),
+                omit_fields=tuple(name for name in c.omit_fields.split(",") if name),
             )
         assert self.model is not None
         assert self.tokenizer is not None
@@ -132,7 +138,12 @@ class Backend:
             "dtype": None if is_server else self.dtype,
             "max_model_len": self.max_model_len,
         }
-        server = {"base_url": c.base_url, "model_name": c.model_name, "api": c.api}
+        # Not the address: the same model may be had from another.
+        server = {"model_name": c.model_name, "api": c.api}
+        if fields := c.request_fields():
+            server["extra_body"] = json.dumps(fields, sort_keys=True)
+        if c.omit_fields:
+            server["omit_fields"] = c.omit_fields
         return record | (server if is_server else {})
 
     def versions(self) -> dict[str, Any]:
@@ -140,6 +151,8 @@ class Backend:
         from tinyr1 import __version__
 
         found = {"tinyr1": __version__, "torch": torch.__version__}
+        if self.engine == "openai":
+            found["base_url"] = self.config.base_url
         if self.engine == "vllm":
             found["vllm"] = vllm.version()
         on_gpu = torch.cuda.is_available() and self.engine != "openai"

@@ -1,30 +1,34 @@
 """Any server that speaks OpenAI's HTTP interface: vLLM, SGLang, DeepSeek's API and others.
 
 `completions` sends our token ids, so the template is ours; `chat` sends messages, for servers that
-take nothing else. Answers are streamed, and a time limit holds between two pieces, not for a whole
-answer of half an hour. The key comes from an environment variable and is never written anywhere.
+take nothing else. Answers are streamed (answers.py), and a time limit holds between two pieces, not
+for a whole answer of half an hour; when a request is sent is decided for all slots together
+(patience.py). The key comes from an environment variable and is never written anywhere.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import queue
 import random
+import re
+import socket
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from tinyr1 import thinking
 from tinyr1.common.errors import RunStopped, UserError, needs
 from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Prompt, Sample
+from tinyr1.sampling.answers import Answer, Refused, RetryLater, quoted, split_lines
+from tinyr1.sampling.patience import Gate, GaveUp, asked_wait
 from tinyr1.sampling.sampler import (
     SamplingSettings,
     Status,
     TextStream,
+    Usage,
     cut_at_stop,
     finished_sample,
     request_seed,
@@ -32,52 +36,46 @@ from tinyr1.sampling.sampler import (
 
 Api = Literal["completions", "chat"]
 REFUSED_AT_ONCE = 3  # refusals before any answer: then it is not the prompts
+REFUSED_IN_A_ROW = 8  # refusals after answers: then it is not the prompts either
 FAILED_IN_A_ROW = 16  # beyond the requests in flight: then the server does not work
-LONGEST_WAIT_S = 3600.0  # whatever a server asks for
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+CONNECT_S = 4.0  # to a server that was never reached, twice: a wrong address is said in ten seconds
+AFTER_S = 5.0  # for the usage that may follow a complete answer
+EMPTY_ATTEMPTS = 2  # after which an answer without text is what the model means
+BUSY = 429
+PASSING = {408, 409, 425}  # and every 5xx
+IN_THE_REQUEST = {400, 413, 422}  # what may be wrong with one prompt
+_UNKNOWN_FIELD = re.compile(
+    r"unknown|unrecognized|unexpected|extra[_ ](?:fields?|inputs?|forbidden)|not permitted|"
+    r"unsupported (?:parameter|field)|additional propert",
+    re.IGNORECASE,
+)
 
 
-class RetryLater(Exception):
-    """The server could not answer now."""
+class Busy(Exception):
+    """The server takes no more requests for now."""
 
-    def __init__(self, reason: str, wait_s: float | None = None, unreachable: bool = False) -> None:
+    def __init__(self, reason: str, wait_s: float | None) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
-        self.unreachable = unreachable
-
-
-class Refused(Exception):
-    """The server will not answer this request."""
 
 
 class Failed(Refused):
     """The server did not answer this request, however often it was asked."""
 
 
-@dataclass
-class _Answer:
-    """The part of one request's answer that has come."""
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server is asked beyond its address: what its requests hold and how often they come."""
 
-    prompt: Prompt
-    think_open: bool = False  # the prompt's template had opened the thinking
-    reasoning: str = ""
-    content: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    pieces: int = 0
-    usage: int | None = None  # completion tokens, as the server counts them
-    finish_reason: str | None = None
-
-    def text(self) -> str:
-        """One text, the thought in its tags wherever the server put it."""
-        text = self.content
-        if self.reasoning:
-            thought = self.reasoning.strip("\n")
-            if self.content:
-                text = thinking.join(thought, self.content.lstrip(), self.think_open)
-            else:
-                text = thinking.unfinished(thought, self.think_open)
-        # A character may come in two pieces, as the halves of a surrogate pair.
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    api: Api = "completions"
+    api_key_env: str = "OPENAI_API_KEY"
+    chunk_timeout_s: float = 300.0
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    attempts: int = 8
+    backoff_s: float = 1.0
+    extra_body: dict[str, Any] | None = None  # fields added to each request
+    omit_fields: tuple[str, ...] = ()  # fields left out of it
 
 
 class OpenAI:
@@ -91,58 +89,57 @@ class OpenAI:
         settings: SamplingSettings,
         slots: int,
         max_model_len: int | None,
-        api: Api = "completions",
-        api_key_env: str = "OPENAI_API_KEY",
-        chunk_timeout_s: float = 300.0,
-        requests_per_minute: float = 0.0,
-        attempts: int = 8,
-        backoff_s: float = 1.0,
+        warn: Callable[[str], None] = lambda text: None,
+        **options: Any,
     ) -> None:
         httpx = needs("httpx", "openai", "--engine openai")
-        if api == "completions" and tokenizer is None:
+        self.options = o = ServerOptions(**options)
+        if o.api == "completions" and tokenizer is None:
             raise UserError("--api=completions: needs MODEL, whose tokenizer makes the prompts")
         self.model_name = model_name
         self.tokenizer = tokenizer
         self.settings = settings
         self.slots = slots
         self.max_model_len = max_model_len
-        self.api = api
-        self.attempts = attempts
-        self.backoff_s = backoff_s
-        key = os.environ.get(api_key_env, "").strip()
+        key = os.environ.get(o.api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise UserError(f"--api-key-env={api_key_env}: what it holds is no key")
+            raise UserError(f"--api-key-env={o.api_key_env}: what it holds is no key")
         try:
             self._client = httpx.Client(
                 base_url=base_url.rstrip("/") + "/",
                 headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=httpx.Timeout(30.0, read=chunk_timeout_s),
+                timeout=httpx.Timeout(30.0, read=o.chunk_timeout_s, connect=CONNECT_S),
                 limits=httpx.Limits(max_connections=slots, max_keepalive_connections=slots),
             )
         except httpx.InvalidURL as error:
             raise UserError(f"--base-url={base_url}: {error}") from None
-        self._pace = _Pace(requests_per_minute)
-        self._running: dict[tuple[str, str, int], _Answer] = {}
+        expected = min(settings.max_tokens, 4000)
+        self._gate = Gate(slots, o.requests_per_minute, o.tokens_per_minute, expected)
+        self._running: dict[tuple[str, str, int], Answer] = {}
         self._closed = threading.Event()
-        self._finished_tokens = 0
+        self._lock = threading.Lock()
+        self._warn = warn
+        self._told: set[str] = set()
+        self.usage = Usage()
 
     @property
     def status(self) -> Status:
         counts = [answer.pieces for answer in list(self._running.values())]
-        return Status(self._finished_tokens + sum(counts), len(counts), max(counts, default=0))
+        tokens = self.usage.answer_tokens - self.usage.retried_tokens + sum(counts)
+        return Status(tokens, len(counts), max(counts, default=0), self.usage)
 
     def generate(self, prompts: Iterable[Prompt]) -> Iterator[list[Sample]]:
-        """See Sampler. A server that is gone ends the run, after what has come is given.
+        """See Sampler. A server that is gone ends the run, after what is in flight has come.
 
         A prompt that it refuses or never answers is left out; RunStopped at the end for these.
         """
         waiting = iter(prompts)
-        exhausted = False
-        refused: list[Refused] = []
-        answered = False
-        failed_in_a_row = 0
         results: queue.Queue[Sample | BaseException] = queue.Queue()
         in_flight = 0
+        refused: list[Refused] = []
+        in_a_row: list[Refused] = []  # since the last answer
+        answered = False
+        end: BaseException | None = None  # for which nothing more is asked
 
         def work(prompt: Prompt) -> None:
             try:
@@ -152,13 +149,13 @@ class OpenAI:
 
         try:
             while True:
-                while not exhausted and in_flight < self.slots:
+                while end is None and in_flight < self.slots:
                     prompt = next(waiting, None)
-                    exhausted = prompt is None
-                    if prompt is not None:
-                        # A daemon: an interrupted program does not wait for a silent server.
-                        threading.Thread(target=work, args=(prompt,), daemon=True).start()
-                        in_flight += 1
+                    if prompt is None:
+                        break
+                    # A daemon: an interrupted program does not wait for a silent server.
+                    threading.Thread(target=work, args=(prompt,), daemon=True).start()
+                    in_flight += 1
                 if not in_flight:
                     break
                 try:
@@ -167,35 +164,72 @@ class OpenAI:
                     yield []
                     continue
                 in_flight -= 1
-                if isinstance(result, Refused):
-                    refused.append(result)
-                    failed_in_a_row += isinstance(result, Failed)
-                    at_once = len(refused) - failed_in_a_row >= REFUSED_AT_ONCE
-                    if (at_once and not answered) or failed_in_a_row > self.slots + FAILED_IN_A_ROW:
-                        break
-                elif isinstance(result, BaseException):
-                    yield [s for s in _waiting(results) if isinstance(s, Sample)]
-                    raise result
-                else:
+                if isinstance(result, Sample):
                     answered = True
-                    failed_in_a_row = 0
+                    in_a_row.clear()
                     yield [result]
-            if refused and not answered and not isinstance(refused[0], Failed):
-                raise UserError(str(refused[0]))
+                elif isinstance(result, Refused):
+                    refused.append(result)
+                    in_a_row.append(result)
+                    end = end or self._too_many(in_a_row, answered)
+                elif not isinstance(result, GaveUp):
+                    end = end or result
+                if end is not None:
+                    self._gate.close()  # who waits to ask again gives up; what is in flight may end
+            if isinstance(end, UserError) and answered:
+                end = None  # it was not the address, nor the key
+            if end is not None:
+                raise end
             if refused:
                 raise RunStopped(
                     f"{len(refused)} requests were not answered; the first: {refused[0]}; "
                     "finished samples are kept, the same command asks again"
                 )
         finally:
-            self._closed.set()  # what still waits to try again gives up
+            self._closed.set()
+            self._gate.close()
+
+    def _too_many(self, in_a_row: Sequence[Refused], answered: bool) -> BaseException | None:
+        """What ends the run after these refusals, None where they may be the prompts' own."""
+        failed = sum(isinstance(why, Failed) for why in in_a_row)
+        first = in_a_row[0]
+        if not answered and (first.fatal or len(in_a_row) - failed >= REFUSED_AT_ONCE):
+            return UserError(self._named(first.reason) if first.fatal else str(first))
+        limit = FAILED_IN_A_ROW if failed == len(in_a_row) else REFUSED_IN_A_ROW
+        if len(in_a_row) <= limit + (self.slots if failed else 0):
+            return None
+        return RunStopped(
+            f"{len(in_a_row)} requests were not answered; the first: {first}; finished samples are "
+            "kept, the same command asks again"
+        )
+
+    def _named(self, why: object) -> str:
+        return f"--base-url={self._client.base_url} --model-name={self.model_name}: {why}"
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
-        answer = self._new_answer(prompt)
+        shown = ""
+        for attempt in range(1, self.options.attempts + 1):
+            answer = self._new_answer(prompt)
+            try:
+                for piece in self._texts(answer):
+                    shown += piece
+                    yield piece
+                answer.ended()
+                return
+            except (RetryLater, Busy) as error:
+                if shown or attempt == self.options.attempts:
+                    raise RunStopped(self._named(error)) from None
+                wait = error.wait_s if isinstance(error, Busy) else None
+                self._pause(attempt, wait)
+            except Refused as error:
+                raise UserError(self._named(error)) from None
+
+    def _texts(self, answer: Answer) -> Iterator[str]:
+        """An answer's text as it comes."""
         shown = 0
         s = self.settings
         tokens = None
-        if self.tokenizer and self.api == "completions":
+        if self.tokenizer and self.options.api == "completions":
             tokens = TextStream(self.tokenizer, s.stop, s.stop_ids)
         for _ in self._ask(answer):
             if tokens and answer.token_ids:
@@ -217,69 +251,120 @@ class OpenAI:
 
     # ------------------------------------------------------------ one request
 
-    def _new_answer(self, prompt: Prompt) -> _Answer:
-        return _Answer(prompt, prompt.think_open and self.api == "completions")
+    def _new_answer(self, prompt: Prompt) -> Answer:
+        return Answer(prompt, prompt.think_open and self.options.api == "completions")
 
-    def _ask_patiently(self, prompt: Prompt) -> _Answer:
-        """An answer, after as many attempts as it takes; waits double and are never in step."""
-        for attempt in range(1, self.attempts + 1):
+    def _ask_patiently(self, prompt: Prompt) -> Answer:
+        """An answer, after as many attempts as it takes."""
+        where = f"{prompt.task}/{prompt.id}/{prompt.trial}"
+        attempt = 0
+        while True:
+            turn = self._gate.enter()
             answer = self._running[prompt.key] = self._new_answer(prompt)
+            tokens = wait_s = None
             try:
                 for _ in self._ask(answer):
                     if self._closed.is_set():
                         raise RunStopped("interrupted")
+                answer.ended()
+                if answer.is_empty and attempt < EMPTY_ATTEMPTS:
+                    raise RetryLater("an answer without text", "no text")
+                tokens = answer.token_count + self._prompt_tokens(answer)
                 return answer
+            except Busy as error:
+                self._gate.slow_down(turn, error.wait_s, self.options.backoff_s)
+                # While others are answered, it is a matter of time.
+                attempt += self._gate.answers == turn.answers
+                failure: Exception = error
             except RetryLater as error:
-                if attempt == self.attempts:
-                    said = f"{prompt.task}/{prompt.id}/{prompt.trial}: {error} ({attempt} attempts)"
-                    if not error.unreachable:
-                        raise Failed(said) from None
-                    raise RunStopped(
-                        f"{said}; finished samples are kept, the same command continues"
-                    ) from None
-                wait = self.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-                self._closed.wait(max(error.wait_s or 0.0, min(wait, 120.0)))
-                if self._closed.is_set():
-                    raise RunStopped("interrupted") from None
+                attempt += 1
+                failure = error
+                wait_s = 0.0
+                if error.unreachable and attempt > 1 and not self._gate.answers:
+                    raise RunStopped(self._named(f"cannot be reached ({error})")) from None
             finally:
+                self._count(answer, is_answer=tokens is not None)
                 self._running.pop(prompt.key, None)
-        raise AssertionError("unreachable")
+                self._gate.leave(turn, tokens)
+            self._tell(failure)
+            if attempt >= self.options.attempts:
+                said = f"{failure} ({attempt} attempts)"
+                if not getattr(failure, "unreachable", False):
+                    raise Failed(where, said) from None
+                raise RunStopped(
+                    f"{where}: {said}; finished samples are kept, the same command continues"
+                ) from None
+            if wait_s is not None:
+                self._pause(attempt, None)
 
-    def _ask(self, answer: _Answer) -> Iterator[None]:
+    def _pause(self, attempt: int, asked_s: float | None) -> None:
+        """Wait, double each time and never in step with others."""
+        wait = self.options.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+        self._closed.wait(max(asked_s or 0.0, min(wait, 120.0)))
+
+    def _tell(self, failure: Exception) -> None:
+        """The first failure of each kind, aloud."""
+        kind = failure.kind if isinstance(failure, RetryLater) else "busy"
+        with self._lock:
+            first = kind not in self._told
+            self._told.add(kind)
+        if first:
+            self._warn(f"asked again: {failure}")
+
+    def _count(self, answer: Answer, is_answer: bool) -> None:
+        """Add a request to the usage: what was answered and thrown away is paid for, too."""
+        tokens = answer.token_count
+        if is_answer and answer.usage is None and not answer.token_ids and self.tokenizer:
+            tokens = len(self.tokenizer.encode(answer.text()))
+        with self._lock:
+            self.usage.requests += 1
+            self.usage.answer_tokens += tokens
+            self.usage.prompt_tokens += self._prompt_tokens(answer) if tokens or is_answer else 0
+            if not is_answer:
+                self.usage.retried_answers += 1
+                self.usage.retried_tokens += tokens
+
+    def _prompt_tokens(self, answer: Answer) -> int:
+        return len(answer.prompt.tokens) if answer.prompt_usage is None else answer.prompt_usage
+
+    def _ask(self, answer: Answer) -> Iterator[None]:
         """Send one request and fill `answer` as pieces come."""
         import httpx
 
-        self._pace.wait()
-        path = "completions" if self.api == "completions" else "chat/completions"
-        try:
-            with self._client.stream("POST", path, json=self._body(answer.prompt)) as response:
+        path = "completions" if self.options.api == "completions" else "chat/completions"
+        with contextlib.ExitStack() as stack:
+            try:
+                body = self._body(answer.prompt)
+                response = stack.enter_context(self._client.stream("POST", path, json=body))
                 if response.status_code != 200:
                     response.read()
                     self._refuse(
                         answer.prompt, response.status_code, response.headers, response.text
                     )
-                for line in response.iter_lines():
-                    if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
-                        self._take(answer, data)
-                        yield
-        except httpx.RequestError as error:  # no connection, silence for too long, not to be read
-            gone = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            raise RetryLater(f"{type(error).__name__}: {error}", unreachable=gone) from None
-        if answer.finish_reason is None:
-            raise RetryLater("the stream ended in the middle of an answer")
-        if answer.finish_reason == "content_filter":
-            raise Refused(f"{answer.prompt.task}/{answer.prompt.id}: stopped by the content filter")
-        if answer.finish_reason not in ("stop", "length"):
-            raise RetryLater(f"finish_reason={answer.finish_reason}")
+                limited = False
+                for line in split_lines(response.iter_bytes()):
+                    answer.take(line)
+                    if answer.is_complete and not limited:
+                        limited = True
+                        stack.enter_context(_no_longer_than(AFTER_S, response))
+                    yield
+            except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+                if answer.is_complete:
+                    return  # what the connection does now costs nothing
+                gone = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                kind = type(error).__name__
+                raise RetryLater(f"{kind}: {error}", kind, unreachable=gone) from None
 
     def _refuse(self, prompt: Prompt, status: int, headers: Any, text: str) -> None:
-        if status in RETRIED:
-            raise RetryLater(f"HTTP {status}: {text[:200]}", asked_wait(headers))
-        said = f"HTTP {status}: {text[:300].strip()}"
-        if status in (400, 413, 422):  # something in the request
-            raise Refused(f"{prompt.task}/{prompt.id}: {said}")
-        where = f"--base-url={self._client.base_url} --model-name={self.model_name}"
-        raise UserError(f"{where}: {said}")
+        said = f"HTTP {status}: {quoted([text])}"
+        if status == BUSY:
+            raise Busy(said, asked_wait(headers))
+        if status >= 500 or status in PASSING:
+            raise RetryLater(said, f"HTTP {status}")
+        if status == 400 and _UNKNOWN_FIELD.search(text):
+            said += "; --omit-fields leaves fields out, --api chat sends fewer"
+        in_the_request = status in IN_THE_REQUEST
+        raise Refused(f"{prompt.task}/{prompt.id}", said, fatal=not in_the_request)
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         s = self.settings
@@ -298,94 +383,61 @@ class OpenAI:
             body["stop"] = list(s.stop)
         if s.top_k:
             body["top_k"] = s.top_k
-        if self.api == "chat":
-            roles = [{"role": m.role, "content": m.content} for m in prompt.messages]
-            return body | {"messages": roles}
-        # Beyond OpenAI's fields: those of vLLM and SGLang, which take token ids at all.
-        extra = {"stop_token_ids": list(s.stop_ids), "return_token_ids": True}
-        neutral = {"repetition_penalty": 1.0, "skip_special_tokens": False}
-        return body | {"prompt": list(prompt.tokens)} | extra | neutral
+        if self.options.api == "chat":
+            body["messages"] = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        else:
+            body["prompt"] = list(prompt.tokens)
+            # Beyond OpenAI's fields: those of vLLM and SGLang, which take token ids at all.
+            body |= {"stop_token_ids": list(s.stop_ids), "return_token_ids": True}
+            body |= {"repetition_penalty": 1.0, "skip_special_tokens": False}
+        body |= self.options.extra_body or {}
+        return {name: v for name, v in body.items() if name not in self.options.omit_fields}
 
-    def _take(self, answer: _Answer, data: str) -> None:
-        """One server-sent piece."""
-        try:
-            self._add(answer, json.loads(data))
-        except (ValueError, RecursionError, AttributeError, TypeError):
-            raise RetryLater(f"a piece that is none of this interface: {data[:100]!r}") from None
-
-    @staticmethod
-    def _add(answer: _Answer, piece: dict[str, Any]) -> None:
-        """Add a piece to an answer; AttributeError or TypeError where it has another shape."""
-        if piece.get("error"):
-            raise RetryLater(f"the server says {json.dumps(piece['error'])[:200]}")
-        if usage := piece.get("usage"):
-            count = usage.get("completion_tokens")
-            answer.usage = count if type(count) is int and 0 <= count < 1 << 31 else None
-        for choice in piece.get("choices") or ():
-            delta = choice.get("delta") or {}
-            answer.reasoning += delta.get("reasoning") or delta.get("reasoning_content") or ""
-            answer.content += choice.get("text") or delta.get("content") or ""
-            ids = choice.get("token_ids") or []
-            if not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
-                raise TypeError("token_ids")
-            answer.token_ids += ids
-            answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
-            answer.pieces += 1
-
-    def _sample(self, answer: _Answer) -> Sample:
+    def _sample(self, answer: Answer) -> Sample:
         prompt, s = answer.prompt, self.settings
-        stopped = answer.finish_reason == "stop"
-        if answer.token_ids and self.api == "completions" and self.tokenizer:
-            sample = finished_sample(prompt, answer.token_ids, stopped, self.tokenizer, s)
-            self._finished_tokens += sample.token_count
-            return sample
+        finish_reason = answer.ended()
+        if not answer.has_known_end:
+            named = answer.finish_reason or "[DONE] without one"
+            with self._lock:
+                first = named not in self._told
+                self._told.add(named)
+            if first:
+                self._warn(f"finish_reason={named}: not known; its answers are kept as complete")
+        if answer.token_ids and self.options.api == "completions" and self.tokenizer:
+            stopped = finish_reason == "stop"
+            return finished_sample(prompt, answer.token_ids, stopped, self.tokenizer, s)
         text = cut_at_stop(answer.text(), s.stop)
         count = answer.usage
         if count is None:
             count = len(self.tokenizer.encode(text)) if self.tokenizer else answer.pieces
-        self._finished_tokens += count
         return Sample(
             task=prompt.task,
             id=prompt.id,
             trial=prompt.trial,
             text=text,
             token_count=count,
-            finish_reason="stop" if stopped else "length",
+            finish_reason=finish_reason,
             seed=request_seed(s.seed, prompt),
             think_open=answer.think_open,
             choice_order=prompt.choice_order,
         )
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait before the next attempt, None where it says nothing."""
+@contextlib.contextmanager
+def _no_longer_than(seconds: float, response: Any) -> Iterator[None]:
+    """End the connection of a response that is read for longer."""
+
+    def end() -> None:
+        stream = response.extensions.get("network_stream")
+        connection = stream.get_extra_info("socket") if stream is not None else None
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
     try:
-        wait = float(headers.get("retry-after", ""))
-    except ValueError:  # a date, as HTTP allows
-        return None
-    return min(wait, LONGEST_WAIT_S) if wait >= 0 else None  # NaN is not
-
-
-def _waiting(results: queue.Queue[Sample | BaseException]) -> Iterator[Sample | BaseException]:
-    """Take what lies in a queue now."""
-    while True:
-        try:
-            yield results.get_nowait()
-        except queue.Empty:
-            return
-
-
-class _Pace:
-    """At most so many requests a minute, evenly."""
-
-    def __init__(self, per_minute: float) -> None:
-        self._interval = 60.0 / per_minute if per_minute else 0.0
-        self._lock = threading.Lock()
-        self._next = 0.0
-
-    def wait(self) -> None:
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._next)
-            self._next = start + self._interval
-        time.sleep(start - now)
+        yield
+    finally:
+        timer.cancel()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -51,15 +52,22 @@ class EngineConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the server's key (openai)."""
     requests_per_minute: float = 0.0
-    """Rate limit (openai; 0: none)."""
+    """Rate limit over all replicas (openai; 0: none)."""
+    tokens_per_minute: float = 0.0
+    """Rate limit of prompts and answers together, over all replicas (openai; 0: none)."""
+    extra_body: str = ""
+    """Further fields of each request as a JSON object (openai)."""
+    omit_fields: str = ""
+    """Fields to leave out of each request, with commas: seed,stream_options (openai)."""
     chunk_timeout: float = 300.0
     """Seconds without a word after which a request is tried again (openai)."""
 
     def __post_init__(self) -> None:
         check_range(self, 1, math.inf, "max_model_len", "slots")
         check_range(self, 1, math.inf, "tensor_parallel", "replicas")
-        check_range(self, 0, math.inf, "requests_per_minute")
-        check_zero_or_range(self, 0.01, "requests_per_minute")
+        check_range(self, 0, math.inf, "requests_per_minute", "tokens_per_minute")
+        check_zero_or_range(self, 0.01, "requests_per_minute", "tokens_per_minute")
+        self.request_fields()
         check_range(self, 1e-3, 1, "gpu_memory_utilization")
         check_range(self, 1e-3, 86_400, "chunk_timeout")
         if self.engine == "openai":
@@ -68,3 +76,15 @@ class EngineConfig:
                     raise UserError(f"{flag(name)}: required with --engine openai")
             if not self.base_url.startswith(("http://", "https://")):
                 raise UserError(f"--base-url={self.base_url}: expected http:// or https://")
+
+    def request_fields(self) -> dict[str, Any]:
+        """--extra-body as fields; UserError where it is no JSON object."""
+        if not self.extra_body:
+            return {}
+        try:
+            fields = json.loads(self.extra_body)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"--extra-body={self.extra_body}: not valid JSON ({error})") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"--extra-body={self.extra_body}: expected a JSON object")
+        return fields

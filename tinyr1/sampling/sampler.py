@@ -54,12 +54,24 @@ class SamplingSettings:
         return min(self.max_tokens, max_model_len - len(prompt.tokens))
 
 
+@dataclass
+class Usage:
+    """What a server was asked and answered, as it is paid for."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0  # those of answers that were thrown away, too
+    retried_answers: int = 0  # requests that were not, or not wholly, answered
+    retried_tokens: int = 0  # what had come of these
+
+
 class Status(NamedTuple):
     """A sampler's progress."""
 
     tokens: int  # sampled so far
     running: int  # samples in progress
     longest: int  # tokens of the longest of these
+    usage: Usage | None = None  # of a server
 
 
 class Sampler(Protocol):

@@ -1,10 +1,12 @@
 """A server with OpenAI's interface: our engine behind http.server, and faults on demand."""
 
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 from tinyr1.model.chat import render_prompt, stop_ids
 from tinyr1.model.qwen2 import Qwen2
@@ -12,6 +14,16 @@ from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Message, Prompt
 from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.sampler import SamplingSettings
+
+AFTERWARDS = ("reset after the reason", "silent after the reason", "[DONE] without a reason")
+
+
+class Body(NamedTuple):
+    """A whole response with status 200."""
+
+    text: str
+    kind: str = "application/json"
+
 
 PIECES = {  # that are none of the interface
     "garbage": "{not json",
@@ -25,7 +37,12 @@ PIECES = {  # that are none of the interface
 
 
 class FakeServer(ThreadingHTTPServer):
-    """`faults` are taken one a request: an HTTP status, "cut", "silent", "garbage" or "error"."""
+    """Answers with our engine. `faults` are taken one a request: an HTTP status, "cut", "silent",
+    "error", a name in PIECES or in AFTERWARDS, a body of `Body`, or None for none.
+
+    `capacity` is how many requests it takes at once (429 for the others), `reason` what it calls
+    the end of an answer, `line_end` how its lines end, `raw` whether text is sent as it is.
+    """
 
     daemon_threads = True
 
@@ -35,6 +52,12 @@ class FakeServer(ThreadingHTTPServer):
         self.max_model_len, self.style = max_model_len, style
         self.faults: list = []
         self.seen: list = []
+        self.capacity = None
+        self.reason = None
+        self.line_end = "\n"
+        self.raw = False
+        self.busy = 0  # how often it said so
+        self.delay_s = 0.0
         self.running = self.most_running = 0
         self.lock, self.counting = threading.Lock(), threading.Lock()
 
@@ -80,7 +103,12 @@ class Handler(BaseHTTPRequestHandler):
             fault = server.faults.pop(0) if server.faults else None
             server.running += 1
             server.most_running = max(server.most_running, server.running)
+            if server.capacity and server.running > server.capacity and fault is None:
+                fault = 429
+                server.busy += 1
         try:
+            if fault != 429:
+                time.sleep(server.delay_s)
             self.answer(body, fault)
         finally:
             with server.counting:
@@ -96,6 +124,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header("retry-after", "0.01")
             self.end_headers()
             self.wfile.write(text.encode())
+            return
+        if isinstance(fault, Body):
+            self.send_response(200)
+            self.send_header("content-type", fault.kind)
+            self.send_header("content-length", str(len(fault.text.encode())))
+            self.end_headers()
+            self.wfile.write(fault.text.encode())
             return
         chat = self.path.endswith("/chat/completions")
         sample, tokens = server.sample(body, chat)
@@ -116,7 +151,11 @@ class Handler(BaseHTTPRequestHandler):
             if i == 1 and fault == "error":
                 self.event({"error": {"message": "engine died"}})
             last = i == len(pieces) - 1
-            choice = {"index": 0, "finish_reason": sample.finish_reason if last else None}
+            reason = server.reason if sample.finish_reason == "stop" else None
+            reason = reason or sample.finish_reason
+            if fault == "[DONE] without a reason":
+                reason = None
+            choice = {"index": 0, "finish_reason": reason if last else None}
             if chat:
                 choice["delta"] = self.delta(sample.text, i * 7, piece)
             else:
@@ -125,6 +164,12 @@ class Handler(BaseHTTPRequestHandler):
                     cut = i * len(tokens) // len(pieces), (i + 1) * len(tokens) // len(pieces)
                     choice["token_ids"] = tokens[cut[0] : cut[1]]
             self.event({"choices": [choice]})
+        if fault == "silent after the reason":
+            time.sleep(30)
+        if fault == "reset after the reason":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         if server.style == "vllm":
             self.send(": keep-alive\n\n")
             self.event({"choices": [], "usage": {"completion_tokens": sample.token_count}})
@@ -143,10 +188,10 @@ class Handler(BaseHTTPRequestHandler):
         return shown | {"content": text[max(start, after) : start + 7] or None}
 
     def event(self, value):
-        self.send(f"data: {json.dumps(value)}\n\n")
+        self.send(f"data: {json.dumps(value, ensure_ascii=not self.server.raw)}\n\n")
 
     def send(self, text):
-        data = (text or "").encode()
+        data = (text or "").replace("\n", self.server.line_end).encode()
         try:
             self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
             self.wfile.flush()

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from tinyr1.common.config import check_range, given, parse
 from tinyr1.common.errors import RunStopped, UserError, run_main
-from tinyr1.common.files import hash_files, read_rows, write_json, write_jsonl
+from tinyr1.common.files import hash_files, read_rows, read_text, write_json, write_jsonl
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.data.clean import Draft, Dropped, check, split_thought
@@ -33,7 +33,8 @@ from tinyr1.sampling.backend import Backend
 from tinyr1.sampling.options import EngineConfig
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.replicas import share_among_replicas, starts_replicas
-from tinyr1.sampling.run import sample_missing
+from tinyr1.sampling.run import sample_missing, usage_of
+from tinyr1.sampling.sampler import Usage
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,11 @@ class TeacherConfig(EngineConfig):
     budget_tokens: int = 0
     """Ask nothing more once FILE.work holds so many tokens (0: no limit)."""
     price: float = 0.0
-    """Money for a million tokens of answers, for the report (prompts are not counted)."""
+    """Money for a million tokens of answers, for the report."""
+    prompt_price: float = 0.0
+    """Money for a million tokens of prompts."""
+    system: Path | None = None
+    """File with a system message for every question (kept out of the training file)."""
     sandbox: Level = "namespaces"
     """Isolation of programs that --reject-wrong runs."""
     quiet: bool = False
@@ -66,7 +71,11 @@ class TeacherConfig(EngineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, 1, math.inf, "n")
-        check_range(self, 0, math.inf, "budget_tokens", "price")
+        check_range(self, 0, math.inf, "budget_tokens", "price", "prompt_price")
+
+    def cost(self, usage: Usage) -> float:
+        """Money for what a server was asked."""
+        return (usage.answer_tokens * self.price + usage.prompt_tokens * self.prompt_price) / 1e6
 
 
 class Question(NamedTuple):
@@ -119,9 +128,15 @@ def load_questions(path: Path) -> list[Question]:
 def make_prompts(questions: list[Question], backend: Backend, c: TeacherConfig) -> list[Prompt]:
     """Every (question, trial)."""
     prompts: list[Prompt] = []
+    system = ()
+    if c.system:
+        said_first = read_text(c.system).strip()
+        if not said_first:
+            raise UserError(f"--system={c.system}: empty")
+        system = (Message("system", said_first),)
     for question in questions:
         text = question.text.strip() + (f"\n{c.instruction}" if c.instruction else "")
-        said, ids = (Message("user", text),), ()
+        said, ids = (*system, Message("user", text)), ()
         if backend.tokenizer:
             try:
                 ids = render_prompt(backend.tokenizer, said, backend.template, c.open_thinking)
@@ -175,12 +190,24 @@ def select(
             try:
                 good.append(usable(question, sample, c))
             except Dropped as why:
-                rejected.append({"id": question.id, "trial": sample.trial, "reason": why.reason})
+                rejected.append(
+                    {
+                        "id": question.id,
+                        "trial": sample.trial,
+                        "reason": why.reason,
+                        "text": sample.text,
+                    }
+                )
         if c.keep == "shortest":
             good.sort(key=lambda draft: draft.meta["tokens"])
         chosen = good if c.keep == "all" else good[:1]
         rejected += [
-            {"id": question.id, "trial": draft.meta["trial"], "reason": "not_needed"}
+            {
+                "id": question.id,
+                "trial": draft.meta["trial"],
+                "reason": "not_needed",
+                "text": draft.content(),
+            }
             for draft in good[len(chosen) :]
         ]
         kept += chosen
@@ -219,15 +246,17 @@ def teach(c: TeacherConfig, ranks: Ranks) -> None:
     queue = WorkQueue(ranks)
     with ranks.owning(work):
         budget = c.budget_tokens or None
+        price = c.cost if c.price or c.prompt_price else None
         samples = sample_missing(
-            backend.open, prompts, work, settings, log, queue, budget, partial=True
+            backend.open, prompts, work, settings, log, queue, budget, partial=True, price=price
         )
         if ranks.is_main:
             asked = hash_files([given(c.questions, "--questions")])
             about = {"questions_sha256": asked, "settings": settings}
             _write(out, questions, samples, c, about, log)
     queue.meet("finished")
-    if ranks.is_main and len(samples) < len(prompts) and not budget:
+    spent = sum(sample.token_count for sample in samples) + ranks.world_size  # each rank's share
+    if ranks.is_main and len(samples) < len(prompts) and not (budget and spent >= budget):
         raise RunStopped(
             f"{len(prompts) - len(samples)} answers are missing; the same command asks again"
         )
@@ -257,6 +286,9 @@ def _write(
     write_jsonl(out.with_suffix(".rejected.jsonl"), rejected)
     write_jsonl(out, lines)
     tokens = sum(sample.token_count for sample in samples)
+    usage = usage_of(out.with_suffix(".work"))
+    # Samples of a time when usage was not kept cost something, too.
+    cost = c.cost(replace(usage, answer_tokens=max(usage.answer_tokens, tokens)))
     meta = {
         "questions": len(questions),
         "answers": len(samples),
@@ -264,7 +296,8 @@ def _write(
         "rows_out": len(kept),
         "dropped": dict(dropped),
         "tokens": tokens,
-        "cost": tokens * c.price / 1e6,
+        "cost": cost,
+        "usage": asdict(usage),
         "selection": {k: getattr(c, k) for k in ("n", "keep", "reject_wrong", "instruction")},
         "sha256": hash_files([out]),
     }
@@ -272,7 +305,12 @@ def _write(
     missing = f", {meta['answers_missing']} not had" if meta["answers_missing"] else ""
     if missing and c.budget_tokens and tokens >= c.budget_tokens:
         missing += f" (--budget-tokens {c.budget_tokens:,} is spent)"
-    log.say(f"{len(samples)} answers, {tokens:,} tokens, cost {meta['cost']:.2f}{missing}")
+    log.say(f"{len(samples)} answers, {tokens:,} tokens, cost {cost:.2f}{missing}")
+    if usage.retried_answers:
+        log.say(
+            f"- asked again: {usage.retried_answers} requests, {usage.retried_tokens:,} tokens "
+            "thrown away"
+        )
     for reason, count in dropped.items():
         log.say(f"- {reason}: {count}")
     log.say(f"{len(kept)} records: {out}")

@@ -94,6 +94,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
+def read_text(path: Path) -> str:
+    """A text file; UserError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else f"not UTF-8 text ({error})"
+        raise UserError(f"{path}: {str(said).lower()}") from None
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold an object; UserError where it does not."""
     value = read_json(path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from tinyr1.common.files import Journal, read_object, write_json
 from tinyr1.common.log import Log
 from tinyr1.record import Prompt, Sample
 from tinyr1.sampling.queue import WorkQueue
-from tinyr1.sampling.sampler import Sampler
+from tinyr1.sampling.sampler import Sampler, Usage
 
 Key = tuple[str, str, int]
+SAVE_USAGE_S = 10.0
 
 
 def sample_missing(
@@ -27,11 +30,14 @@ def sample_missing(
     queue: WorkQueue,
     budget_tokens: int | None = None,
     partial: bool = False,
+    price: Callable[[Usage], float] | None = None,
 ) -> list[Sample]:
     """Sample every prompt that OUT/samples.jsonl does not hold yet; returns all, in prompt order.
 
     With `budget_tokens` nothing more is asked once OUT has so many tokens, shared among processes.
     With `partial` what could not be had is left out, with a warning; without, it ends the run.
+    With `price` the bar shows what the run has cost. What a server was asked, answers that were
+    thrown away included, is added up in OUT/usage.rankN.json.
 
     `make_sampler(n)` is asked for an engine for n samples, if any are missing. `settings` is what
     the samples depend on besides their prompts. It is kept in OUT/sampling.json; a rerun with
@@ -63,13 +69,16 @@ def sample_missing(
         name = "samples.jsonl" if ranks.is_main else f"samples.rank{ranks.rank}.jsonl"
         with Journal(out / name) as journal:
             sampler = make_sampler(share)
+            paid = _Paid(out / f"usage.rank{ranks.rank}.json")
             try:
-                _sample(sampler, missing, journal, log, queue, budget_tokens)
-            except RunStopped as why:
-                if not partial:
+                _sample(sampler, missing, journal, log, queue, budget_tokens, paid, price)
+            except (RunStopped, UserError) as why:
+                # A fault of the address or the key costs nothing of what was answered before.
+                if not partial or (isinstance(why, UserError) and not done):
                     raise
                 log.warn(str(why))
             finally:
+                paid.save(sampler.status.usage)
                 sampler.close()
     queue.meet("sampled")
     if not ranks.is_main:
@@ -86,6 +95,8 @@ def _sample(
     log: Log,
     queue: WorkQueue,
     budget_tokens: int | None,
+    paid: _Paid,
+    price: Callable[[Usage], float] | None,
 ) -> None:
     finished, tokens = 0, 0
 
@@ -98,12 +109,50 @@ def _sample(
                 journal.append(*(s.to_json() for s in samples))
             finished += len(samples)
             now = sampler.status
-            bar.set_postfix_str(
-                f"finished {finished}/{len(missing)}, running {now.running}, longest {now.longest}",
-                refresh=False,
-            )
+            said = f"finished {finished}/{len(missing)}, running {now.running}"
+            said += f", longest {now.longest}"
+            if now.usage:
+                paid.save_sometimes(now.usage)
+                again = now.usage.retried_answers
+                said += f", asked again {again}" if again else ""
+                said += f", cost {price(paid.total(now.usage)):.2f}" if price else ""
+            bar.set_postfix_str(said, refresh=False)
             bar.update(now.tokens - tokens)
             tokens = now.tokens
+
+
+class _Paid:
+    """The usage of a server in all calls of a run, on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.before = _usage(path) if path.exists() else Usage()
+        self._saved = time.monotonic()
+
+    def total(self, usage: Usage) -> Usage:
+        return self.before + usage
+
+    def save(self, usage: Usage | None) -> None:
+        if usage:
+            write_json(self.path, asdict(self.total(usage)))
+
+    def save_sometimes(self, usage: Usage) -> None:
+        if time.monotonic() - self._saved > SAVE_USAGE_S:
+            self.save(usage)
+            self._saved = time.monotonic()
+
+
+def usage_of(out: Path) -> Usage:
+    """What a server was asked in all calls of a run by all its processes."""
+    return sum((_usage(path) for path in sorted(out.glob("usage.rank*.json"))), Usage())
+
+
+def _usage(path: Path) -> Usage:
+    values = read_object(path)
+    try:
+        return Usage(**{f.name: int(values[f.name]) for f in fields(Usage)})
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: no usage of a run; move it away to start anew") from None
 
 
 def _read(path: Path) -> dict[Key, Sample]:

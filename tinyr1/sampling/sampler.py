@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Annotated, NamedTuple, Protocol
 
 import tyro
@@ -63,6 +63,10 @@ class Usage:
     answer_tokens: int = 0  # those of answers that were thrown away, too
     retried_answers: int = 0  # requests that were not, or not wholly, answered
     retried_tokens: int = 0  # what had come of these
+
+    def __add__(self, other: Usage) -> Usage:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Usage(*(mine + theirs for mine, theirs in pairs))
 
 
 class Status(NamedTuple):

@@ -110,9 +110,9 @@ def for_display(text: str) -> tuple[str, str]:
     return (text, "") if OPEN in text else ("", text)
 
 
-def is_opened(text: str) -> bool:
-    """True where a text opens its thinking itself."""
-    return OPEN in text
+def closes_unopened(text: str) -> bool:
+    """True where a text ends a thought that it did not open: its prompt had."""
+    return CLOSE in text and OPEN not in text
 
 
 def is_closed(text: str) -> bool:

@@ -80,7 +80,11 @@ def lm_eval(path, rows):
 def test_livecodebench(converted, tmp_path):
     samples = converted([CODE], lcb(tmp_path / "x_eval_all.json"))
     assert [(s.id, s.trial, s.token_count) for s in samples] == [("2828", 0, 0), ("2828", 1, 0)]
-    assert all(s.think_open for s in samples)  # they close what they did not open
+    file = lcb(tmp_path / "y.json", output_list=["t</think>\n```\nA\n```", "let me see"])
+    with pytest.raises(UserError, match=r"1 texts close a thought .*, 1 have no tag .*; yes or no"):
+        converted([CODE], file)  # a thought that never ended, or a plain answer?
+    assert [s.think_open for s in converted([CODE], file, think_open="yes")] == [True, True]
+    assert [s.think_open for s in converted([CODE], file, think_open="no")] == [False, False]
 
 
 def test_lighteval(converted, tmp_path):
@@ -135,8 +139,78 @@ def test_lm_evaluation_harness_and_the_order_of_options(converted, tmp_path):
     assert [(s.trial, s.text) for s in samples] == [(0, "(C)"), (1, "(A)"), (2, "x")]
     assert [s.choice_order for s in samples] == [(1, 2, 0, 3)] * 2 + [(0, 1, 2, 3)]
     unseen = lm_eval(tmp_path / "samples_i.jsonl", [(doc, asked(*"pqrs"), ["x"])])
-    with pytest.raises(UserError, match=r"samples_i.jsonl:1: id='rec1': option '.*' is not in"):
+    with pytest.raises(UserError, match=r"samples_i.jsonl:1: id='rec1': the prompt does not"):
         converted([CHOICE], unseen)
+
+
+def asked(question, *options, label="({})"):
+    listed = " ".join(f"{label.format(x)} {o}" for x, o in zip("ABCDEFGHIJ", options, strict=False))
+    return f"Choose 1 of the options.\n{question}\nChoices: {listed}\nA:"
+
+
+@pytest.mark.parametrize(
+    ("choices", "shown", "order"),
+    [
+        (["e", "a", "i", "o"], ["a", "e", "o", "i"], (1, 0, 3, 2)),
+        (["D", "A", "B", "C"], ["C", "D", "A", "B"], (3, 0, 1, 2)),
+        (["4", "3", "2", "1"], ["1", "4", "3", "2"], (3, 0, 1, 2)),
+        (["1", "1.5", "1.5 m", "2"], ["1.5 m", "1.5", "2", "1"], (2, 1, 3, 0)),
+        (["2-[methyl]ane", "b", "c", "d"], ["b", "2-ane", "c", "d"], (1, 0, 2, 3)),
+        (["a", "b"], ["b", "a"], (1, 0)),
+    ],
+)
+@pytest.mark.parametrize("label", ["({})", "{}.", "{})", "{}:"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_options_are_found_behind_their_letters(
+    converted, tmp_path, choices, shown, order, label, shuffle
+):
+    row = CHOICE | {"choices": choices, "shuffle": shuffle}
+    prompt = asked(row["prompt"], *shown, label=label)
+    file = lm_eval(tmp_path / "samples_g.jsonl", [({"Question": row["prompt"]}, prompt, ["A"])])
+    (sample,) = converted([row], file)
+    assert sample.choice_order == order
+
+
+def test_which_question_it_was(converted, tmp_path):
+    same = [CHOICE | {"id": "a"}, CHOICE | {"id": "b", "choices": ["p", "q", "r", "s"]}]
+    prompt = asked(CHOICE["prompt"], "s", "r", "q", "p")
+    file = lm_eval(tmp_path / "s.jsonl", [({"Question": CHOICE["prompt"]}, prompt, ["A"])])
+    assert [s.id for s in converted(same, file)] == ["b"]  # by its options
+    same[1]["choices"] = CHOICE["choices"]
+    with pytest.raises(UserError, match="several questions of the tasks have this text"):
+        converted(same, file)
+    # An example before the question is not the question.
+    few = f"{MATH[1]['prompt']}\n3\n\n{MATH[0]['prompt']}\n"
+    rows = [{"full_prompt": few, "predictions": ["2"]}]
+    assert converted(MATH, write_rows(tmp_path / "t.jsonl", rows))[0].id == MATH[0]["id"]
+    other = [({"problem": "Another?", "unique_id": MATH[0]["id"]}, few, ["2"])]
+    with pytest.raises(UserError, match="its question is another one among the tasks"):
+        converted(MATH, lm_eval(tmp_path / "u.jsonl", other), partial=True)
+    crossed = [({"problem": MATH[1]["prompt"], "unique_id": MATH[0]["id"]}, "", ["2"])]
+    with pytest.raises(UserError, match=r"its text is that of id='test/algebra/2.json'"):
+        converted(MATH, lm_eval(tmp_path / "v.jsonl", crossed))
+
+
+def test_a_recorded_limit_tells_what_was_cut_off(converted, tmp_path, tiny):
+    file = lm_eval(tmp_path / "samples_m.jsonl", [({"problem": MATH[0]["prompt"]}, "", ["1 2 3"])])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["arguments"]["gen_args_0"]["arg_1"]["max_gen_toks"] = 2
+    write_rows(file, rows)
+    assert converted(MATH, file, tokenizer=tiny)[0].finish_reason == "length"
+
+
+def test_nothing_is_overwritten(tmp_path):
+    tasks = write_rows(tmp_path / "tasks.jsonl", MATH)
+    file = lm_eval(tmp_path / "samples_m.jsonl", [({"problem": MATH[0]["prompt"]}, "", ["x"])])
+    before = file.read_bytes()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "sampling.json").write_text("{}")
+    for out in (file, tmp_path / "run" / "samples.jsonl"):
+        done = call("tinyr1.evaluate.convert", file, "--task-file", tasks, "--out", out)
+        assert done.returncode == 2
+        assert "would overwrite samples" in done.stderr
+    assert file.read_bytes() == before
 
 
 def test_what_is_not_among_the_tasks_is_an_error_or_left_out(converted, tmp_path):

@@ -64,16 +64,17 @@ def test_braces_in_a_problem_survive():
 
 
 def test_every_preset_shows_what_an_answer_is_graded_by():
-    functional = CODE | {"tests": TESTS | {"fn_name": "add"}}
+    functional = CODE | {"tests": TESTS | {"inputs": ["1\n2\n"], "fn_name": "add"}}
     for preset in ("tinyr1", "r1", "plain"):
         shown = text_of(GPQA, preset, True)
-        assert [shown.index(option) for option in GPQA["choices"]] == sorted(
-            shown.index(option) for option in GPQA["choices"]
-        )
-        with pytest.raises(UserError, match="task=lcb id=1: fn_name='add': neither prompt nor"):
-            text_of(functional, preset, True)
-        assert "def add" in text_of(functional | {"starter_code": "def add(a):"}, preset, True)
-    assert text_of(functional | {"prompt": "Write add."}, "plain", True).count("add") == 1
+        places = [shown.index(option) for option in GPQA["choices"]]
+        assert places == sorted(places)
+        assert "def add(x1, x2):" in text_of(functional, preset, True)  # two lines, two arguments
+        start = functional | {"starter_code": "def add(a, b):"}
+        assert "def add(a, b):" in text_of(start, preset, True)
+    named = functional | {"prompt": "Write add(a, b)."}
+    assert text_of(named, "plain", True).count("add") == 1
+    assert "def add" in text_of(functional | {"prompt": "To add numbers."}, "plain", True)
     shuffled = checked([GPQA | {"shuffle": True}])
     for prompt in make_prompts(shuffled, None, "deepseek_r1", "plain", 4, True):
         (row,) = shuffled

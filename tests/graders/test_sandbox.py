@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tinyr1.graders.sandbox import _CHILD, Sandbox, SandboxUnavailable, end_all
+from tinyr1.graders.sandbox import _CHILD, FLAGS, Sandbox, SandboxUnavailable, end_all
 
 try:
     with Sandbox("namespaces"):
@@ -389,7 +389,7 @@ def test_a_server_whose_reader_is_gone_says_nothing():
            "memory_mb": 512, "output_limit": 99, "level": "rlimits"}  # fmt: skip
     data = json.dumps(job).encode()
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", str(_CHILD)],
+        [sys.executable, *FLAGS, str(_CHILD)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={},
     ) as child:  # fmt: skip
         child.stdout.close()

@@ -116,7 +116,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
     A .json file may be one array instead; its values count as lines.
     """
-    if path.suffix == ".json" and _is_array(path):
+    if path.suffix.lower() == ".json" and _is_array(path):
         yield from enumerate(read_json(path), 1)
         return
     try:
@@ -126,7 +126,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                     try:
                         yield number, json.loads(line)
                     except (ValueError, RecursionError) as error:
-                        if number == 1 and path.suffix == ".json":
+                        if number == 1 and path.suffix.lower() == ".json":
                             error = f"{error}; expected an array, or an object a line"
                         raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
     except FileNotFoundError:

@@ -19,14 +19,16 @@ def file_rows(file: Path) -> Iterator[tuple[int, Row]]:
 
     UserError where it cannot be read.
     """
-    if file.suffix in (".jsonl", ".json"):
+    if file.suffix.lower() in (".jsonl", ".json"):
         for number, row in read_jsonl(file):
             if not isinstance(row, dict):
                 raise UserError(f"{file}:{number}: expected a JSON object")
             yield number, row
         return
     try:
-        yield from enumerate(_csv_rows(file) if file.suffix == ".csv" else _parquet_rows(file), 1)
+        yield from enumerate(
+            _csv_rows(file) if file.suffix.lower() == ".csv" else _parquet_rows(file), 1
+        )
     except (ValueError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read ({_line(error)}); download it again") from None
 

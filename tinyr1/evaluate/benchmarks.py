@@ -7,12 +7,13 @@ also AIME 2025 and MATH-500. Users bring the files; nothing of them is shipped o
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import pickle
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -53,7 +54,9 @@ def load_benchmark(
         per_test, in_all = LCB_PRESET_LIMITS.get(preset, (None, None))
     rows: list[TaskRow] = []
     read = 0
+    places: dict[str, None] = {}
     for place, raw in source:
+        places[re.sub(r":( row)? ?\d+$", "", place)] = None
         try:
             fields = benchmark.convert(raw, read)
             if fields is None:  # of another year
@@ -69,20 +72,26 @@ def load_benchmark(
     expected = benchmark.rows if name != "livecodebench" or window == LCB_WINDOW else len(rows)
     if len(rows) != expected or not rows:
         raise UserError(
-            f"--tasks={name}: {len(rows)} rows, expected {expected}; another release or a part of "
-            "the set can be evaluated as a --task-file"
+            f"--tasks={name}: {len(rows)} rows, expected {expected}{_read_from(places)}; another "
+            "release or a part of the set can be evaluated as a --task-file"
         )
     if len({row.id for row in rows}) != len(rows):
-        raise UserError(f"--tasks={name}: some ids appear twice; were its files read twice?")
+        raise UserError(f"--tasks={name}: some ids appear twice{_read_from(places)}")
     return rows
+
+
+def _read_from(places: Iterable[str]) -> str:
+    files = list(places)
+    if not files:
+        return ""
+    return f" in {', '.join(files[:4])}" + (f" and {len(files) - 4} more" if files[4:] else "")
 
 
 # ---------------------------------------------------------------- where rows come from
 
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-DEPTH = 4  # levels below --data that are looked into
-_ABOUT = re.compile(r"data_?set_?(info|infos|dict)|metadata|state|readme|config", re.IGNORECASE)
+DEPTH = 5  # levels below --data that are looked into
 
 
 def _plain(name: str) -> str:
@@ -94,7 +103,8 @@ def _plain(name: str) -> str:
 def _files(name: str, benchmark: Benchmark, data: Path) -> Iterator[tuple[str, Row]]:
     """Rows of the benchmark's files below DATA."""
     if not data.is_dir():
-        raise UserError(f"--data={data}: no such directory")
+        wrong = "a file, expected a directory" if data.exists() else "no such directory"
+        raise UserError(f"--data={data}: {wrong}")
     files = _named(data, benchmark.names)
     if not files:
         raise UserError(
@@ -103,7 +113,7 @@ def _files(name: str, benchmark: Benchmark, data: Path) -> Iterator[tuple[str, R
         )
     for file in files:
         for number, row in file_rows(file):
-            is_lines = file.suffix in (".jsonl", ".json")
+            is_lines = file.suffix.lower() in (".jsonl", ".json")
             yield f"{file}:{number}" if is_lines else f"{file}: row {number}", row
 
 
@@ -111,14 +121,36 @@ def _named(data: Path, names: tuple[str, ...]) -> list[Path]:
     """The data files with such a name, or in folders with one, that lie highest below `data`."""
     level = [data]
     for _ in range(DEPTH):
-        below = sorted(path for folder in level for path in folder.iterdir())
+        below = sorted(path for folder in level for path in _inside(folder))
         named = [path for path in below if _plain(path.name).startswith(names)]
-        files = [path for path in named if path.is_file()]
-        files += sorted(p for folder in named if folder.is_dir() for p in folder.rglob("*"))
-        if found := [p for p in files if p.suffix in SUFFIXES and not _ABOUT.match(p.name)]:
+        files = [path for path in named if not path.is_dir()]
+        for folder in (path for path in named if path.is_dir()):
+            inside = sorted(folder.rglob("*"))
+            files += [p for p in inside if not _is_hidden(p.relative_to(folder))]
+        if found := [p for p in files if p.suffix.lower() in SUFFIXES and not _is_object(p)]:
             return found
         level = [path for path in below if path.is_dir() and not path.name.startswith(".")]
     return []
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it may not be looked into."""
+    with contextlib.suppress(PermissionError):
+        return list(folder.iterdir())
+    return []
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_object(path: Path) -> bool:
+    """True for a .json file of one object over several lines: it is about other files."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        first = file.readline(1 << 20).strip()
+    return first[:1] == b"{" and not (first.endswith(b"}") and len(first) > 2)
 
 
 def _hub(name: str, configuration: str | None, split: str) -> Iterator[tuple[str, Row]]:
@@ -144,11 +176,16 @@ def _aime(year: int) -> Callable[[Row, int], Row | None]:
         years = re.findall(r"20\d\d", text)
         if years and str(year) not in years:  # a file of several years
             return None
-        answer = int(str(_first(raw, "answer", "Answer")).strip())  # '073', '73' and 73
+        given = _first(raw, "answer", "Answer")
+        if isinstance(given, float) and given.is_integer():  # of a table
+            given = int(given)
+        answer = int(str(given).strip())  # '073', '73' and 73
         if not 0 <= answer <= 999:
             raise ValueError(f"answer={answer}: expected 0 to 999")
         problem = str(_first(raw, "problem", "question", "Problem", "Question"))
-        names = (raw.get(field) for field in ("id", "ID", "source"))
+        names = [raw.get(field) for field in ("id", "ID")]
+        if re.search(r"\d$", str(raw.get("source") or "")):  # aime_2025_I-1, not the set's name
+            names.append(raw["source"])
         name = str(next((name for name in names if name not in (None, "")), number))
         return {"id": name, "kind": "math", "prompt": problem, "answer": str(answer)}
 

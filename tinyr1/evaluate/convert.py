@@ -5,13 +5,14 @@
 
 Reads LiveCodeBench's `*_eval_all.json` (and its file without the verdicts), the details parquet of
 lighteval, and the `samples_*.jsonl` of lm-evaluation-harness; their verdicts are not used. What was
-asked is found among the task's rows by its id or by its text, and the order of a question's
-options by where each stands in the prompt. What cannot be found is an error, never a guess.
+asked is found among the task's rows by its text (an id must not contradict it), and the order of a
+question's options by the letter before each in the prompt. What cannot be found is an error.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ import tinyr1.common.start  # noqa: F401 - before anything that takes time to im
 from tinyr1 import thinking
 from tinyr1.common.config import given, parse
 from tinyr1.common.errors import UserError, run_main
-from tinyr1.common.files import write_jsonl
+from tinyr1.common.files import real, write_jsonl
 from tinyr1.common.log import Log
 from tinyr1.evaluate.benchmarks import LCB_WINDOW
 from tinyr1.evaluate.harnesses import Answer, answers
@@ -71,21 +72,39 @@ class Finder:
     """Finds the task's row that an answer belongs to."""
 
     def __init__(self, rows: Sequence[TaskRow]) -> None:
-        self.rows = rows
         self.by_id = {row.id: row for row in rows}
-        self.by_text = {_squeezed(row.prompt): row for row in rows}
+        self.by_text: dict[str, list[TaskRow]] = {}
+        for row in rows:
+            self.by_text.setdefault(_squeezed(row.prompt), []).append(row)
 
     def row(self, answer: Answer) -> TaskRow | None:
-        """By the question's text, else by the text within the prompt, else by a text-less id."""
-        if found := self.by_text.get(_squeezed(answer.question)):
-            return found
-        asked = _squeezed(answer.prompt or answer.question)
-        within = [row for text, row in self.by_text.items() if text and text in asked]
-        if within:
-            return max(within, key=lambda row: len(_squeezed(row.prompt)))
+        """The row with the question's text; where only the prompt is known, the last one in it.
+
+        None where there is none. ValueError where several have that text and the id does not say
+        which, or where the id is that of another row.
+        """
         named = self.by_id.get(answer.id or "")
-        # An id alone is enough where it is no mere number: every set has a question 3.
-        return named if named is not None and not named.id.isdigit() else None
+        question = _squeezed(answer.question)
+        found = self.by_text.get(question, [])
+        if not found and question:
+            # The task's prompt may have an instruction around the question.
+            is_within = named is not None and question in _squeezed(named.prompt)
+            found = [named] if named is not None and is_within else []
+            if not found and named is not None and not named.id.isdigit():
+                raise ValueError(f"id={named.id!r}: its question is another one among the tasks")
+        elif not found:
+            asked = _squeezed(answer.prompt)
+            ends = {t: asked.rfind(t) + len(t) for t in self.by_text if t and t in asked}
+            if ends:  # examples come before the question, and a question may begin with another
+                found = self.by_text[max(ends, key=lambda text: (ends[text], len(text)))]
+        if len(found) > 1:
+            found = [row for row in found if row is named or _shown_order(row, answer.prompt)]
+            if len(found) != 1 and named not in found:
+                raise ValueError("several questions of the tasks have this text")
+            found = [named] if named in found and named is not None else found
+        if found and named is not None and named is not found[0] and not named.id.isdigit():
+            raise ValueError(f"id={named.id!r}: its text is that of id={found[0].id!r}")
+        return found[0] if found else None
 
 
 def _squeezed(text: str) -> str:
@@ -93,35 +112,47 @@ def _squeezed(text: str) -> str:
 
 
 def _order(row: TaskRow, prompt: str) -> tuple[int, ...] | None:
-    """The order in which a prompt shows a row's options; None where they are not shuffled.
+    """The order in which a prompt shows a row's options; None where it is the row's own.
 
-    ValueError where the prompt does not show each of them.
+    ValueError where the row's options are shuffled and the prompt does not show them all.
     """
-    if not row.shuffle:
+    if not row.choices:
         return None
-    asked = _squeezed(prompt)
-    start = asked.find(_squeezed(row.prompt))
-    after = start + len(_squeezed(row.prompt)) if start >= 0 else 0
-    places: list[tuple[int, int]] = []
-    taken: set[int] = set()
-    # Longer options first: a short one may be part of another.
-    for i in sorted(range(len(row.choices)), key=lambda i: -len(row.choices[i])):
-        option = _squeezed(row.choices[i])
-        at = asked.find(option, after)
-        while at in taken:
-            at = asked.find(option, at + 1)
-        if at < 0:
-            raise ValueError(f"id={row.id!r}: option {option[:40]!r} is not in the prompt")
-        taken |= set(range(at, at + len(option)))
-        places.append((at, i))
-    return tuple(i for _, i in sorted(places))
+    order = _shown_order(row, prompt)
+    if order is None and row.shuffle:
+        raise ValueError(f"id={row.id!r}: the prompt does not show its options behind letters")
+    return order if row.shuffle or order != tuple(range(len(row.choices))) else None
+
+
+def _shown_order(row: TaskRow, prompt: str) -> tuple[int, ...] | None:
+    """The options behind A), (B), C. and so on, after the question; None where they are not."""
+    for change in (_squeezed, lambda text: _squeezed(re.sub(r"\[.*?\]", "", text))):
+        # lm-evaluation-harness takes out of options what stands in brackets.
+        asked, options = change(prompt), [change(choice) for choice in row.choices]
+        at = max(asked.rfind(change(row.prompt)), 0)
+        order: list[int] = []
+        for letter in row.letters:
+            here = None
+            for label in re.compile(rf"(?<![A-Za-z0-9]){letter}\s?[).:\]]\s?").finditer(asked, at):
+                left = [i for i in range(len(options)) if i not in order]
+                shown = [i for i in left if asked.startswith(options[i], label.end())]
+                if shown:
+                    here = max(shown, key=lambda i: (len(options[i]), -i))
+                    at = label.end() + len(options[here])
+                    break
+            if here is None:
+                break
+            order.append(here)
+        if len(order) == len(options):
+            return tuple(order)
+    return None
 
 
 # ---------------------------------------------------------------- the conversion
 
 
 def convert(config: ConvertConfig, log: Log) -> list[Sample]:
-    """All samples of the files, in the order of the tasks' rows; UserError names file and row."""
+    """All samples of the files, in their order; UserError names file and row."""
     if not config.files:
         raise UserError("FILE: required, before any option; --help shows all options")
     rows = load_rows(
@@ -141,7 +172,11 @@ def convert(config: ConvertConfig, log: Log) -> list[Sample]:
     for harness, place, answer in itertools.chain.from_iterable(map(answers, config.files)):
         if not samples and not left_out:
             log.say(f"{place}: samples of {harness}")
-        row = finder.row(answer)
+        try:
+            row = finder.row(answer)
+            order = _order(row, answer.prompt) if row else None
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
         if row is None:
             if not config.partial:
                 what = answer.id or _squeezed(answer.question or answer.prompt)[:60]
@@ -151,10 +186,6 @@ def convert(config: ConvertConfig, log: Log) -> list[Sample]:
                 )
             left_out += 1
             continue
-        try:
-            order = _order(row, answer.prompt)
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
         for i, text in enumerate(answer.texts):
             count = answer.token_counts[i] if answer.token_counts else 0
             if not count and tokenizer:
@@ -177,25 +208,38 @@ def convert(config: ConvertConfig, log: Log) -> list[Sample]:
     if not samples:
         raise UserError(f"{config.files[0]}: no samples of these tasks")
     if any(not sample.token_count for sample in samples):
-        log.warn("token counts are not in these files and are written as 0; --tokenizer counts")
+        log.warn(
+            "token counts are not in these files: written as 0, and no answer is known to be cut "
+            "off; --tokenizer counts"
+        )
     return _opened(samples, config.think_open)
 
 
 def _opened(samples: list[Sample], said: str) -> list[Sample]:
-    """Samples with `think_open` as it was said, or as the texts show it."""
-    closes = any(thinking.is_closed(s.text) and not thinking.is_opened(s.text) for s in samples)
-    if said == "auto" and not closes:
-        return samples
-    return [
-        replace(s, think_open=said != "no" and (said == "yes" or not thinking.is_opened(s.text)))
-        for s in samples
-    ]
+    """Samples with `think_open` as it was said, or as prompts and texts show it.
+
+    UserError where some texts close a thought that neither they nor their prompts opened and others
+    have no tag: those are plain answers, or thoughts that never ended.
+    """
+    if said != "auto":
+        return [replace(s, think_open=said == "yes") for s in samples]
+    unknown = [s for s in samples if not s.think_open]
+    closes = [s for s in unknown if thinking.closes_unopened(s.text)]
+    plain = [s for s in unknown if not thinking.has_tag(s.text)]
+    if closes and plain:
+        raise UserError(
+            f"--think-open=auto: {len(closes)} texts close a thought that they did not open, "
+            f"{len(plain)} have no tag (id={plain[0].id!r}, say); yes or no"
+        )
+    return samples
 
 
 def main() -> None:
     config = parse(ConvertConfig, sys.argv[1:], prog="python -m tinyr1.evaluate.convert")
     log = Log(config.quiet)
     out = given(config.out, "--out")
+    if out.with_name("sampling.json").exists() or real(out) in map(real, config.files):
+        raise UserError(f"--out={out}: would overwrite samples; choose another name")
     samples = convert(config, log)
     write_jsonl(out, [sample.to_json() for sample in samples])
     questions = len({(sample.task, sample.id) for sample in samples})

@@ -28,6 +28,9 @@ class Answer(NamedTuple):
     limit: int | None  # tokens that an answer could have
 
 
+# ---------------------------------------------------------------- the formats
+
+
 def _livecodebench(row: Mapping[str, Any]) -> Answer:
     texts = _texts(row, "output_list")
     return Answer(str(row["question_id"]), str(row["question_content"]), "", texts, [], None)
@@ -36,28 +39,19 @@ def _livecodebench(row: Mapping[str, Any]) -> Answer:
 def _lighteval(row: Mapping[str, Any]) -> Answer:
     """Details of lighteval from 0.10 on: the document, the response and the metrics."""
     doc, response = _mapping(row, "doc"), _mapping(row, "model_response")
-    counts = [len(tokens) for tokens in _value(response.get("output_tokens")) or []]
     texts = _texts(response, "text")
     asked = response.get("input")
-    prompt = asked if isinstance(asked, str) else str(doc.get("query") or "")
-    limit = doc.get("generation_size")
-    return Answer(
-        None,
-        str(doc.get("original_query") or ""),
-        prompt or str(doc.get("query") or ""),
-        texts,
-        counts if len(counts) == len(texts) else [],
-        limit if type(limit) is int else None,
-    )
+    prompt = asked if isinstance(asked, str) and asked else str(doc.get("query") or "")
+    question = str(doc.get("original_query") or "")
+    counts = _lengths(response.get("output_tokens"), len(texts))
+    return Answer(None, question, prompt, texts, counts, _limit(doc, "generation_size"))
 
 
 def _lighteval_before(row: Mapping[str, Any]) -> Answer:
     """Details of lighteval before 0.10, where every column may be text: "['...']"."""
     texts = _texts(row, "predictions")
-    counts = [len(tokens) for tokens in _value(row.get("cont_tokens")) or []]
     prompt = str(row.get("full_prompt") or row.get("example") or "")
-    example = str(row.get("example") or "")
-    return Answer(None, example, prompt, texts, counts if len(counts) == len(texts) else [], None)
+    return Answer(None, "", prompt, texts, _lengths(row.get("cont_tokens"), len(texts)), None)
 
 
 def _lm_eval(row: Mapping[str, Any]) -> Answer:
@@ -66,7 +60,9 @@ def _lm_eval(row: Mapping[str, Any]) -> Answer:
     found = next((str(doc[name]) for name in names if doc.get(name) not in (None, "")), None)
     questions = ("problem", "question", "Problem", "Question", "question_content", "prompt")
     question = next((str(doc[name]) for name in questions if doc.get(name)), "")
-    return Answer(found, question, _first_argument(row.get("arguments")), _flat(row), [], None)
+    prompt, options = _arguments(row.get("arguments"))
+    limit = _limit(options, "max_gen_toks", "max_tokens", "max_new_tokens")
+    return Answer(found, question, prompt, _flat(row), [], limit)
 
 
 FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Answer]]] = {
@@ -78,7 +74,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Answer]]
 
 
 def _format(row: Mapping[str, Any]) -> tuple[str, Callable[[Mapping[str, Any]], Answer]]:
-    """The format with these columns; UserError that names what is known and what was seen."""
+    """The format with these columns; ValueError that names what is known and what was seen."""
     for name, (columns, convert) in FORMATS.items():
         if all(column in row for column in columns):
             return name, convert
@@ -87,31 +83,47 @@ def _format(row: Mapping[str, Any]) -> tuple[str, Callable[[Mapping[str, Any]], 
     raise ValueError(f"expected the columns of one of ({known}), found {seen}")
 
 
-def _value(cell: Any) -> Any:
+def _value(name: str, cell: Any) -> Any:
     """A cell, or what its text stands for where a table keeps everything as text."""
     if isinstance(cell, str) and cell[:1] in "[{(":
         try:
             return ast.literal_eval(cell)  # literals only: nothing of it is run
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return cell
+            raise ValueError(f"{name}: text that is no Python literal: {cell[:60]!r}") from None
     return cell
 
 
 def _mapping(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = _value(row.get(name))
+    value = _value(name, row.get(name))
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}: expected an object, found {type(value).__name__}")
     return value
 
 
 def _texts(row: Mapping[str, Any], name: str) -> list[str]:
-    value = _value(row.get(name))
-    values = [value] if isinstance(value, str) else value
+    cell = row.get(name)
+    is_text = isinstance(cell, str) and not cell.startswith(("['", '["'))
+    values: Any = [cell] if is_text else _value(name, cell)
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise ValueError(f"{name}: expected a list of texts")
     if not values:
         raise ValueError(f"{name}: empty")
     return values
+
+
+def _lengths(cell: Any, count: int) -> list[int]:
+    """Tokens of each answer, from lists of ids; [] where they are not recorded."""
+    try:
+        lists = _value("tokens", cell)
+    except ValueError:  # tensors, as text
+        return []
+    if not isinstance(lists, list) or not all(isinstance(ids, list) for ids in lists):
+        return []
+    return [len(ids) for ids in lists] if len(lists) == count else []
+
+
+def _limit(options: Mapping[str, Any], *names: str) -> int | None:
+    return next((options[n] for n in names if type(options.get(n)) is int), None)
 
 
 def _flat(row: Mapping[str, Any]) -> list[str]:
@@ -125,19 +137,22 @@ def _flat(row: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def _first_argument(arguments: Any) -> str:
-    """The prompt: {"gen_args_0": {"arg_0": prompt}}, or [[prompt, options]] in older files."""
-    while isinstance(arguments, (Mapping, list)) and arguments:
-        values = arguments.values() if isinstance(arguments, Mapping) else arguments
-        arguments = next(iter(values))
-    return arguments if isinstance(arguments, str) else ""
+def _arguments(raw: Any) -> tuple[str, Mapping[str, Any]]:
+    """Prompt and options: {"gen_args_0": {"arg_0": prompt, "arg_1": options}}, or lists of both."""
+    while isinstance(raw, (Mapping, list)) and raw:
+        values = list(raw.values()) if isinstance(raw, Mapping) else list(raw)
+        if isinstance(values[0], str):
+            rest = values[1] if len(values) > 1 else {}
+            return values[0], rest if isinstance(rest, Mapping) else {}
+        raw = values[0]
+    return "", {}
 
 
 def answers(file: Path) -> Iterator[tuple[str, str, Answer]]:
     """(harness, place, answer) of each question in a file; UserError names file and row."""
     if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    seen: set[tuple[str, ...]] = set()
+        raise UserError(f"{file}: {'a folder' if file.is_dir() else 'no such file'}")
+    first_filter: str | None = None
     for number, row in file_rows(file):
         place = f"{file}:{number}"
         try:
@@ -145,9 +160,9 @@ def answers(file: Path) -> Iterator[tuple[str, str, Answer]]:
             answer = read(row)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{place}: {error}") from None
-        if name == LM_EVAL:  # which writes a row for each of its filters
-            key = (str(row.get("doc_id")), *answer.texts)
-            if key in seen:
+        if name == LM_EVAL:  # which writes a row for each of its filters: one will do
+            this = str(row.get("filter"))
+            first_filter = this if first_filter is None else first_filter
+            if this != first_filter:
                 continue
-            seen.add(key)
         yield name, place, answer

@@ -44,7 +44,7 @@ class EvalConfig(EngineConfig):
     show_prompts: bool = False
     """Print the prompts as JSON lines, sample nothing."""
     preset: Preset = "tinyr1"
-    """Prompts and trials: the paper's, DeepSeek's advice, or the row's prompt as it is."""
+    """Prompts and trials: the paper's, DeepSeek's advice, or the row's prompt and no more."""
     trials: int | None = None
     """Samples of each question (by default the preset's)."""
     limit: int | None = None

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import platform
 import queue
 import time
 from collections import Counter
@@ -42,7 +43,13 @@ from tinyr1.evaluate.scores import load_outcomes, rules_of, summarise
 from tinyr1.evaluate.tasks import choice_order, load_task_file, make_prompts, prompt_text
 from tinyr1.graders.answer import last_fenced_block
 from tinyr1.graders.grading import also_released, also_symbolic, grade
-from tinyr1.graders.sandbox import SandboxUnavailable, end_all, numpy_home, open_sandbox
+from tinyr1.graders.sandbox import (
+    SandboxUnavailable,
+    end_all,
+    numpy_home,
+    numpy_version,
+    open_sandbox,
+)
 from tinyr1.graders.symbolic import SymbolicJudge
 from tinyr1.record import Grade, Prompt, Sample, TaskRow
 from tinyr1.sampling.backend import Backend
@@ -69,11 +76,16 @@ def load_rows(config: EvalConfig) -> list[TaskRow]:
         if clash := {row.task for row in own} & set(names):
             raise UserError(f"--task-file={config.task_file}: its {min(clash)} is in --tasks too")
         found += own
-    rows: list[TaskRow] = []
+    return cut_rows(found, config.limit)
+
+
+def cut_rows(found: Sequence[TaskRow], limit: int | None) -> list[TaskRow]:
+    """The first `limit` rows of each task."""
     counts = Counter[str]()
+    rows: list[TaskRow] = []
     for row in found:
         counts[row.task] += 1
-        if config.limit is None or counts[row.task] <= config.limit:
+        if limit is None or counts[row.task] <= limit:
             rows.append(row)
     return rows
 
@@ -167,8 +179,10 @@ def ask(config: EvalConfig, log: Log) -> None:
 def regrade(config: EvalConfig, log: Log) -> None:
     """Grade samples made elsewhere against the task file."""
     file, out = given(config.regrade, "--regrade"), given(config.out, "--out")
-    rows = load_rows(config)
+    every_row = load_rows(replace(config, limit=None))
+    rows = cut_rows(every_row, config.limit)
     known = {row.key: row for row in rows}
+    beyond_limit = {row.key for row in every_row} - known.keys()
     samples: list[Sample] = []
     seen: set[tuple[str, str, int]] = set()
     for number, sample in read_rows(file, _OpenThoughts()):
@@ -182,7 +196,7 @@ def regrade(config: EvalConfig, log: Log) -> None:
         seen.add(sample.key)
         if (sample.task, sample.id) in known:
             samples.append(sample)
-        elif config.limit is None:
+        elif (sample.task, sample.id) not in beyond_limit:
             raise UserError(f"{file}:{number}: id={sample.id!r}: no such row among the tasks")
     if not samples:
         raise UserError(f"{file}: no samples")
@@ -192,8 +206,10 @@ def regrade(config: EvalConfig, log: Log) -> None:
         log.warn(f"{unasked} of {len(known)} questions have no sample and do not count")
     check_graders(rows, config, log)
     record: dict[str, Any] = {"regraded": True}
-    if any(sample.choice_order for sample in samples) and config.choice_order != "recorded":
+    if config.choice_order != "recorded":
         record["choice_order"] = config.choice_order
+    if config.choice_order == "seeded":
+        record["choice_order_seed"] = config.sampling.seed
     before = out / "results.json"
     if before.exists() and real(file).parent == real(out):
         # A run's own samples: they were made with these.
@@ -205,8 +221,8 @@ def regrade(config: EvalConfig, log: Log) -> None:
 class _OpenThoughts:
     """Makes lines into samples; refuses a file in which a missing `think_open` decides.
 
-    Without it a text with neither tag is a plain answer. Where other texts of the file close a
-    thought that they did not open, it is a thought that never ended.
+    Without it a text with neither tag is a plain answer. Where other texts of the file had their
+    thought opened by the prompt, it is a thought that never ended.
     """
 
     def __init__(self) -> None:
@@ -225,11 +241,12 @@ class _OpenThoughts:
             ) from None
         if line.get("think_open") is None:
             self.plain |= not thinking.has_tag(sample.text) and sample.finish_reason == "stop"
-            self.opened |= thinking.is_closed(sample.text) and not thinking.is_opened(sample.text)
+            self.opened |= thinking.closes_unopened(sample.text)
+        self.opened |= sample.think_open
         if self.plain and self.opened:
             raise ValueError(
-                f"id={sample.id!r}: think_open: missing, where some texts close a thought that "
-                "they did not open and others have none; say true or false in each"
+                f"id={sample.id!r}: think_open: missing in texts without a tag, where the prompts "
+                "of others had opened the thinking; say true or false in each"
             )
         return sample
 
@@ -277,6 +294,9 @@ def finish(
     """Grade and write everything that --out holds beside the samples."""
     grades = grade_samples(rows, samples, config, log)
     write_jsonl(out / "grades.jsonl", [g.to_json() for g in grades])
+    if any(row.kind == "code" for row in rows):  # on which verdicts of programs depend
+        record = record | {"sandbox": config.sandbox, "python": platform.python_version()}
+        record["numpy"] = numpy_version()
     tasks = summarise(samples, grades, rows)
     results = {"settings": record, "rules": rules_of(tasks), "tasks": tasks}
     write_json(out / "results.json", results)

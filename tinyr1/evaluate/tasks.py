@@ -2,7 +2,7 @@
 
 The paper's three scores come from three code bases with three prompts. `tinyr1` reproduces them to
 the byte; `r1` follows DeepSeek's own advice (no system message, thinking opened); `plain` sends a
-row's prompt as it is, with its options and its starter code where it has some.
+row's prompt, and below it what an answer is graded by: options, or the code to start from.
 """
 
 from __future__ import annotations
@@ -74,16 +74,13 @@ def messages(row: TaskRow, preset: Preset) -> tuple[Message, ...]:
     """The conversation that a preset makes of a row.
 
     Every preset shows what an answer is graded by: a row's options, and the name of the function
-    that a program must define; ValueError where nothing in the row would say that name.
+    that a program must define.
     """
-    name = row.tests.fn_name if row.tests is not None else None
-    unnamed = name is not None and not re.search(rf"\b{re.escape(name)}\b", row.prompt)
-    if unnamed and not row.starter_code:
-        raise ValueError(f"fn_name={name!r}: neither prompt nor starter_code says this name")
     options = [f"{x}) {c}" for x, c in zip(ALL_LETTERS, row.choices, strict=False)]
     question = f"{row.prompt}\n\n" + "\n".join(options) if options else row.prompt
     if preset == "plain":
-        return (Message("user", question + (f"\n\n{row.starter_code}" if unnamed else "")),)
+        start = "" if _is_named(row) else f"\n\n{_starter(row)}"
+        return (Message("user", question + start),)
     if row.kind == "math":
         if preset == "tinyr1":
             return Message("system", BOX), Message("user", row.prompt)
@@ -91,7 +88,8 @@ def messages(row: TaskRow, preset: Preset) -> tuple[Message, ...]:
     if row.kind == "code":
         return (Message("user", _code_text(row)),)
     if preset == "tinyr1":
-        letters = ", ".join(row.letters[:-1]) + f", or {row.letters[-1]}"
+        last = ", or " if len(row.letters) > 2 else " or "
+        letters = ", ".join(row.letters[:-1]) + last + row.letters[-1]
         head = CHOICE_HEAD.replace("{letters}", letters)
         listed = head + row.prompt + "\n" + ", ".join(options)
         return (
@@ -101,9 +99,27 @@ def messages(row: TaskRow, preset: Preset) -> tuple[Message, ...]:
     return (Message("user", f"{question}\n{BOX}"),)
 
 
+def _is_named(row: TaskRow) -> bool:
+    """True where the prompt names the function that tests call, or they call none.
+
+    `count` in a sentence is a word; a name is followed by a parenthesis or stands in quotes.
+    """
+    name = row.tests.fn_name if row.tests else None
+    return name is None or bool(re.search(rf"\b{name}\s*\(|[`'\"]{name}\b", row.prompt))
+
+
+def _starter(row: TaskRow) -> str:
+    """The code to start from: where tests call a function, at least its first line."""
+    if row.starter_code or row.tests is None or row.tests.fn_name is None:
+        return row.starter_code
+    count = len([line for line in row.tests.inputs[0].split("\n") if line.strip()])
+    return f"def {row.tests.fn_name}({', '.join(f'x{i}' for i in range(1, count + 1))}):\n    "
+
+
 def _code_text(row: TaskRow) -> str:
-    tail = CODE_STARTER if row.starter_code else CODE_STDIN
-    body = row.starter_code or "# YOUR CODE HERE"
+    starter = _starter(row)
+    tail = CODE_STARTER if starter else CODE_STDIN
+    body = starter or "# YOUR CODE HERE"
     return f"{CODE_HEAD}{row.prompt}\n\n{tail}```python\n{body}\n```\n\n"
 
 

@@ -36,7 +36,8 @@ class Expression(NamedTuple):
     def letters(self) -> set[str]:
         """The atoms that are a letter, with its index."""
         atoms = {atom for product, _ in self.terms for atom, _ in product}
-        return {atom for atom in atoms if re.fullmatch(r"[A-Za-z](?:_\w+)?'*", atom)}
+        letters = {atom for atom in atoms if re.fullmatch(r"[A-Za-z](?:_\w+)?'*", atom)}
+        return letters - {"e", "i"}  # which are numbers
 
 
 class Unreadable(ValueError):
@@ -230,7 +231,8 @@ _GREEK = (
 _FUNCTIONS = r"(?:arc)?(?:sin|cos|tan)|cot|sec|csc|(?:sin|cos|tan|cot|sec|csc)h|ln|log|lg|exp"
 _TOKEN = re.compile(
     rf"""\s*(?:
-      (?P<number> (?:\d+\.?\d*|\.\d+) (?:[eE][+-]?\d+)? )
+      (?P<number> \d+\.\d+e[+-]\d+ | 1e[+-]\d+
+                  | (?:\d+\.?\d*|\.\d+) (?:E[+-]?\d+|e\d+|e[+-]\d\d+)? )
     | \\(?P<command> frac|sqrt|d?binom )(?![A-Za-z])
     | \\?(?P<function> {_FUNCTIONS} )(?![A-Za-z])
       (?P<base> \s*_\s*(?: \w | \{{\s*\w+\s*\}} ) )?
@@ -238,13 +240,20 @@ _TOKEN = re.compile(
     | (?P<pi> \\pi | (?<![A-Za-z\\])pi )(?![A-Za-z])
     | (?P<letter> \\(?:{_GREEK})(?![A-Za-z]) | (?<![A-Z])[A-Z]{{2,}}(?![A-Za-z])
                   | (?<![A-Za-z])[A-Za-z](?![A-Za-z]) | [a-z] )
-      (?P<index> \s*_\s*(?: \w | \{{\s*[\w,+-]+\s*\}} ) )?  (?P<primes> '+ )?
+      (?P<index> \s*_\s*(?: \w | \{{[\w,+\s-]+\}} ) )?  (?P<primes> '+ )?
     | (?P<word> \\text\s*\{{\s*[a-z]\s*\}} )
     | (?P<op> [-+*/^(){{}}!|[\]] )
     )""",
     re.VERBOSE,
 )
 _OF_ARGUMENTS = re.compile("[fgh]|[A-Z](?![A-Z])")  # f(2) is no product; x(x + 1) is one
+
+
+# Words, which are no products of letters, but for three letters that no word is made of.
+_WORD = re.compile(
+    rf"(?<![\\A-Za-z])(?!(?:{_FUNCTIONS}|sqrt|pi)(?![a-z]))(?![abcmnpqrxyz]{{3}}(?![A-Za-z]))"
+    r"(?=[A-Za-z]*[a-z])[A-Za-z]{3,}|INF|BRACE"
+)
 
 
 class _Token(NamedTuple):
@@ -254,9 +263,7 @@ class _Token(NamedTuple):
 
 def _tokens(text: str) -> list[_Token]:
     text = text.strip()
-    if re.search(
-        r"(?<![\\A-Za-z])(?!arc|sin|cos|tan|cot|sec|csc|log|exp|sqrt)[A-Za-z]{4,}|INF|BRACE", text
-    ):
+    if _WORD.search(text):
         return []  # a word
     text = re.sub(r"^(-?\d+) (\d+)\s*/\s*(\d+)$", r"\1\\frac{\2}{\3}", text)  # 3 1/2
     tokens: list[_Token] = []
@@ -267,7 +274,9 @@ def _tokens(text: str) -> list[_Token]:
             return []
         at = match.end()
         kind = match.lastgroup or ""
-        if match["function"]:
+        if match["function"] == "exp":
+            tokens += [_Token("letter", "e"), _Token("op", "^")]
+        elif match["function"]:
             base = re.sub(r"[\s{}]", "", match["base"] or "")
             tokens.append(_Token("function", match["function"].replace("lg", "log") + base))
         elif match["letter"]:
@@ -281,6 +290,8 @@ def _tokens(text: str) -> list[_Token]:
             tokens.append(_Token("command", "sqrt"))
         else:
             tokens.append(_Token(kind, match[kind].replace("dbinom", "binom")))
+    if len(tokens) > 1 and any(re.match(r"0\d", t.text) for t in tokens if t.kind == "number"):
+        return []  # a date or a time
     return tokens
 
 
@@ -337,7 +348,9 @@ class _Reader:
                     value = _add(value, part)
                 else:
                     value = _multiply(value, part)
-            elif token.kind in ("letter", "function", "command") or token.text in ("(", "{"):
+            elif token == ("command", "frac") and self.tokens[self.at - 1].kind == "number":
+                raise Unreadable("a product, or a mixed number behind one?")
+            elif self._begins_a_factor(token):
                 if self._could_be_below(start, divided_at):
                     raise Unreadable("x/2y is read in two ways")
                 value = _multiply(value, self.power())
@@ -347,6 +360,14 @@ class _Reader:
     def _is_literal(self, start: int) -> bool:
         """True where the product's one factor so far is a whole number, written out."""
         return self.at == start + 1 and self.tokens[start].text.isdigit()
+
+    def _begins_a_factor(self, token: _Token) -> bool:
+        """True where what comes is a factor without a sign before it: `n 2^n`, but not `x2`."""
+        if token.kind == "number":
+            next_but_one = self.tokens[self.at + 1 : self.at + 2]
+            is_power = bool(next_but_one) and next_but_one[0].text == "^"
+            return is_power and self.tokens[self.at - 1].kind != "number"
+        return token.kind in ("letter", "function", "command") or token.text in ("(", "{", "[")
 
     def _could_be_below(self, start: int, divided_at: int | None) -> bool:
         """True where what comes next may belong to the divisor; but `(a)/(b)x` and `1/2x` say."""
@@ -358,9 +379,11 @@ class _Reader:
     def power(self) -> Terms:
         token = self.peek()
         base = self.factor()
-        while self.peek().text == "!":
+        if self.peek().text == "!":
             self.take()
             base = _factorial(base)
+            if self.peek().text == "!":
+                raise Unreadable("a double factorial")
         if self.peek().text != "^":
             return base
         if token.kind == "function" or (
@@ -405,8 +428,8 @@ class _Reader:
             return self.function(token.text)
         if token.kind == "command":
             return self.command(token.text)
-        if token.text in ("(", "{"):
-            return self._until({"(": ")", "{": "}"}[token.text])
+        if token.text in ("(", "{", "["):
+            return self._until({"(": ")", "{": "}", "[": "]"}[token.text])
         if token.text == "|":
             inside = self._until("|")
             if (number := _constant(inside)) is not None:
@@ -451,13 +474,26 @@ class _Reader:
             if self.peek().text == "^":
                 raise Unreadable("a power of the argument or of the whole?")
         else:
+            argument = self._bare_argument()
+        return _atom(f"{name}({text_of(argument)})", exponent)
+
+    def _bare_argument(self) -> Terms:
+        """`\\sin 2x`, `\\ln 3`, `\\cos\\frac\\pi4`: no more and no less can be the argument."""
+        if self.peek().kind == "command":
+            argument = self.factor()
+        else:
             argument = _number(1)
             start = self.at
-            while self.peek().kind in ("number", "letter") or self.peek().text in ("frac", "sqrt"):
-                argument = _multiply(argument, self.power())
-            if start == self.at or self.peek().text in ("(", "{", "/", "!", "*"):
-                raise Unreadable("where does the argument end?")
-        return _atom(f"{name}({text_of(argument)})", exponent)
+            if self.peek().kind == "number":
+                argument = self.factor()
+            while self.peek().kind == "letter" and self.peek().text not in ("e", "i"):
+                argument = _multiply(argument, self.factor())
+            if start == self.at:
+                raise Unreadable("where does the argument begin?")
+        after = self.peek()
+        if after.kind in ("number", "letter", "command") or after.text in tuple("({[/!*^"):
+            raise Unreadable("where does the argument end?")
+        return argument
 
     def argument(self) -> Terms:
         r"""An argument of a command: a group, or a single digit or letter (\frac43)."""
@@ -465,6 +501,8 @@ class _Reader:
         if token.text in ("{", "(") or token.kind == "letter":
             return self.factor()
         if token.kind == "number" and token.text.isdigit():
+            if len(token.text) > 1 and self.tokens[self.at - 1].text == "sqrt":
+                raise Unreadable("a root of one digit, or of all?")
             if len(token.text) > 1:
                 self.tokens[self.at] = _Token("number", token.text[1:])
                 return _number(int(token.text[0]))

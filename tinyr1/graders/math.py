@@ -65,7 +65,9 @@ Value = object  # Quantity | Based | Group | Equation | Expression | frozenset (
 
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
-_SIGN = re.compile("[<>=]")
+_RELATION = re.compile("[<>=]")
+_SIGN = re.compile("[<>]")  # of inequalities
+_OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])|\\lor|或")
 _NUMBER = re.compile(r"-?\d{1,400}(?:\.\d{1,400})?")
 _BASES = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -82,7 +84,17 @@ _BASED = re.compile(
 def equal_answers(gold: str, answer: str) -> bool:
     """True where `answer` (content of a box) equals `gold` (LaTeX or plain text)."""
     wanted, given = parse(gold), parse(answer)
+    # The one number of a set is the set's list; deeper down a set is not its element.
+    if isinstance(wanted, frozenset) != isinstance(given, frozenset):
+        wanted, given = _only(wanted), _only(given)
     return bool(wanted) and _equal(wanted, given)
+
+
+def _only(value: Value) -> Value:
+    """The number in a set of one."""
+    if isinstance(value, frozenset) and len(value) == 1 and isinstance(min(value), Quantity):
+        return min(value)
+    return value
 
 
 @functools.lru_cache(4096)  # a reference meets an answer a trial, and the trials agree
@@ -102,6 +114,8 @@ def is_number(text: str) -> bool:
 
 def _parse(text: str) -> Value:
     text = text.strip()
+    if text.startswith("="):
+        text = text[1:].strip()
     if _NUMBER.fullmatch(text):
         return Quantity(Fraction(text), "")
     wrapper = TEXT.fullmatch(text)
@@ -109,24 +123,64 @@ def _parse(text: str) -> Value:
         return _parse(wrapper[1])
     text = re.sub(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*", "", text)  # x in an interval
     if r"\begin" in text:
+        name, is_equation, matrix = text.partition("=")
+        if is_equation and r"\begin" not in name and is_name(TEXT.sub(r" \1 ", name)):
+            return Equation(True, _plain(name), _parse_matrix(matrix.strip()), None)
         return _parse_matrix(text)
     if (based := _based(text)) is not None:
         return based
+    if text.count("≈") == 1:
+        text = _without_approximation(text)
     unions = _split(text, r"\cup")
     if len(unions) > 1:
         return _union([_parse(part) for part in unions])
     number, rest = _thousands(text)
     if number:
         return _parse_single(number + rest)
+    text = _joined_thousands(text)
     parts = [p for piece in _split(text, ",") for p in _split_words(piece)]
     if len(parts) > 1:
-        return _list([_parse(part) for part in parts if part.strip()])
+        parts = [part for part in parts if part.strip()]
+        # Of inequalities "or" is another thing than "and", or a comma.
+        kind = "or" if _SIGN.search(text) and _OR.search(text) else "list"
+        return _list([_element(part) for part in parts], kind) if parts else ""
     if (relation := _parse_relation(text)) is not None:
         return relation
+    if text.startswith("LBRACE") and (a_set := _parse_bracketed(text)) is not None:
+        return a_set
     if text.count(r"\pm") == 1:
         plus, minus = (text.replace(r"\pm", sign).strip() for sign in "+-")
         return _list([_parse(plus.removeprefix("+")), _parse(minus)])
     return _parse_bracketed(text) or _parse_single(text)
+
+
+def _without_approximation(text: str) -> str:
+    """`\\frac37 ≈ 0.43` -> `\\frac37`: of an exact value its decimals say nothing more."""
+    exact, _, decimals = text.partition("≈")
+    value = algebra.read(exact)
+    is_exact = value is not None and not (isinstance(value, Expression) and value.letters)
+    return exact.strip() if is_exact and re.fullmatch(r"[\s\d.,]+.{0,9}", decimals) else text
+
+
+def _element(text: str) -> Value:
+    """A value among others, where 05 is no number but perhaps the rest of 3,05."""
+    return _plain(text) if re.fullmatch(r"\s*0\d+\s*", text) else _parse(text)
+
+
+def _joined_thousands(text: str) -> str:
+    """`V=36,000\\pi` without its comma: outside of brackets, or before a 0."""
+    if "," not in text:
+        return text
+    pieces = _split(text, ",")
+    joined = [pieces[0]]
+    for piece in pieces[1:]:
+        is_tail = re.match(r"\d{3}(?![\d.])", piece)
+        if is_tail and re.search(r"(?<![\d.,])\d{1,3}(?:,\d{3})*$", joined[-1]):
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    text = ",".join(joined)
+    return re.sub(r"(?<![\d.,])(\d{1,3}),(0\d\d)(?!\d)", r"\1\2", text)
 
 
 def _based(text: str) -> Based | None:
@@ -162,7 +216,7 @@ def _split_relations(text: str) -> tuple[list[str], list[str]]:
     signs: list[str] = []
     depth = start = 0
     for match in (
-        re.finditer(r"[LR]BRACE|[()\[\]{}]|<=|>=|[<>=]", text) if _SIGN.search(text) else ()
+        re.finditer(r"[LR]BRACE|[()\[\]{}]|<=|>=|[<>=]", text) if _RELATION.search(text) else ()
     ):
         sign = match[0]
         if sign[0] not in "<>=":
@@ -205,10 +259,10 @@ def _split_words(text: str) -> list[str]:
     )
 
 
-def _list(values: list[Value]) -> Value:
+def _list(values: list[Value], kind: str = "list") -> Value:
     """Values in no order; the parts of a list within it are its own (`0, \\pm 2`)."""
     nested = (v.parts if isinstance(v, Group) and v.kind == "list" else (v,) for v in values)
-    return Group("list", tuple(sorted(itertools.chain.from_iterable(nested), key=repr)))
+    return Group(kind, tuple(sorted(itertools.chain.from_iterable(nested), key=repr)))
 
 
 def _union(values: list[Value]) -> Value:
@@ -221,13 +275,13 @@ def _parse_bracketed(text: str) -> Value | None:
     """A set, tuple or interval; a single thing in parentheses is that thing."""
     if text.startswith("LBRACE") and text.endswith("RBRACE"):
         inner = text.removeprefix("LBRACE").removesuffix("RBRACE")
-        elements = _list([_parse(p) for p in _split_elements(inner) if p.strip()])
+        elements = _list([_element(p) for p in _split_elements(inner) if p.strip()])
         assert isinstance(elements, Group)
         return frozenset(elements.parts)
     if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and closing(text, 0) == len(text) - 1:
         parts = _split_elements(text[1:-1])
         if len(parts) > 1:
-            return Group(text[0] + text[-1], tuple(_parse(p) for p in parts))
+            return Group(text[0] + text[-1], tuple(_element(p) for p in parts))
         if text[0] == "(":
             return _parse(text[1:-1])
     return None
@@ -331,15 +385,18 @@ def _equal(gold: Value, given: Value) -> bool:
         return names_one and not _is_equation(given) and _equal(gold.right, given)
     if isinstance(gold, Based):  # the question may have said the base
         return gold == given or (isinstance(given, Quantity) and given == _of_digits(gold.digits))
-    many = _elements(gold), _elements(given)
-    if many[0] is not None or many[1] is not None:
-        return _equal_unordered(many[0] or (gold,), many[1] or (given,))
+    wanted, found = _elements(gold), _elements(given)
+    if wanted is not None and found is not None:
+        return _equal_unordered(wanted, found)
+    if isinstance(gold, Group) and isinstance(given, Group) and gold.kind == given.kind == "or":
+        return _equal_unordered(gold.parts, given.parts)
     if isinstance(gold, Group) or isinstance(given, Group):
         return (
             isinstance(gold, Group)
             and isinstance(given, Group)
             and gold.kind == given.kind
             and len(gold.parts) == len(given.parts)
+            and not (_are_crossed(given.parts) or _are_crossed(gold.parts))
             and all(_equal(a, b) for a, b in zip(gold.parts, given.parts, strict=True))
         )
     if isinstance(gold, Quantity) or isinstance(given, Quantity):
@@ -353,6 +410,12 @@ def _elements(value: Value) -> tuple[Value, ...] | None:
     if isinstance(value, frozenset):
         return tuple(sorted(value, key=repr))
     return value.parts if isinstance(value, Group) and value.kind == "list" else None
+
+
+def _are_crossed(parts: tuple[Value, ...]) -> bool:
+    """True for named places in another order than that of their names: (y=1, x=2)."""
+    names = [part.left for part in parts if isinstance(part, Equation) and part.is_name]
+    return names != sorted(names)
 
 
 def _names(values: tuple[Value, ...]) -> set[str]:

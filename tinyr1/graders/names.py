@@ -35,7 +35,7 @@ _NO_NAME = re.compile(
     "((arc)?(sin|cos|tan|cot|sec|csc)h?|ln|log|lg|exp|abs|sqrt)[xyzα-ω]?|"
     "(co)?(sine|tangent|secant)|logarithm|factorial|root|squared?|cubed?|floor|ceil(ing)?|round|"
     "twice|thrice|half|double|triple|third|quarter|percent|per|over|times|plus|minus|mod(ulo)?|not|"
-    "negative|inverse|reciprocal|opposite"
+    "negative|inverse|reciprocal|opposite|more|less|fewer|than|increased|decreased"
 )
 _PLAIN = re.compile(r"\(\s*(?:[A-Za-z]|\d+)(?:\s*,\s*(?:[A-Za-z]|\d+))*\s*\)")  # y(2), d(A, B)
 _OF_ARGUMENTS = re.compile(  # f(2), but x(x + 1) is a product
@@ -48,8 +48,9 @@ def is_name(left: str) -> bool:
     """True where `left` (without wrappers) is a name, or a sum of some, without coefficients."""
     left = left.strip()
     at = 0
-    if re.fullmatch(r"\([^()]*,[^()]*\)", left):  # (x, y)
-        return all(map(is_name, left[1:-1].split(",")))
+    if re.fullmatch(r"\([^()]*,[^()]*\)", left):  # (x, y), but (y, x) turns what follows round
+        names = [name.strip() for name in left[1:-1].split(",")]
+        return all(map(is_name, names)) and names == sorted(names)
     while at < len(left):
         term = _TERM.match(left, at)
         if term is None or _NO_NAME.fullmatch((term["word"] or "").lower()):

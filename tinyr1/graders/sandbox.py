@@ -3,15 +3,16 @@
     outcome = open_sandbox("namespaces").run(program, stdin="3\\n", timeout_s=6)
 
 `namespaces` gives each program its own pid, network, mount, ipc and host-name space, a root with
-nothing but the interpreter, an empty environment, limits, and no privileges. `rlimits` is a process
-with limits in a session of its own, which protects neither the host's files nor a task file that
-lies among them; it must be asked for. The expected output never enters the child.
+nothing but the interpreter and numpy, an empty environment, limits, and no privileges. `rlimits` is
+a process with limits in a session of its own, which protects neither the host's files nor a task
+file that lies among them; it must be asked for. The expected output never enters the child.
 What it is not: a defence against bugs of the kernel, or against timing side channels.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ from tinyr1.common.errors import UserError
 Level = Literal["namespaces", "rlimits"]
 Status = Literal["ok", "timeout", "memory", "runtime_error", "compile_error", "output_limit"]
 
+FLAGS = ("-s", "-P", "-S", "-B")  # nothing of the user's or of a folder's is imported
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _EXIT_STATUS: dict[str, Status] = {"X0": "ok", "X81": "compile_error", "X83": "memory"}
 
@@ -39,6 +41,11 @@ def numpy_home() -> str | None:
     """The folder that holds numpy's, which programs may import; None where it is not installed."""
     spec = importlib.util.find_spec("numpy")
     return str(Path(spec.origin).parents[1]) if spec is not None and spec.origin else None
+
+
+def numpy_version() -> str | None:
+    """The release of numpy that programs may import."""
+    return importlib.metadata.version("numpy") if numpy_home() else None
 
 
 class SandboxUnavailable(UserError):
@@ -60,10 +67,10 @@ class Sandbox:
         self.level: Level = level
         self._lock = threading.Lock()
         self._server = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(_CHILD), numpy_home() or ""],
+            [sys.executable, *FLAGS, str(_CHILD), numpy_home() or ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={},
+            env={"PYTHONHASHSEED": "0"},  # the order of a set is the same in every run
             start_new_session=True,
         )
         _running.add(self)

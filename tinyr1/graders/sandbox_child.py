@@ -1,6 +1,6 @@
 """The far side of the sandbox: a small server that runs each program in a process of its own.
 
-Run by path with `python -I -S -B` and nothing but the standard library; sandbox.py talks to it.
+Run by path (sandbox.FLAGS) and nothing but the standard library; sandbox.py talks to it.
 It holds no secrets and no expected outputs. For each job it forks
 
     keeper    leaves this session and enters new namespaces
@@ -14,6 +14,7 @@ import atexit
 import builtins
 import contextlib
 import ctypes
+import glob
 import importlib.machinery
 import io
 import json
@@ -25,6 +26,7 @@ import struct
 import sys
 import threading
 import time
+import types
 from typing import Any, NoReturn
 
 Job = dict[str, Any]
@@ -56,6 +58,7 @@ EXIT_COMPILE, EXIT_RUNTIME, EXIT_MEMORY = 81, 82, 83
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_BIND = 4096
@@ -172,6 +175,9 @@ def build_root(numpy_home: str) -> None:
             os.makedirs(target)
             mount(path, target, None, MS_BIND | MS_REC)
             set_read_only(target)
+    for path in interpreter:  # what is installed beside the interpreter
+        for packages in glob.glob(f"{root}{path}/lib/python3*/*-packages"):
+            mount("none", packages, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k,mode=111")
     # The folders on the way to the interpreter may be passed but not listed, as /root is.
     for path in interpreter:
         while (path := os.path.dirname(path)) not in ("/", "/usr"):
@@ -238,9 +244,8 @@ def program(job: Job, out_fd: int) -> NoReturn:
     for kind, limit in limits.items():
         resource.setrlimit(kind, (limit, limit))
     os.environ.clear()
-    os.putenv(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # a thread's stack counts as memory; Python does not see it
+    # Each of its threads would reserve memory. Python's own environment stays empty.
+    os.putenv("OPENBLAS_NUM_THREADS", "1")
     if job["numpy_home"]:
         home = NUMPY if job["level"] == "namespaces" else job["numpy_home"]
         sys.meta_path.append(NumpyFinder(home))
@@ -257,7 +262,10 @@ def run(job: Job) -> int:
     sys.argv = ["solution.py"]
     sys.path[:] = [p for p in sys.path if p != os.path.dirname(os.path.abspath(__file__))]
     builtins.exit = builtins.quit = sys.exit  # the site module would define them
-    space: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
+    # A module of its own under the name that programs, and pickle, expect; ours is not in reach.
+    sys.modules["__main__"] = module = types.ModuleType("__main__")
+    space: dict[str, Any] = module.__dict__
+    space["__builtins__"] = builtins
     exec(PREAMBLE, space)
     imported = dict(space)
     try:
@@ -272,12 +280,13 @@ def run(job: Job) -> int:
         if job["fn_name"] is not None:
             function = find_function(job["fn_name"], space, imported)
             arguments = [loads(line) for line in job["stdin"].split(b"\n") if line.strip()]
-            answer = dumps(function(*arguments)).encode()
+            answer = dumps(function(*arguments), default=plain_value).encode()
             while answer:
                 answer = answer[write(3, answer) :]
         threading._shutdown()  # pyright: ignore - what an interpreter does at its end: wait for
         atexit._run_exitfuncs()  # threads, run the exit functions, flush
-        sys.stdout.flush()
+        if not sys.stdout.closed:
+            sys.stdout.flush()
     except MemoryError:
         return EXIT_MEMORY
     except BaseException:
@@ -297,6 +306,13 @@ def find_function(name: str, space: dict[str, Any], imported: dict[str, Any]) ->
     if function is None or function is imported.get(name):
         raise NameError(name)
     return function
+
+
+def plain_value(value: Any) -> Any:
+    """A number of numpy's, which JSON does not know, as Python's own; an array is no list."""
+    if type(value).__module__ == "numpy" and not getattr(value, "shape", None):
+        return value.item()
+    raise TypeError(type(value).__name__)
 
 
 class NumpyFinder:
@@ -385,7 +401,7 @@ def raise_stack_limit() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
-            os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", *sys.argv])
+            os.execv(sys.executable, [sys.executable, "-s", "-P", "-S", "-B", *sys.argv])
 
 
 def main() -> NoReturn:

@@ -36,7 +36,7 @@ _NO_NOUN = re.compile(  # in the singular, that is without the s
     "[a-z]*(third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth)|"
     "square|cube|factorial|time|plu|minu|les|base|basi|root|modulu|versu|infinitie|kilo|mega|giga|"
     "(co)?(sine|tangent|secant)|alpha|beta|gamma|delta|epsilon|zeta|theta|iota|kappa|lambda|sigma|"
-    "omega"
+    "omega|tau|reciprocal|negative|radical|log|power|logarithm"
 )
 
 

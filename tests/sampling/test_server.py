@@ -261,6 +261,14 @@ def test_a_server_that_takes_four_at_once_loses_none_of_160(tiny, client, prompt
         assert sampler._gate.room < 20
 
 
+def test_a_server_that_is_always_busy_ends_the_run(tiny, client, prompts):
+    with fake_server(tiny) as server:
+        server.faults = [429] * 999
+        with pytest.raises(RunStopped, match=r"HTTP 429.* \(3 times in a row\); finished samples"):
+            texts(client(server, slots=8), prompts)
+        assert len(server.seen) < 60
+
+
 def test_a_pause_holds_for_every_slot_and_room_grows_again():
     gate = Gate(8)
     turns = [gate.enter() for _ in range(8)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+LONGEST = 1 << 20  # characters, from the end, in which a box is looked for
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _OPENING = re.compile(
@@ -22,7 +23,9 @@ def last_box(text: str) -> str | None:
     An unclosed box after it does not count, an empty one does (as an empty answer). Boxes inside
     a box belong to the outer one.
     """
-    closes = _closing_braces(text)
+    if len(text) > LONGEST:
+        text = text[-LONGEST:]
+    closes = _closing_braces(text) if _BOX.search(text) else {}
     content = None
     end = 0
     for match in _BOX.finditer(text):
@@ -63,6 +66,6 @@ def last_fenced_block(text: str) -> str | None:
     """
     lines = text.split("\n")
     fences = [i for i, line in enumerate(lines) if line.count("```") % 2]
-    while fences and _OPENING.search(lines[fences[-1]]):
+    while fences and _OPENING.search(lines[fences[-1]][-60:]):
         fences.pop()
     return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) > 1 else None

@@ -20,7 +20,8 @@ from tinyr1.graders.answer import last_box, last_tagged
 
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|underline|bf|rm|"
-    r"textsf|texttt|mathcal|bm|displaystyle|large|Large|LARGE|huge)\b\s*"
+    r"textsf|texttt|mathcal|bm|displaystyle|large|Large|LARGE|huge|Huge|fbox|left|right|quad|"
+    r"(?:textcolor|color)\{[a-z]*\})(?![a-z])\s*"
 )
 _WRAPPED = re.compile(rf"{_WRAPPER.pattern}\{{([^{{}}\n]*)\}}")
 _NOISE = re.compile(r"\\[,;:! ]|[\s${}*_`\"'~“”]|\\[()\[\]]")
@@ -43,19 +44,21 @@ def choice_letter(text: str, letters: str = "ABCD") -> str | None:
         if held is not None and len(held) <= WINDOW * 10:
             held = unicodedata.normalize("NFKC", held)
             letter = _letter_of(held, letters)
-            named = set(re.findall(rf"(?<![A-Za-z\\])[{letters}](?![A-Za-z])", held))
-            if letter or len(named) > 1:
+            # Two letters and nothing else are no answer; a formula is not about the options.
+            if letter or re.fullmatch(
+                rf"(?:[{letters}]|\\?[^A-Za-z0-9=<>^_+]|and|or|\\text)+", held
+            ):
                 return letter
-    text = _plain(text[-TAIL:])
+    text = _plain(text[-TAIL:])[-TAIL:]
     said = sorted([*_stated(text, letters), *_chosen(text, letters)])
     for strength in (False, True):  # what "would be" counts only where nothing else is said to be
         if of_it := [s.letter for s in said if s.weak is strength]:
             return of_it[-1] or None
     reversed_forms = (says.REVERSED, says.FOREIGN_REVERSED, says.HAN_REVERSED, says.POINTED)
-    if named := {m["letter"].upper() for form in reversed_forms for m in form.finditer(text)}:
-        named &= set(letters)
-        if named:
-            return named.pop() if len(named) == 1 else None
+    found = (match for form in reversed_forms for match in form.finditer(text))
+    named = {next(filter(None, match.groups())).upper() for match in found} & set(letters)
+    if named:
+        return named.pop() if len(named) == 1 else None
     return _of_last_lines(text, letters)
 
 
@@ -77,7 +80,7 @@ def _of_last_lines(text: str, letters: str) -> str | None:
     heads = [match["letter"] if (match := says.BEGUN.match(line)) else "" for line in lines]
     if heads.count("") == len(lines) - 1:
         lines[-1] = heads[-1] or lines[-1]
-    elif not any(heads) and (named := says.NAMED.fullmatch(lines[-1])):
+    elif (named := says.NAMED.fullmatch(lines[-1])) and (named["so"] or not any(heads)):
         lines[-1] = named["letter"]
     lone = {_bare(line) for line in lines} & set(letters)
     return lone.pop() if len(lone) == 1 else None
@@ -94,9 +97,11 @@ def _letter_of(box: str, letters: str) -> str | None:
     plain = _bare(box)
     if len(plain) == 1:
         return plain.upper() if plain.upper() in letters else None
-    text = _WRAPPER.sub("", box).translate(str.maketrans("", "", "{}$*")).strip()
-    if head := re.match(rf"\(?([{letters}])[).:]+\s+(?!(?:[A-Z]|and|or)\b)[A-Za-z]", text):
-        return head[1]  # D) Both A and B
+    text = re.sub(r"\\(?:[,;:! ]|quad\b)", " ", _WRAPPER.sub("", box))
+    text = text.translate(str.maketrans("", "", "{}$*")).strip()
+    # D) Both A and B; D. A and C; but not A) and B)
+    if head := re.match(rf"\(?([{letters}])(?:[).:]+\s+(?!(?:and|or|[A-Z]\W*$)\b)|\s+[\d(])", text):
+        return head[1]
     follows = r"[).:]|\s*(?:and\b|or\b|[,/(]|$|[-–—]\s)"
     marked = set(re.findall(rf"(?<![A-Za-z\\])([{letters}])(?={follows})", text))
     if len(marked) != 1:
@@ -114,15 +119,21 @@ def _stated(text: str, letters: str) -> Iterator[_Said]:
     for subject in _SUBJECT.finditer(text):
         window = subject[0].lower() + text[subject.end() : subject.end() + WINDOW]
         match = says.STATEMENT.match(window)
+        is_answer = window.startswith("answer")
         if match is None or (letter := match["letter"].upper()) not in letters:
             continue
         rest = window[match.end() :]
-        before = text[max(0, subject.start() - 30) : subject.start()]
-        if not says.NO_NOUN.match(rest) or says.NOT_THIS.search(before):
+        before = text[max(0, subject.start() - 80) : subject.start()]
+        if not says.NO_NOUN.match(rest) or says.NOT_THIS.search(before[-40:]):
             continue
-        if match["between"] and says.NOT_IT.search(match["between"]):
+        between = match["between"] or ""
+        if says.NOT_IT.search(between):
             continue
-        weak = bool(match["weak"] or match["weaker"])
+        said = match[0][: match.start("letter")]
+        if not is_answer and ("\n" in said or re.search(r"[-–—] $", said)):
+            continue  # a heading over the options, or a dash after one
+        weak = bool(match["weak"] or match["weaker"] or says.NOT_MINE.search(before))
+        weak |= bool(between and not is_answer and not says.IS_RIGHT.search(before[-20:] + between))
         yield _Said(subject.start(), _unless_two(letter, rest, letters), weak)
 
 
@@ -136,12 +147,25 @@ def _chosen(text: str, letters: str) -> Iterator[_Said]:
                 text[max(0, match.start() - 30) : match.start()]
             ):
                 continue
-            if form is says.CHOSEN and re.match(r" (?:as|to be) ", rest):  # B as the origin
+            if form is says.CHOSEN and not _ends_a_choice(match[0], rest):
+                continue
+            if form is says.HAN and (
+                says.HAN_NOT_THIS.search(text[max(0, match.start() - 16) : match.start() + 4])
+                or rest.startswith(("作为", "作為"))
+            ):
                 continue
             # English names things after a letter (B cells); elsewhere A alone may be a word.
             may_name = form is says.CHOSEN or (form is says.FOREIGN and letter == "A")
             if not may_name or says.NO_NOUN.match(rest):
                 yield _Said(match.start(), _unless_two(letter, rest, letters))
+
+
+def _ends_a_choice(said: str, rest: str) -> bool:
+    """True where a clause ends behind the letter: "I choose B", but not "I choose B as origin"."""
+    noun = re.search(r"(?i)option|choice|answer", said)
+    return bool(
+        noun or re.match(r"[)*_$\"”.,;:!]|\s*$|\n| (?:since|because|as it|for|here)\b", rest)
+    )
 
 
 def _unless_two(letter: str, rest: str, letters: str) -> str:

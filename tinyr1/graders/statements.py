@@ -11,7 +11,8 @@ import re
 _OPENING = r"[\s(\[{*_$\\\"'`“•-]*\(?"
 # What may not follow a letter that stands for an option: B12, D-glucose, C_{3h}, C=O, A > B.
 _END = (
-    r"(?![A-Za-z0-9'’^+#=(₀-₉]|_[A-Za-z0-9{]|[-–][A-Za-z0-9]| ?[=<>→×|]| ?\\(?!text|mathrm)[a-z]|"
+    r"(?![A-Za-z0-9^+#=(₀-₉]|['’][a-z]|\$?_[A-Za-z0-9{]|[-–:][A-Za-z0-9]| ?[=<>→×|·∪∩≈~]|"
+    r" ?\\(?!text|mathrm)[a-z]|[)*_ ]{0,3}\?|"
     r" (?:is|was|fails|cannot be|can't be|isn't|est|ist|es) (?:\w+ )?"
     r"(?:wrong|incorrect|not|false|excluded|eliminated|out|fausse|falsch|incorrecta)\b|"
     r" (?:isn't|can't|cannot|fails)\b)"
@@ -21,14 +22,15 @@ _ADVERB = (
     r"(?:,? (?:therefore|thus|then|hence|clearly|(?:most )?likely|probably|definitely|indeed|"
     r"simply|still|in fact),?)?"
 )
+_MUST = rf"(?:must|should|has to|can only){_ADVERB} be"
 # The answer [that best fits the data] is (C); with words between it must be a verb.
 STATEMENT = re.compile(
     r"(?:answer|choice|option)"
-    r"(?:\W{0,4}(?:(?:is|(?P<weak>would be)|must be|should be|has to be)"
-    rf"{_ADVERB}:?(?=\W)|[:=]|\s[-–—]\s)|"
-    r"(?P<between>(?:,? [\w'’/()-]+){1,10}?),? "
-    rf"(?:is|(?P<weaker>would be)|must be|should be|has to be){_ADVERB}:?(?=\W))"
-    rf"\s?\**(?:\s?(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)\b)?{_LETTER}"
+    rf"(?:\W{{0,4}}(?:(?:is|(?P<weak>would be)|{_MUST}){_ADVERB}:?(?=\W)|[:=]|\s[-–—]\s)|"
+    rf"(?P<between>(?:,? [\w'’/()-]+){{1,10}}?),? (?:is|(?P<weaker>would be)|{_MUST})"
+    rf"{_ADVERB}:?(?=\W))"
+    r"\s?\**(?:\s?not \(?[A-Z]\)?,? but\b)?"
+    r"(?:\s?(?:the )?(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)\b)?" + _LETTER
 )
 # I'd go with C; so we pick (B); my pick is D; thus it must be A.
 CHOSEN = re.compile(
@@ -46,18 +48,19 @@ CHOSEN = re.compile(
 # This matches option B; which leaves only answer (C).
 POINTED = re.compile(
     r"(?:match(?:es|ing)?|corresponds? to|corresponding to|consistent with|agrees? with|points? to|"
-    r"leaves?(?: us with)?|leaving)(?: only)?(?: the)? (?:option|choice|answer)"
-    rf"{_LETTER}"
+    r"leaves?(?: us with)?|leaving|which is|closest to)(?: only)?(?: the)?"
+    rf"(?: (?:answer )?(?:option|choice|answer)| (?=\())?{_LETTER}|"
+    r"\((?:option|choice|answer) (?P<picked>[A-Z])\)"
 )
 # (C) is the correct answer; therefore option D must be right.
 REVERSED = re.compile(
-    r"(?:(?:^|[.:;!\n>])\s{0,3}(?:[-*•] )?|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? (?:only )?)"
-    r"(?:(?:[Tt]he )?(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ss]tatement) )?"
+    r"(?:(?:^|[.:;!\n>])\s{0,3}(?:[-*•] )?|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),? )"
+    r"[*_]{0,3}(?:[Oo]nly )?(?:(?:[Tt]he )?(?:[Oo]ption|[Cc]hoice|[Aa]nswer) )?"
     r"[(*_$“\"]*(?P<letter>[A-Z])[)*_.”\"$]{0,4} "
     rf"(?:is|must be|has to be){_ADVERB} "
     r"(?:(?:correct|right)\b(?! (?:if|about|that|in|when|but|only|for)\b)|"
     r"the (?:only |single |one )?(?:correct |right |best |true )?"
-    r"(?:answer|choice|option|one(?= (?:that|which)\b|[.,!]|$))\b|the correct one\b)"
+    r"(?:answer|choice|option)\b|the correct one\b)"
 )
 # La réponse correcte est (C); Antwort: B; je choisis A: in other languages the same words.
 FOREIGN = re.compile(
@@ -115,9 +118,11 @@ NO_NOUN = re.compile(
 NOT_THIS = re.compile(  # an answer, but not the one that is given
     r"(?:(?:incorrect|wrong)(?: answer)?|trap|tempting|distractor|worst|(?<!most )likely|initial|"
     r"second[- ]best|common|naive|intuitive|obvious|eliminated?|excluded?|discard(?:ed)?|reject|"
-    r"rule out|"
-    r"(?:(?<!\bI )(?:think|guess|believe)|thought|(?<!\bI would )(?<!\bI'd )say|if|whether)"
-    r"(?: that)?(?: the)?) *$",
+    r"(?:rule|ruled|ruling) out|each|every|all|any|following|other|another|remaining|next|closest|"
+    r"runner[- ]up|least plausible|suppose|when|mauvaise|fausse|falsche|incorrecta|errata|"
+    r"неправильный|"
+    r"(?:(?<!\bI )(?:think|guess|believe)|thought|(?<!\bI would )(?<!\bI'd )say|if|whether))"
+    r"(?: that)?(?: the)?(?: we)?(?: answer)? *$",
     re.IGNORECASE,
 )
 # Between a subject and its verb: then it is another answer, or none.
@@ -126,12 +131,28 @@ NOT_IT = re.compile(
     r"reject\w*|discard\w*|tempting|trap|initial\w*|first|if|whether|unless|except|I thought|"
     r"seems?|looks?|appears?|might|may|could|cannot|says?|said|is|are|was|were)\b|n['’]t\b"
 )
+# A counterfactual, or another's answer, within the sentence: then it only "would be" the answer.
+NOT_MINE = re.compile(
+    r"\b(?:if|were|had|without|classically|naively|naive|suppos\w+|assum\w+|student\w*|proposed|"
+    r"key says|suggests?|for m(?:ax|in)ima)\b[^.!?;\n]*$",
+    re.IGNORECASE,
+)
+# What an option that is named by its properties must have, to be the answer.
+IS_RIGHT = re.compile(
+    r"\b(?:correct|right|best|fits?|match(?:es)?|consistent|satisf\w+|true|works?|holds?|agrees?|"
+    r"gives?|only)\b",
+    re.IGNORECASE,
+)
+HAN_NOT_THIS = re.compile(
+    r"(?:如果|若|假如|假设|错误|錯誤|常见|常見|很多人|没有|沒有|不是)[^。！!?；;\n]{0,12}$"
+)
 BEGUN = re.compile(
-    r"[\s*_$(]*(?P<letter>[A-Z])(?:[)*_$]*[).:]+|[)*_$]*\s[-–—])[\s*]+"
+    r"[\s*_$(]*(?:[Oo]ption |[Cc]hoice )?\(?(?P<letter>[A-Z])"
+    r"(?:[)*_$]{0,6}[).:]{1,3}|[)*_$]{0,6}\s[-–—])[\s*]+"
     r"(?!(?:is|was|has|does|would|cannot|can)\b)"
 )
 NAMED = re.compile(  # a line that is no more than an option's name
-    r"\W*(?i:(?:so|thus|hence|therefore|finally|final|result|conclusion)\b\W{0,4})?"
+    r"\W*(?P<so>(?i:(?:so|thus|hence|therefore|finally|final|result|conclusion)\b\W{0,4}))?"
     r"(?i:the )?(?i:(?:final |correct )?(?:option|choice|answer|letter)\W{0,4})?"
     r"(?P<letter>[A-Z])\W*"
 )

@@ -272,9 +272,13 @@ class OpenAI:
                 tokens = answer.token_count + self._prompt_tokens(answer)
                 return answer
             except Busy as error:
-                self._gate.slow_down(turn, error.wait_s, self.options.backoff_s)
-                # While others are answered, it is a matter of time.
-                attempt += self._gate.answers == turn.answers
+                # A matter of time, and of the server: no attempt of this request.
+                pauses = self._gate.slow_down(turn, error.wait_s, self.options.backoff_s)
+                if pauses >= self.options.attempts:
+                    raise RunStopped(
+                        f"{where}: {error} ({pauses} times in a row); finished samples are kept, "
+                        "the same command continues"
+                    ) from None
                 failure: Exception = error
             except RetryLater as error:
                 attempt += 1

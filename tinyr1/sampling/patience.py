@@ -51,6 +51,7 @@ class Gate:
         self._expected = expected_tokens  # of a request, prompt and answer
         self._next_request = self._next_token = self._paused_until = self._slowed = 0.0
         self._pauses = 0  # since the last answer
+        self._alone = 0  # of these, for a request that was the only one
 
     def enter(self) -> Turn:
         """Wait for a turn; GaveUp where the gate is closed meanwhile."""
@@ -74,23 +75,28 @@ class Gate:
             self._running -= 1
             if tokens is not None:
                 self.answers += 1
-                self._pauses = 0
+                self._pauses = self._alone = 0
                 self.room = min(float(self.slots), self.room + 1 / self.room)
                 self._next_token += (tokens - turn.expected) * self._token_s
                 self._expected += SMOOTHING * (tokens - self._expected)
             self._changed.notify_all()
 
-    def slow_down(self, turn: Turn, wait_s: float | None, backoff_s: float) -> None:
-        """The server is busy: nobody asks for `wait_s`, or longer each time if it says nothing."""
+    def slow_down(self, turn: Turn, wait_s: float | None, backoff_s: float) -> int:
+        """The server is busy: nobody asks for `wait_s`, or longer each time if it says nothing.
+
+        Returns how often it said so in a row to a request that it had to itself.
+        """
         with self._changed:
             now = time.monotonic()
             if turn.start >= self._slowed:  # it was asked after the last time that it said so
                 self._slowed = now
                 self._pauses += 1
                 self.room = max(1.0, min(self.room, float(self._running)) / 2)
+                self._alone += self._running == 1
             if wait_s is None:
                 wait_s = min(backoff_s * 2.0 ** min(self._pauses - 1, 10), 60.0)
             self._paused_until = max(self._paused_until, now + wait_s)
+            return self._alone
 
     def close(self) -> None:
         """Nobody is let through any more."""

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from tinyr1.common.config import check_range, given, parse
 from tinyr1.common.errors import RunStopped, UserError, run_main
-from tinyr1.common.files import hash_files, read_rows, read_text, write_json, write_jsonl
+from tinyr1.common.files import hash_file, hash_files, read_rows, read_text, write_json, write_jsonl
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.data.clean import Draft, Dropped, check, split_thought
@@ -299,7 +299,7 @@ def _write(
         "cost": cost,
         "usage": asdict(usage),
         "selection": {k: getattr(c, k) for k in ("n", "keep", "reject_wrong", "instruction")},
-        "sha256": hash_files([out]),
+        "sha256": hash_file(out),
     }
     write_json(out.with_suffix(".meta.json"), meta | about)
     missing = f", {meta['answers_missing']} not had" if meta["answers_missing"] else ""

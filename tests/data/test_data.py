@@ -89,8 +89,12 @@ def test_math_flags_are_lists_beside_the_generations():
         correctness_math_verify=[False, True],  # shorter: the third is not verified
     )
     assert math.convert(row).meta["generation"] == 1
-    assert math.convert(row, require_verified=False).meta["generation"] == 0
-    assert math.convert(row, require_verified=False, prefer="shortest").meta["generation"] == 2
+    # Verified ones come first, whatever else is admitted.
+    admitted = math.candidates(row, require_verified=False)
+    assert [draft.meta["generation"] for draft in admitted] == [1, 0, 2]
+    assert [draft.meta["verified_by"] for draft in admitted] == ["math_verify", None, None]
+    admitted = math.candidates(row, require_verified=False, prefer="shortest")
+    assert [draft.meta["generation"] for draft in admitted] == [1, 2, 0]
     assert reason(math.convert, row, sources=("aops_forum",)) == "source"
 
 
@@ -340,6 +344,50 @@ def built(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out, done, model
+
+
+def test_a_row_is_tried_generation_by_generation(tmp_path):
+    """A first one that fails a check costs nothing; what a judge alone has verified is named."""
+    good = "<think>\nAdd.\n</think>\n\nIt is \\boxed{1}."
+    bad = {
+        "a loop": f"<think>{'so on and on ' * 500}</think>\\boxed{{1}}",
+        "no box": "<think>a</think>It is 1.",
+        "a leak": "<think>a<|im_end|></think>\\boxed{1}",
+        "no tags": "\\boxed{1}",
+        "long": f"<think>{' '.join(map(str, range(3000)))}</think>\\boxed{{1}}",
+        "wrong": "<think>a</think>\\boxed{7}",
+    }
+    rows = [
+        math_row(i, answer="1", generations=[text, good], is_reasoning_complete=[True] * 2,
+                 correctness_math_verify=[True] * 2)
+        for i, text in enumerate(bad.values())
+    ]  # fmt: skip
+    judged = {"correctness_math_verify": [False], "correctness_llama": [True]}
+    rows.append(math_row(90, answer="1", generations=[good]) | judged)
+    rows.append(math_row(91, answer="1", generations=[bad["no box"]] * 2,
+                         is_reasoning_complete=[True] * 2, correctness_math_verify=[True] * 2)
+    )  # fmt: skip
+    steps = pipeline.Steps(
+        verify=pipeline.is_right,
+        token_count=lambda draft: len(draft.content().split()),
+        max_tokens=1000,
+    )
+    out = tmp_path / "out.jsonl"
+    places = [("file", i, row) for i, row in enumerate(rows, 1)]
+    counts = pipeline.build(places, math.candidates, out, steps, {}, Log(quiet=True))
+    kept = [json.loads(line)["meta"] for line in out.read_text().splitlines()]
+    assert [row["generation"] for row in kept] == [1] * len(bad) + [0]
+    assert counts.verified_by == {"math_verify": len(bad), "llama": 1}
+    assert any("verified by llama" in line for line in counts.lines())
+    assert counts.dropped == {"no_boxed_answer": 1}
+
+
+def test_hashes_are_those_of_sha256sum(built):
+    import hashlib
+
+    out, _, _ = built
+    meta = json.loads(out.with_suffix(".meta.json").read_text())
+    assert meta["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
 
 
 def test_waterfall_provenance_and_rejected_rows(built):

@@ -84,8 +84,8 @@ class DataOptions:
         if self.max_tokens != DataOptions.max_tokens and not self.tokenizer:
             raise UserError(f"--max-tokens={self.max_tokens}: needs --tokenizer to count them")
 
-    def convert(self, row: dict[str, Any]) -> Draft:
-        """A published row as a draft; raises Dropped."""
+    def convert(self, row: dict[str, Any]) -> Draft | list[Draft]:
+        """A published row as a draft, or as several of which one is used; raises Dropped."""
         raise AssertionError("each branch has its own")
 
     @property
@@ -103,15 +103,16 @@ class MathOptions(DataOptions):
     sources: tuple[str, ...] = ()
     """Values of source that are kept (none: all)."""
     require_verified: bool = True
-    """Only generations that correctness_math_verify marks true."""
+    """Only generations that correctness_math_verify or correctness_llama marks true; without it
+    these come first."""
     prefer: math.Prefer = "first"
-    """The one that is taken of several usable generations."""
+    """Which is tried first of several usable generations; one that fails a check costs nothing."""
 
     domain = "math"
     paper = "the paper kept 58k of OpenR1-Math-220k's 94k; by which values it does not say"
 
-    def convert(self, row: dict[str, Any]) -> Draft:
-        return math.convert(
+    def convert(self, row: dict[str, Any]) -> list[Draft]:
+        return math.candidates(
             row, self.question_types, self.sources, self.require_verified, self.prefer
         )
 

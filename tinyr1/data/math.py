@@ -1,7 +1,8 @@
 """The math branch: OpenR1-Math-220k, `default` (paper section 2.1: 58k of its 94k problems).
 
 The paper names three predicates (question type, source, verification) but not their values; here
-they are options. A row has several generations with flags beside them; one is chosen.
+they are options. A row has several generations with flags beside them: the first that passes every
+check is taken, verified ones before others.
 """
 
 from __future__ import annotations
@@ -21,9 +22,21 @@ def convert(
     require_verified: bool = True,
     prefer: Prefer = "first",
 ) -> Draft:
-    """A row of OpenR1-Math; empty `question_types` or `sources` admit all.
+    """The first of `candidates`."""
+    return candidates(row, question_types, sources, require_verified, prefer)[0]
 
-    Raises Dropped with the predicate that the row fails.
+
+def candidates(
+    row: dict[str, Any],
+    question_types: Sequence[str] = ("math-word-problem",),
+    sources: Sequence[str] = (),
+    require_verified: bool = True,
+    prefer: Prefer = "first",
+) -> list[Draft]:
+    """The usable generations of a row of OpenR1-Math, verified ones first.
+
+    Empty `question_types` or `sources` admit all. Raises Dropped with the predicate that the row,
+    or the best of its generations, fails.
     """
     if question_types and row["question_type"] not in question_types:
         raise Dropped("question_type")
@@ -37,45 +50,52 @@ def convert(
         raise Dropped("malformed")
     # Flags are lists beside the generations, in some rows shorter ones, in some with null among
     # them.
-    complete = _flags(row["is_reasoning_complete"], len(generations))
+    count = len(generations)
+    complete = _flags(row["is_reasoning_complete"], count)
     complete = [c and isinstance(g, str) for c, g in zip(complete, generations, strict=True)]
-    verified = _flags(row["correctness_math_verify"], len(generations))
+    by_rules = _flags(row["correctness_math_verify"], count)
+    by_llama = _flags(row.get("correctness_llama"), count)  # where the rules could not tell
+    verified = [a or b for a, b in zip(by_rules, by_llama, strict=True)]
     reasons = row.get("finish_reasons")
-    stopped = [r == "stop" for r in reasons] if reasons else [True] * len(generations)
-    stopped += [False] * (len(generations) - len(stopped))
+    stopped = [r == "stop" for r in reasons] if reasons else [True] * count
+    stopped += [False] * (count - len(stopped))
     if not any(complete):
         raise Dropped("reasoning_incomplete")
     finished = [c and s for c, s in zip(complete, stopped, strict=False)]
     if not any(finished):
         raise Dropped("cut_off")
-    usable = [f and (v or not require_verified) for f, v in zip(finished, verified, strict=True)]
-    if not any(usable):
+    usable = [i for i in range(count) if finished[i] and (verified[i] or not require_verified)]
+    if not usable:
         raise Dropped("not_verified")
-    candidates = [i for i, ok in enumerate(usable) if ok]
-    if prefer == "shortest":
-        candidates.sort(key=lambda i: len(generations[i]))
-    chosen, (thought, solution) = _first_whole(generations, candidates)
-    return Draft(
-        id=str(row.get("uuid") or ""),
-        domain="math",
-        question=str(row["problem"] or ""),
-        thought=thought,
-        solution=solution,
-        source=f"open-r1/OpenR1-Math-220k/{row.get('source') or ''}",
-        answer=answer,
-        meta={"generation": chosen, "problem_type": row.get("problem_type")},
-    )
-
-
-def _first_whole(generations: list[str], candidates: list[int]) -> tuple[int, tuple[str, str]]:
-    """The first candidate with one pair of tags, and its thought and solution."""
+    usable.sort(key=lambda i: (not verified[i], len(generations[i]) if prefer == "shortest" else 0))
+    drafts: list[Draft] = []
     fault = Dropped("no_think")
-    for i in candidates:
+    for i in usable:
         try:
-            return i, split_thought(generations[i])
+            thought, solution = split_thought(generations[i])
         except Dropped as why:
             fault = why
-    raise fault
+            continue
+        verifier = "math_verify" if by_rules[i] else "llama" if by_llama[i] else None
+        drafts.append(
+            Draft(
+                id=str(row.get("uuid") or ""),
+                domain="math",
+                question=str(row["problem"] or ""),
+                thought=thought,
+                solution=solution,
+                source=f"open-r1/OpenR1-Math-220k/{row.get('source') or ''}",
+                answer=answer,
+                meta={
+                    "generation": i,
+                    "problem_type": row.get("problem_type"),
+                    "verified_by": verifier,
+                },
+            )
+        )
+    if not drafts:
+        raise fault
+    return drafts
 
 
 def _flags(values: Any, count: int) -> list[bool]:

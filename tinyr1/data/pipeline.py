@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import (
     fsync_directory,
-    hash_files,
+    hash_file,
     hash_json,
     owned,
     read_jsonl,
@@ -39,6 +39,8 @@ from tinyr1.graders.grading import grade
 from tinyr1.graders.sandbox import Level
 from tinyr1.record import LETTERS, Kind, Record, TaskRow
 
+# A row as one draft, or as several of which the first that passes every check is used.
+Convert = Callable[[dict[str, Any]], "Draft | list[Draft]"]
 SAVE_EVERY = 5.0  # seconds between points that an interrupted run can go on from
 
 
@@ -61,6 +63,7 @@ class Waterfall:
     dropped: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     unverified: int = 0  # kept although nothing was known to verify them by
+    verified_by: dict[str, int] = field(default_factory=dict)  # of the rows out, where a set says
 
     def lines(self) -> list[str]:
         """For people: what is left after each reason, in the order in which rows meet them."""
@@ -69,7 +72,10 @@ class Waterfall:
         for reason, count in sorted(self.dropped.items(), key=lambda x: REASONS.index(x[0])):
             left -= count
             lines.append(f"- {reason:<22} {count:>9,}  leaves {left:,}")
-        return [*lines, f"rows out                 {self.rows_out:>9,}"]
+        lines.append(f"rows out                 {self.rows_out:>9,}")
+        for verifier, count in sorted(self.verified_by.items()):
+            lines.append(f"  verified by {verifier:<12} {count:>8,}")
+        return lines
 
 
 class Outputs:
@@ -102,6 +108,9 @@ class Outputs:
         self.counts.rows_out += 1
         self.counts.tokens += row.tokens
         self.counts.unverified += row.unverified
+        if verifier := row.record.get("meta", {}).get("verified_by"):
+            by = self.counts.verified_by
+            by[verifier] = by.get(verifier, 0) + 1
         self._write(0, row.record)
 
     def reject(self, row: str, reason: str, found: dict[str, Any]) -> None:
@@ -135,7 +144,7 @@ class Outputs:
         if not self.counts.rows_out and out.exists():
             return
         if self.counts.rows_out:
-            values = asdict(self.counts) | {"sha256": hash_files([Path(kept.name)])}
+            values = asdict(self.counts) | {"sha256": hash_file(Path(kept.name))}
             write_json(out.with_suffix(".meta.json"), values | about)
             os.replace(kept.name, out)
         os.replace(rejected.name, out.with_suffix(".rejected.jsonl"))
@@ -158,7 +167,7 @@ def _opened(path: Path, end: int) -> BinaryIO:
 
 def build(
     places: Iterable[tuple[str, int, dict[str, Any]]],
-    convert: Callable[[dict[str, Any]], Draft],
+    convert: Convert,
     out: Path,
     steps: Steps,
     about: dict[str, Any],
@@ -217,23 +226,28 @@ class _Examined(NamedTuple):
     unverified: bool = False
 
 
-def _examine_row(
-    row: dict[str, Any], name: str, convert: Callable[[dict[str, Any]], Draft], steps: Steps
-) -> _Examined:
+def _examine_row(row: dict[str, Any], name: str, convert: Convert, steps: Steps) -> _Examined:
+    """A row with the first of its drafts that passes every check; the reason is the first one's."""
     try:
-        draft = convert(row)
+        found = convert(row)
+        drafts = found if isinstance(found, list) else [found]
     except Dropped as why:
         question = row.get("problem") or row.get("question")
         found = {"id": row.get("uuid") or row.get("id"), "question": question, "text": why.text}
         return _Examined(name, why.reason, {k: v for k, v in found.items() if v})
     except (TypeError, AttributeError, ValueError):  # a field of another type than published
         return _Examined(name, "malformed", {})
-    record = record_of(draft, name)
-    try:
-        tokens, unverified = _check_draft(draft, steps)
-    except Dropped as why:
-        return _Examined(name, why.reason, record)
-    return _Examined(name, "", record, tokens, unverified)
+    rejected: _Examined | None = None
+    for draft in drafts:
+        record = record_of(draft, name)
+        try:
+            tokens, unverified = _check_draft(draft, steps)
+        except Dropped as why:
+            rejected = rejected or _Examined(name, why.reason, record)
+        else:
+            return _Examined(name, "", record, tokens, unverified)
+    assert rejected is not None  # there is at least one draft
+    return rejected
 
 
 def _check_draft(draft: Draft, steps: Steps) -> tuple[int, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.common.errors import UserError, needs
-from tinyr1.common.files import real
+from tinyr1.common.files import hash_file, real
 from tinyr1.data.published import file_rows, hub_rows, newest_commit
 
 SUFFIXES = (".parquet", ".jsonl")
@@ -46,9 +45,8 @@ class Source:
             return {"hub": self.name, "config": self.config, "revision": self.revision}
         described: list[dict[str, Any]] = []
         for name, file in self.files.items():
-            with open(file, "rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            described.append({"file": name, "bytes": file.stat().st_size, "sha256": digest})
+            about = {"file": name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
+            described.append(about)
         return {"files": described}
 
 

@@ -15,15 +15,9 @@ from tinyr1.data.clean import Draft, Dropped, split_thought
 Prefer = Literal["first", "shortest"]
 
 
-def convert(
-    row: dict[str, Any],
-    question_types: Sequence[str] = ("math-word-problem",),
-    sources: Sequence[str] = (),
-    require_verified: bool = True,
-    prefer: Prefer = "first",
-) -> Draft:
+def convert(row: dict[str, Any], **options: Any) -> Draft:
     """The first of `candidates`."""
-    return candidates(row, question_types, sources, require_verified, prefer)[0]
+    return candidates(row, **options)[0]
 
 
 def candidates(

@@ -26,12 +26,22 @@ _FIELD = re.compile(r"(data|event|id|retry)(:|$)|:")  # of server-sent events; `
 
 
 class RetryLater(Exception):
-    """The server could not answer now. `kind` is what reasons of one kind have in common."""
+    """The server could not answer now. `kind` is what reasons of one kind have in common.
 
-    def __init__(self, reason: str, kind: str = "", unreachable: bool = False) -> None:
+    `wait_s` is what it asks everybody to wait, `unreachable` that there was nobody to ask.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        kind: str = "",
+        unreachable: bool = False,
+        wait_s: float | None = None,
+    ) -> None:
         super().__init__(reason)
         self.kind = kind or reason
         self.unreachable = unreachable
+        self.wait_s = wait_s
 
 
 class Refused(Exception):

@@ -217,10 +217,10 @@ class OpenAI:
                 answer.ended()
                 return
             except (RetryLater, Busy) as error:
-                if shown or attempt == self.options.attempts:
+                gone = isinstance(error, RetryLater) and error.unreachable and attempt > 1
+                if shown or gone or attempt == self.options.attempts:
                     raise RunStopped(self._named(error)) from None
-                wait = error.wait_s if isinstance(error, Busy) else None
-                self._pause(attempt, wait)
+                self._pause(attempt, error.wait_s or 0.0)
             except Refused as error:
                 raise UserError(self._named(error)) from None
 
@@ -261,7 +261,7 @@ class OpenAI:
         while True:
             turn = self._gate.enter()
             answer = self._running[prompt.key] = self._new_answer(prompt)
-            tokens = wait_s = None
+            tokens = None
             try:
                 for _ in self._ask(answer):
                     if self._closed.is_set():
@@ -283,7 +283,7 @@ class OpenAI:
             except RetryLater as error:
                 attempt += 1
                 failure = error
-                wait_s = 0.0
+                self._gate.pause(error.wait_s or 0.0)
                 if error.unreachable and attempt > 1 and not self._gate.answers:
                     raise RunStopped(self._named(f"cannot be reached ({error})")) from None
             finally:
@@ -298,13 +298,13 @@ class OpenAI:
                 raise RunStopped(
                     f"{where}: {said}; finished samples are kept, the same command continues"
                 ) from None
-            if wait_s is not None:
-                self._pause(attempt, None)
+            if isinstance(failure, RetryLater):  # of a busy server the gate knows when
+                self._pause(attempt)
 
-    def _pause(self, attempt: int, asked_s: float | None) -> None:
+    def _pause(self, attempt: int, asked_s: float = 0.0) -> None:
         """Wait, double each time and never in step with others."""
         wait = self.options.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-        self._closed.wait(max(asked_s or 0.0, min(wait, 120.0)))
+        self._closed.wait(max(asked_s, min(wait, 120.0)))
 
     def _tell(self, failure: Exception) -> None:
         """The first failure of each kind, aloud."""
@@ -364,7 +364,7 @@ class OpenAI:
         if status == BUSY:
             raise Busy(said, asked_wait(headers))
         if status >= 500 or status in PASSING:
-            raise RetryLater(said, f"HTTP {status}")
+            raise RetryLater(said, f"HTTP {status}", wait_s=asked_wait(headers))
         if status == 400 and _UNKNOWN_FIELD.search(text):
             said += "; --omit-fields leaves fields out, --api chat sends fewer"
         in_the_request = status in IN_THE_REQUEST

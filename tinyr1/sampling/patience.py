@@ -98,6 +98,11 @@ class Gate:
             self._paused_until = max(self._paused_until, now + wait_s)
             return self._alone
 
+    def pause(self, seconds: float) -> None:
+        """Nobody asks for so long."""
+        with self._changed:
+            self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
     def close(self) -> None:
         """Nobody is let through any more."""
         with self._changed:

@@ -306,13 +306,19 @@ def test_no_more_at_once_than_there_is_room_for():
             inside.append(None)
 
     threads = [threading.Thread(target=enter) for _ in range(6)]
+
+    def settles(count):
+        deadline = time.monotonic() + 30
+        while len(inside) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)  # in which no further one may come
+        return len(inside) == count
+
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
-    assert len(inside) == 3
+    assert settles(3)
     gate.leave(inside[0], tokens=1)
-    time.sleep(0.3)
-    assert len(inside) == 5  # an answer makes room for one more
+    assert settles(5)  # an answer makes room for one more
     gate.close()
     for thread in threads:
         thread.join(5)

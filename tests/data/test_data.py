@@ -159,7 +159,7 @@ def test_malformed_rows_are_dropped_by_reason_and_kept_aside(tmp_path):
     # The first of both is not well-formed.
     assert [row["meta"]["generation"] for row in kept] == [1, 1]
     aside = out.with_suffix(".rejected.jsonl").read_text().splitlines()
-    expected = ["empty_question", "malformed", "malformed", "not_verified", "malformed"]
+    expected = ["empty_question", "malformed", "malformed", "no_boxed_answer", "malformed"]
     assert [json.loads(line)["reason"] for line in aside] == expected
     assert json.loads(aside[0])["messages"][1]["content"].startswith("<think>")
     order = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("- ")]
@@ -344,6 +344,63 @@ def built(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out, done, model
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"answer": float("nan")}, "no_reference_answer"),
+        ({"answer": "None"}, "no_reference_answer"),
+        ({"problem": 5}, "malformed"),
+        ({"problem": ["a"]}, "malformed"),
+        ({"problem": {"text": "a"}}, "malformed"),
+        ({"correctness_math_verify": ["perhaps"]}, "malformed"),
+        ({"correctness_math_verify": {"0": True}}, "malformed"),
+        ({"correctness_math_verify": [None, None]}, "not_verified"),
+        ({"finish_reasons": ["length"]}, "cut_off"),
+    ],
+)
+def test_missing_is_missing_and_types_are_read_or_refused(changes, expected):
+    assert reason(math.convert, math_row(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"correctness_math_verify": [1]},
+        {"correctness_math_verify": ["True"]},
+        {"correctness_math_verify": "[True, True]"},
+        {"correctness_math_verify": "[true]"},
+        {"is_reasoning_complete": "[1]"},
+        {"finish_reasons": ["eos"]},
+        {"finish_reasons": float("nan"), "correctness_llama": float("nan")},
+        {"answer": 1},
+    ],
+)
+def test_what_means_one_thing_is_read(changes):
+    if "finish_reasons" in changes and changes["finish_reasons"] != changes["finish_reasons"]:
+        changes = changes | {"finish_reasons": None}
+    assert math.convert(math_row(**changes)).answer == "1"
+
+
+def test_text_that_is_not_there_is_no_text():
+    assert math.convert(math_row(problem=None)).question == ""
+    assert math.convert(math_row(problem="NaN")).question == ""
+    row = {"id": 1, "domain": "code", "problem": float("nan"), "test_cases": {"inputs": ["1"],
+           "outputs": ["1"]}, "deepseek_reasoning": "null", "deepseek_solution": "x"}  # fmt: skip
+    draft = coding.convert(row)
+    assert draft.question.endswith("definition.")
+    assert draft.thought == ""
+    assert draft.tests == ProgramTests(("1",), ("1",))  # parsed already
+
+
+def test_options_of_the_hub_are_refused_with_files(tmp_path):
+    source = write_rows(tmp_path / "a.jsonl", [math_row()])
+    for option in ("--hub-config", "--revision"):
+        done = call("tinyr1.data.__main__", "math", "--source", source, "--out",
+                    tmp_path / "o.jsonl", option, "x")  # fmt: skip
+        assert done.returncode == 2
+        assert f"{option}: of a set on the hub" in done.stderr
 
 
 def test_a_row_is_tried_generation_by_generation(tmp_path):

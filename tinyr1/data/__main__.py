@@ -193,6 +193,9 @@ def make(c: DataOptions) -> None:
         if is_output(path, out):
             raise UserError(f"--decontaminate={path}: --out={out} would write it; choose another")
     sources = open_sources(names, out, c.hub_config, c.revision)
+    if (c.hub_config or c.revision) and not any(source.is_hub for source in sources):
+        name = "--hub-config" if c.hub_config else "--revision"
+        raise UserError(f"{name}: of a set on the hub, and --source names local files")
     if not c.tokenizer and not c.asks_teacher:
         log.warn("--tokenizer was not given: conversations of any length are kept")
     if not c.decontaminate:

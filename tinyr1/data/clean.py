@@ -6,6 +6,7 @@ thinking.py.
 
 from __future__ import annotations
 
+import ast
 import re
 import unicodedata
 import zlib
@@ -66,6 +67,51 @@ class Draft:
         """The assistant's message in the normal form."""
         assert self.thought is not None
         return thinking.join(self.thought.strip(), self.solution.strip())
+
+
+_MISSING = {"", "nan", "none", "null", "<na>"}  # how tables and their printers write nothing
+
+
+def text_of(value: Any) -> str:
+    """The text in a column; "" where nothing is there. Dropped for what is no text."""
+    if value is None or value != value:  # NaN
+        return ""
+    if not isinstance(value, str):
+        raise Dropped("malformed")
+    return "" if value.strip().lower() in _MISSING else value
+
+
+def value_of(value: Any) -> str:
+    """`text_of` for a short value, which may be a number."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return str(value) if is_number else text_of(value).strip()
+
+
+def flags_of(values: Any, count: int) -> list[bool]:
+    """A list of flags beside so many generations; what is missing, or null, is false.
+
+    Flags are read in any spelling that means one thing: true, 1, "True", and lists written as text.
+    Dropped for others.
+    """
+    if isinstance(values, str):
+        try:
+            values = ast.literal_eval(values.strip().replace("null", "None").title())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise Dropped("malformed") from None
+    if values is None or values != values:
+        values = []
+    if not isinstance(values, list):
+        raise Dropped("malformed")
+    flags: list[bool] = []
+    for value in values:
+        said = value.strip().lower() if isinstance(value, str) else value
+        if said in (True, "true", "1", "yes"):
+            flags.append(True)
+        elif said in (None, False, "false", "0", "no") or said != said or said in _MISSING:
+            flags.append(False)
+        else:
+            raise Dropped("malformed")
+    return (flags + [False] * count)[:count]
 
 
 def check_normal_form(content: str) -> None:

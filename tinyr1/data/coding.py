@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tinyr1.data.clean import Draft, Dropped, from_markers
+from tinyr1.data.clean import Draft, Dropped, from_markers, text_of
 from tinyr1.record import ProgramTests
 
 SOURCE = "open-thoughts/OpenThoughts-114k"
@@ -32,15 +32,15 @@ def _from_metadata(row: dict[str, Any]) -> Draft:
         raise Dropped("domain")
     tests = _tests(row.get("test_cases"))
     rule = FUNCTION_RULE if tests and tests.fn_name else STDIN_RULE
-    question = FUNCTION + rule + str(row.get("problem") or "")
-    if row.get("starter_code"):
-        question += "\n" + row["starter_code"]
+    question = FUNCTION + rule + text_of(row.get("problem"))
+    if starter := text_of(row.get("starter_code")):
+        question += "\n" + starter
     return Draft(
         id=str(row.get("id") or ""),
         domain="coding",
         question=question,
-        thought=str(row.get("deepseek_reasoning") or "").strip(),
-        solution=str(row.get("deepseek_solution") or "").strip(),
+        thought=text_of(row.get("deepseek_reasoning")).strip(),
+        solution=text_of(row.get("deepseek_solution")).strip(),
         source=f"{SOURCE}/{row.get('source') or ''}",
         tests=tests,
     )
@@ -72,7 +72,7 @@ def conversation(row: dict[str, Any]) -> tuple[str, str]:
 def _tests(text: Any) -> ProgramTests | None:
     """Tests as in a task file, from their JSON text; None where there are none that can be read."""
     try:
-        tests: Any = json.loads(text) if text else None
+        tests: Any = json.loads(text) if isinstance(text, str) and text else text  # or parsed
         inputs, outputs = (list(tests[name]) for name in ("inputs", "outputs"))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tinyr1.data.clean import Draft, Dropped, split_thought
+from tinyr1.data.clean import Draft, Dropped, flags_of, split_thought, text_of, value_of
 
 Prefer = Literal["first", "shortest"]
+STOPS = ("stop", "eos", "eos_token", "end_turn")  # finish reasons of a whole answer
 
 
 def convert(row: dict[str, Any], **options: Any) -> Draft:
@@ -36,7 +37,7 @@ def candidates(
         raise Dropped("question_type")
     if sources and row.get("source") not in sources:
         raise Dropped("source")
-    answer = str(row.get("answer") or "").strip()
+    answer = value_of(row.get("answer"))
     if answer in ("", "proof", "notfound"):
         raise Dropped("no_reference_answer")
     generations = row["generations"] or []
@@ -45,13 +46,15 @@ def candidates(
     # Flags are lists beside the generations, in some rows shorter ones, in some with null among
     # them.
     count = len(generations)
-    complete = _flags(row["is_reasoning_complete"], count)
+    complete = flags_of(row["is_reasoning_complete"], count)
     complete = [c and isinstance(g, str) for c, g in zip(complete, generations, strict=True)]
-    by_rules = _flags(row["correctness_math_verify"], count)
-    by_llama = _flags(row.get("correctness_llama"), count)  # where the rules could not tell
+    by_rules = flags_of(row["correctness_math_verify"], count)
+    by_llama = flags_of(row.get("correctness_llama"), count)  # where the rules could not tell
     verified = [a or b for a, b in zip(by_rules, by_llama, strict=True)]
     reasons = row.get("finish_reasons")
-    stopped = [r == "stop" for r in reasons] if reasons else [True] * count
+    if reasons is not None and not isinstance(reasons, list):
+        raise Dropped("malformed")
+    stopped = [str(r).lower() in STOPS for r in reasons] if reasons else [True] * count
     stopped += [False] * (count - len(stopped))
     if not any(complete):
         raise Dropped("reasoning_incomplete")
@@ -73,9 +76,9 @@ def candidates(
         verifier = "math_verify" if by_rules[i] else "llama" if by_llama[i] else None
         drafts.append(
             Draft(
-                id=str(row.get("uuid") or ""),
+                id=value_of(row.get("uuid")),
                 domain="math",
-                question=str(row["problem"] or ""),
+                question=text_of(row["problem"]),
                 thought=thought,
                 solution=solution,
                 source=f"open-r1/OpenR1-Math-220k/{row.get('source') or ''}",
@@ -90,9 +93,3 @@ def candidates(
     if not drafts:
         raise fault
     return drafts
-
-
-def _flags(values: Any, count: int) -> list[bool]:
-    """A list of flags aligned with the generations; what is missing, or null, is false."""
-    flags = [value is True for value in values] if isinstance(values, list) else []
-    return (flags + [False] * count)[:count]

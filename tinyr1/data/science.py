@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tinyr1.data.clean import Draft, Dropped, from_markers
+from tinyr1.data.clean import Draft, Dropped, from_markers, text_of, value_of
 from tinyr1.data.coding import FUNCTION, SOURCE, conversation
 from tinyr1.graders.answer import last_box
 
@@ -39,12 +39,13 @@ def convert(
 def _from_s1(row: dict[str, Any], cot_types: Sequence[str]) -> Draft:
     if cot_types and row.get("cot_type") not in cot_types:
         raise Dropped("domain")
-    reference = str(row.get("solution") or "")
-    thought, attempt = row.get("deepseek_thinking_trajectory"), row.get("deepseek_attempt")
+    reference = value_of(row.get("solution"))
+    thought = text_of(row.get("deepseek_thinking_trajectory"))
+    attempt = text_of(row.get("deepseek_attempt"))
     return Draft(
         id=str(row.get("id") or ""),
         domain="science",
-        question=str(row["question"] or ""),
+        question=text_of(row["question"]),
         thought=thought.strip() if thought and attempt else None,
         solution=attempt.strip() if thought and attempt else "",
         source=f"simplescaling/s1/{row.get('source_type') or ''}",
@@ -68,9 +69,9 @@ def _from_openthoughts(row: dict[str, Any]) -> Draft:
         return Draft(
             id=str(row.get("id") or ""),
             domain="science",
-            question=str(row.get("problem") or ""),
-            thought=str(row.get("deepseek_reasoning") or "").strip(),
-            solution=str(row.get("deepseek_solution") or "").strip(),
+            question=text_of(row.get("problem")),
+            thought=text_of(row.get("deepseek_reasoning")).strip(),
+            solution=text_of(row.get("deepseek_solution")).strip(),
             source=f"{SOURCE}/{row.get('source') or ''}",
             meta={"domain": row["domain"]},
         )

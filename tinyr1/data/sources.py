@@ -28,6 +28,10 @@ class Source:
     config: str | None = None
     revision: str = ""
 
+    @property
+    def is_hub(self) -> bool:
+        return not self.files
+
     def rows(self) -> Iterator[Place]:
         """(file or set, number from 1, row) of every row, a few in memory at a time."""
         if not self.files:

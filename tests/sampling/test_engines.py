@@ -482,7 +482,12 @@ def test_kill_9_of_two_ranks_and_resume_by_one(evaluation, tmp_path):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = run("evaluate.py", *arguments, "--out", out)
+    # On a busy machine the ranks may outlive their parent for a moment, and hold what they own.
+    deadline = time.monotonic() + 60
+    while True:
+        done = run("evaluate.py", *arguments, "--out", out)
+        if "another process is writing into it" not in done.stderr or time.monotonic() > deadline:
+            break
     assert done.returncode == 0, done.stderr
     same_results(one, out)
 

@@ -65,6 +65,20 @@ Value = object  # Quantity | Based | Group | Equation | Expression | frozenset (
 
 _ALONE = re.compile(r"([_^])\{([A-Za-z0-9])\}")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,3}(?: \d{3})+")
+_OPENING = ("LBRACE", "(", "[", "{")
+_BRACKETS_OR = {
+    separator: re.compile(rf"[LR]BRACE|[()\[\]{{}}]|{re.escape(separator)}")
+    for separator in (",", r"\cup")
+}
+_OVER = re.compile(r"\{?(?P<a>.+?)\}?\s*\\over\s*\{?(?P<b>.+?)\}?")
+_IN = re.compile(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+_UNIT = re.compile(
+    r"(?P<body>.*?(?:[\d})]|\\pi))\s*(?:"
+    r"(?P<mark>\\deg(?:\s*[CF])?|\\pct)|"
+    r"\\text\s*\{\s*(?P<text>[A-Za-z](?:[A-Za-z ./]|\^\d)*)\}|"
+    r"(?P<word>(?:[A-Za-z]{2,}|m(?=/s\b))(?: [A-Za-z]{2,}|/[A-Za-z]+)*)"
+    r")\s*(?:\^\s*\{?(?P<power>\d)\}?)?\s*"
+)
 _RELATION = re.compile("[<>=]")
 _SIGN = re.compile("[<>]")  # of inequalities
 _OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])|\\lor|或")
@@ -121,7 +135,7 @@ def _parse(text: str) -> Value:
     wrapper = TEXT.fullmatch(text)
     if wrapper:
         return _parse(wrapper[1])
-    text = re.sub(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*", "", text)  # x in an interval
+    text = _IN.sub("", text)  # x in an interval
     if r"\begin" in text:
         name, is_equation, matrix = text.partition("=")
         if is_equation and r"\begin" not in name and is_name(TEXT.sub(r" \1 ", name)):
@@ -220,7 +234,7 @@ def _split_relations(text: str) -> tuple[list[str], list[str]]:
     ):
         sign = match[0]
         if sign[0] not in "<>=":
-            depth = max(depth + (1 if sign in ("LBRACE", "(", "[", "{") else -1), 0)
+            depth = max(depth + (1 if sign in _OPENING else -1), 0)
         elif depth == 0:
             sides.append(text[start : match.start()])
             signs.append(sign)
@@ -326,7 +340,7 @@ def _evaluate(text: str) -> Fraction | Expression | None:
     """Value of an expression; letters alone are a word, but for some that no word is made of."""
     if text.isalpha() and len(text) > 1 and not re.fullmatch("[abcmnpqrxyz]{2,3}", text):
         return None
-    over = re.fullmatch(r"\{?(?P<a>.+?)\}?\s*\\over\s*\{?(?P<b>.+?)\}?", text)
+    over = _OVER.fullmatch(text) if r"\over" in text else None
     return algebra.read(f"({over['a']})/({over['b']})" if over else text)
 
 
@@ -338,14 +352,7 @@ def _is_marked(quantity: Quantity) -> bool:
 
 def _split_unit(text: str) -> Quantity:
     """`10\\text{ cm}^2` -> Quantity("10", "cm2"); a unit is a word after a number."""
-    match = re.fullmatch(
-        r"(?P<body>.*?(?:[\d})]|\\pi))\s*(?:"
-        r"(?P<mark>\\deg(?:\s*[CF])?|\\pct)|"
-        r"\\text\s*\{\s*(?P<text>[A-Za-z](?:[A-Za-z ./]|\^\d)*)\}|"
-        r"(?P<word>(?:[A-Za-z]{2,}|m(?=/s\b))(?: [A-Za-z]{2,}|/[A-Za-z]+)*)"
-        r")\s*(?:\^\s*\{?(?P<power>\d)\}?)?\s*",
-        text,
-    )
+    match = _UNIT.fullmatch(text)
     if match is None:
         return Quantity(text, "")
     if match["mark"]:
@@ -473,19 +480,14 @@ def _split(text: str, separator: str) -> list[str]:
     """Cut at separators outside of all brackets."""
     if separator not in text:
         return [text]
-    parts = []
-    depth = 0
-    start = 0
-    i = 0
-    while i < len(text):
-        if text.startswith("LBRACE", i) or text[i] in "([{":
-            depth += 1
-        elif text.startswith("RBRACE", i) or text[i] in ")]}":
-            depth = max(depth - 1, 0)
-        elif depth == 0 and text.startswith(separator, i):
-            parts.append(text[start:i])
-            start = i + len(separator)
-            i = start
-            continue
-        i += 1
+    parts: list[str] = []
+    depth = start = 0
+    for match in _BRACKETS_OR[separator].finditer(text):
+        sign = match[0]
+        if sign == separator:
+            if depth == 0:
+                parts.append(text[start : match.start()])
+                start = match.end()
+        else:
+            depth = depth + 1 if sign in _OPENING else max(depth - 1, 0)
     return [*parts, text[start:]]

@@ -8,7 +8,7 @@ check is taken, verified ones before others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tinyr1.data.clean import Draft, Dropped, flags_of, split_thought, text_of, value_of
 
@@ -40,40 +40,15 @@ def candidates(
     answer = value_of(row.get("answer"))
     if answer in ("", "proof", "notfound"):
         raise Dropped("no_reference_answer")
-    generations = row["generations"] or []
-    if not isinstance(generations, list):
-        raise Dropped("malformed")
-    # Flags are lists beside the generations, in some rows shorter ones, in some with null among
-    # them.
-    count = len(generations)
-    complete = flags_of(row["is_reasoning_complete"], count)
-    complete = [c and isinstance(g, str) for c, g in zip(complete, generations, strict=True)]
-    by_rules = flags_of(row["correctness_math_verify"], count)
-    by_llama = flags_of(row.get("correctness_llama"), count)  # where the rules could not tell
-    verified = [a or b for a, b in zip(by_rules, by_llama, strict=True)]
-    reasons = row.get("finish_reasons")
-    if reasons is not None and not isinstance(reasons, list):
-        raise Dropped("malformed")
-    stopped = [str(r).lower() in STOPS for r in reasons] if reasons else [True] * count
-    stopped += [False] * (count - len(stopped))
-    if not any(complete):
-        raise Dropped("reasoning_incomplete")
-    finished = [c and s for c, s in zip(complete, stopped, strict=False)]
-    if not any(finished):
-        raise Dropped("cut_off")
-    usable = [i for i in range(count) if finished[i] and (verified[i] or not require_verified)]
-    if not usable:
-        raise Dropped("not_verified")
-    usable.sort(key=lambda i: (not verified[i], len(generations[i]) if prefer == "shortest" else 0))
+    found = _generations(row, require_verified, prefer)
     drafts: list[Draft] = []
     fault = Dropped("no_think")
-    for i in usable:
+    for i in found.usable:
         try:
-            thought, solution = split_thought(generations[i])
+            thought, solution = split_thought(found.texts[i])
         except Dropped as why:
             fault = why
             continue
-        verifier = "math_verify" if by_rules[i] else "llama" if by_llama[i] else None
         drafts.append(
             Draft(
                 id=value_of(row.get("uuid")),
@@ -86,10 +61,51 @@ def candidates(
                 meta={
                     "generation": i,
                     "problem_type": row.get("problem_type"),
-                    "verified_by": verifier,
+                    "verified_by": found.verifiers[i],
                 },
             )
         )
     if not drafts:
         raise fault
     return drafts
+
+
+class _Generations(NamedTuple):
+    """A row's generations, which of them may be used, and who verified each."""
+
+    texts: list[str]
+    usable: list[int]  # verified ones first
+    verifiers: list[str | None]
+
+
+def _generations(row: dict[str, Any], require_verified: bool, prefer: Prefer) -> _Generations:
+    """Raises Dropped with what none of a row's generations is: complete, finished, verified."""
+    texts = row["generations"] or []
+    if not isinstance(texts, list):
+        raise Dropped("malformed")
+    # Flags are lists beside the generations, in some rows shorter ones, in some with null among
+    # them.
+    count = len(texts)
+    complete = flags_of(row["is_reasoning_complete"], count)
+    complete = [c and isinstance(text, str) for c, text in zip(complete, texts, strict=True)]
+    by_rules = flags_of(row["correctness_math_verify"], count)
+    by_llama = flags_of(row.get("correctness_llama"), count)  # where the rules could not tell
+    verifiers = [
+        "math_verify" if rules else "llama" if llama else None
+        for rules, llama in zip(by_rules, by_llama, strict=True)
+    ]
+    reasons = row.get("finish_reasons")
+    if reasons is not None and not isinstance(reasons, list):
+        raise Dropped("malformed")
+    stopped = [str(r).lower() in STOPS for r in reasons] if reasons else [True] * count
+    stopped += [False] * (count - len(stopped))
+    if not any(complete):
+        raise Dropped("reasoning_incomplete")
+    finished = [i for i in range(count) if complete[i] and stopped[i]]
+    if not finished:
+        raise Dropped("cut_off")
+    usable = [i for i in finished if verifiers[i] or not require_verified]
+    if not usable:
+        raise Dropped("not_verified")
+    usable.sort(key=lambda i: (not verifiers[i], len(texts[i]) if prefer == "shortest" else 0))
+    return _Generations(texts, usable, verifiers)

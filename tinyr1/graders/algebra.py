@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 MAX_BITS = 10_000  # a number beyond this is no expression: no answer needs it, none must hang us
 MAX_TOKENS, MAX_TERMS, MAX_POWER = 200, 60, 8
@@ -24,7 +24,6 @@ Rational = Fraction | int
 Product = tuple[tuple[str, Rational], ...]  # (atom, exponent), sorted; a prime has 0 < exponent < 1
 Terms = dict[Product, Rational]  # product -> coefficient, not zero
 ONE: Product = ()
-T = TypeVar("T")
 
 
 class Expression(NamedTuple):

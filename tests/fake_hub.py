@@ -9,8 +9,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextlib.contextmanager
-def hub(name: str, split: str, rows: list, cache):
-    """Serves the set; yields the environment in which `datasets` finds it."""
+def hub(name: str, split: str, rows: list, cache, gated: bool = False):
+    """Serves the set, or its terms; yields the environment in which `datasets` finds it."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -20,6 +20,7 @@ def hub(name: str, split: str, rows: list, cache):
         "content": sink.getvalue().to_pybytes(),
         "name": name,
         "file": f"data/{split}-00000-of-00001.parquet",
+        "gated": gated,
     }
     handler = type("OneSet", (_Hub,), served)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -30,12 +31,15 @@ def hub(name: str, split: str, rows: list, cache):
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    content, name, file = b"", "", ""
+    content, name, file, gated = b"", "", "", False
 
     def log_message(self, *_):
         pass
 
     def do_GET(self):
+        if self.gated:
+            self.answer(b"Access to this dataset is restricted", 403)
+            return
         listing = {"type": "directory", "path": "data", "oid": COMMIT, "size": 0}
         if self.path.split("?")[0].endswith("/data"):
             listing |= {"type": "file", "path": self.file, "size": len(self.content)}
@@ -55,8 +59,8 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body, code=200):
         self.send_response(code)
-        if code == 404:
-            self.send_header("X-Error-Code", "EntryNotFound")
+        if code in (403, 404):
+            self.send_header("X-Error-Code", {403: "GatedRepo", 404: "EntryNotFound"}[code])
         self.send_header("ETag", '"1"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(body)))

@@ -33,10 +33,13 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One training conversation (paper section 2.1): what the teacher answered to a question."""
+    """One training conversation (paper section 2.1): what the teacher answered to a question.
+
+    Training asks for the messages alone; the rest says where they come from.
+    """
 
     id: str
-    domain: str
+    domain: str  # "" where the file does not say
     messages: tuple[Message, ...]
     source: str = ""
     answer: str | None = None
@@ -62,15 +65,12 @@ class Record:
             for message in messages:
                 if message.role == "assistant":
                     thinking.check(message.content)
-        domain = str(fields.get("domain", ""))
-        if domain not in get_args(Domain):
-            raise ValueError(f"domain={domain!r}: expected one of math, coding, science")
         answer = fields.get("answer")
         return Record(
             id="" if fields.get("id") is None else str(fields["id"]),
-            domain=domain,
+            domain=str(fields.get("domain") or ""),
             messages=messages,
-            source=str(fields.get("source", "")),
+            source=str(fields.get("source") or ""),
             answer=None if answer is None else str(answer),
         )
 

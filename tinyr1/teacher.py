@@ -20,12 +20,22 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from tinyr1.common.config import check_range, given, parse
 from tinyr1.common.errors import RunStopped, UserError, run_main
-from tinyr1.common.files import hash_file, hash_files, read_rows, read_text, write_json, write_jsonl
+from tinyr1.common.files import (
+    hash_file,
+    hash_files,
+    hash_json,
+    read_rows,
+    read_text,
+    write_json,
+    write_jsonl,
+)
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
-from tinyr1.data.clean import Draft, Dropped, check, split_thought
-from tinyr1.data.pipeline import is_right, record_of
+from tinyr1.data.clean import check, split_thought
+from tinyr1.data.draft import Draft, Dropped
+from tinyr1.data.pipeline import record_of
 from tinyr1.data.sources import is_output
+from tinyr1.data.verify import is_right
 from tinyr1.graders.sandbox import Level, open_sandbox
 from tinyr1.model.chat import render_prompt
 from tinyr1.record import Domain, Message, ProgramTests, Prompt, Sample, check_text
@@ -113,15 +123,26 @@ class Question(NamedTuple):
         )
 
 
-def load_questions(path: Path) -> list[Question]:
-    """Rows of a question file; UserError names line and field."""
+def load_questions(path: Path, log: Log) -> list[Question]:
+    """Rows of a question file; UserError names line and field.
+
+    A file may be several put together: a question that comes again is asked once, and another one
+    of the same id gets an id of its own.
+    """
     questions: dict[str, Question] = {}
-    for number, question in read_rows(path, Question.from_json):
-        if question.id in questions:
-            raise UserError(f"{path}:{number}: id={question.id!r}: there before")
-        questions[question.id] = question
+    again = 0
+    for _, question in read_rows(path, Question.from_json):
+        name = question.id
+        other = questions.get(name)
+        if other and (other.domain, other.text) != (question.domain, question.text):
+            name = f"{name}-{hash_json([question.domain, question.text])[:16]}"
+            question = question._replace(id=name)
+        again += name in questions
+        questions.setdefault(name, question)
     if not questions:
         raise UserError(f"{path}: no questions")
+    if again:
+        log.say(f"{path}: {again:,} questions stand there more than once and are asked once")
     return list(questions.values())
 
 
@@ -230,7 +251,7 @@ def prepare(c: TeacherConfig, ranks: Ranks, log: Log) -> Prepared:
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
     if is_output(file, out):
         raise UserError(f"--questions={file}: --out={out} would write it; choose another")
-    questions = load_questions(file)
+    questions = load_questions(file, log)
     if c.reject_wrong and any(question.tests for question in questions):
         open_sandbox(c.sandbox)
     backend = Backend(c, ranks, log)
@@ -276,7 +297,7 @@ def _write(
     lines: list[dict[str, Any]] = []
     for draft in kept:
         name = f"{draft.id}/{draft.meta['trial']}" if several else draft.id
-        lines.append(record_of(draft, name) | {"id": name})
+        lines.append(record_of(draft, name))
     if not lines and out.exists():
         reasons = out.with_suffix(".work") / "rejected.jsonl"  # the other one is of what is there
         write_jsonl(reasons, rejected)

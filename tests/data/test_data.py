@@ -12,12 +12,10 @@ import pytest
 from conftest import ROOT, call, make_checkpoint, run, strongest_sandbox, write_rows
 from fake_hub import COMMIT, hub
 
+from tinyr1.common.files import hash_json
 from tinyr1.common.log import Log
-from tinyr1.data import coding, math, pipeline, science
+from tinyr1.data import coding, conversations, math, pipeline, science
 from tinyr1.data.clean import (
-    REASONS,
-    Draft,
-    Dropped,
     check,
     check_question,
     from_markers,
@@ -27,7 +25,10 @@ from tinyr1.data.clean import (
     split_thought,
 )
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
-from tinyr1.model import chat
+from tinyr1.data.draft import REASONS, Draft, Dropped, Selection
+from tinyr1.data.sources import Place
+from tinyr1.data.verify import is_right
+from tinyr1.model.chat import ASSISTANT, BOS, USER
 from tinyr1.record import ProgramTests
 
 GOOD = "<think>\nOne and one.\n</think>\n\nIt is \\boxed{2}."
@@ -49,6 +50,37 @@ def math_row(i=0, **changes):
         "correctness_math_verify": [True],
         "finish_reasons": None,
     } | changes
+
+
+def openr1(row, **want):
+    """The first draft of a row of OpenR1."""
+    return math.openr1(row, Selection("math", **want))[0]
+
+
+def openthoughts(row, domain="coding", **want):
+    return coding.openthoughts(row, Selection(domain, **want))[0]
+
+
+def chat(row, domain="coding", **want):
+    return conversations.chat(row, Selection(domain, **want))[0]
+
+
+def s1(row, **want):
+    return science.s1(row, Selection("science", **want))[0]
+
+
+def build(rows, out, convert=None, about=None, **steps):
+    """The pipeline on rows of OpenR1 in memory."""
+    want = Selection("math")
+    places = [Place("file", i, row) for i, row in enumerate(rows, 1)]
+    return pipeline.build(
+        places,
+        convert or (lambda place: math.openr1(place.row, want)),
+        out,
+        pipeline.Steps(**steps),
+        about or {},
+        Log(quiet=True),
+    )
 
 
 def reason(function, *arguments, **options):
@@ -77,8 +109,8 @@ def reason(function, *arguments, **options):
     ],
 )
 def test_math_predicates(changes, expected):
-    assert reason(math.convert, math_row(**changes)) == expected
-    assert math.convert(math_row()).content().startswith("<think>\nAdd 0.\n</think>\n\nIt is")
+    assert reason(openr1, math_row(**changes)) == expected
+    assert openr1(math_row()).content().startswith("<think>\nAdd 0.\n</think>\n\nIt is")
 
 
 def test_math_flags_are_lists_beside_the_generations():
@@ -88,14 +120,14 @@ def test_math_flags_are_lists_beside_the_generations():
         is_reasoning_complete=[True, True, True],
         correctness_math_verify=[False, True],  # shorter: the third is not verified
     )
-    assert math.convert(row).meta["generation"] == 1
+    assert openr1(row).meta["generation"] == 1
     # Verified ones come first, whatever else is admitted.
-    admitted = math.candidates(row, require_verified=False)
+    admitted = math.openr1(row, Selection("math", require_verified=False))
     assert [draft.meta["generation"] for draft in admitted] == [1, 0, 2]
     assert [draft.meta["verified_by"] for draft in admitted] == ["math_verify", None, None]
-    admitted = math.candidates(row, require_verified=False, prefer="shortest")
+    admitted = math.openr1(row, Selection("math", require_verified=False, prefer="shortest"))
     assert [draft.meta["generation"] for draft in admitted] == [1, 2, 0]
-    assert reason(math.convert, row, sources=("aops_forum",)) == "source"
+    assert reason(openr1, row, sources=("aops_forum",)) == "source"
 
 
 @pytest.mark.parametrize(
@@ -205,8 +237,8 @@ def test_a_run_does_not_read_what_it_writes(tmp_path):
     names = [folder / "t.jsonl", other / "t.jsonl"]
     done = data("science", "--source", *names, "--out", out, "--questions-only", "--quiet")
     assert done.returncode == 0, done.stderr
-    ids = [json.loads(line)["id"] for line in out.read_text().splitlines()]
-    assert ids == ["1/t.jsonl:1", "2/t.jsonl:1"]
+    ids = {json.loads(line)["id"] for line in out.read_text().splitlines()}
+    assert len(ids) == 2
 
 
 def test_what_can_be_verified():
@@ -215,13 +247,14 @@ def test_what_can_be_verified():
     assert science.short_answer("-3.5") == "-3.5"
     assert science.short_answer("Six times seven is 42.") is None
     draft = Draft("1", "science", "q", "t", "It is \\boxed{42}.", "s")
-    assert pipeline.is_right(draft) is None
-    assert pipeline.is_right(Draft(**(vars(draft) | {"answer": "42"}))) is True
-    assert pipeline.is_right(Draft(**(vars(draft) | {"answer": "B"}))) is False
+    assert is_right(draft) is None
+    assert is_right(Draft(**(vars(draft) | {"answer": "42"}))) is True
+    assert is_right(Draft(**(vars(draft) | {"answer": "B"}))) is False
 
 
 def test_the_four_markers():
-    assert from_markers(MARKED) == ("I print.", "```python\nprint(1)\n```")
+    assert from_markers(MARKED) == ("I print.", "```python\nprint(1)\n```", "")
+    assert from_markers(f"Well. {MARKED} Done.")[2].split() == ["Well.", "Done."]
     assert reason(from_markers, MARKED.replace("<|end_of_thought|>", "")) == "broken_markers"
     assert split_thought("thought\n</think>\n\nanswer") == (
         "thought",
@@ -235,25 +268,25 @@ def test_coding_rows_of_both_configurations():
         "problem": "Add.", "deepseek_reasoning": "r", "deepseek_solution": "```python\nx\n```",
         "domain": "code", "source": "CODECHEF", "test_cases": tests, "starter_code": "def add():",
     }  # fmt: skip
-    draft = coding.convert(row)
+    draft = openthoughts(row)
     assert draft.question.endswith("final solution.Add.\ndef add():")
     assert draft.tests == ProgramTests(("1\n[2]",), ("3",), "add")
     stdin = json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})
-    draft = coding.convert(row | {"test_cases": stdin, "starter_code": None})
+    draft = openthoughts(row | {"test_cases": stdin, "starter_code": None})
     assert draft.tests == ProgramTests(("1\n",), ("2\n",))
     assert "take stdin as input" in draft.question
     for broken in (None, "", "no json", "[]", '{"inputs": [1]}', "[" * 100_000):
-        assert coding.convert(row | {"test_cases": broken}).tests is None
-    assert reason(coding.convert, row | {"domain": "math"}) == "domain"
+        assert openthoughts(row | {"test_cases": broken}).tests is None
+    assert reason(openthoughts, row | {"domain": "math"}) == "domain"
     turns = [
         {"from": "user", "value": coding.FUNCTION + " Print 1."},
         {"from": "assistant", "value": MARKED},
     ]
-    draft = coding.convert({"system": "four markers", "conversations": turns})
+    draft = chat({"system": "four markers", "conversations": turns})
     assert draft.solution == "```python\nprint(1)\n```"
     other = [{"from": "user", "value": "Why?"}, turns[1]]
-    assert reason(coding.convert, {"conversations": other}) == "domain"
-    assert reason(coding.convert, {"conversations": [*turns, *turns]}) == "not_one_turn"
+    assert reason(chat, {"conversations": other}) == "domain"
+    assert reason(chat, {"conversations": [*turns, *turns]}) == "not_one_turn"
 
 
 def test_science_rows():
@@ -263,14 +296,14 @@ def test_science_rows():
         "cot_type": "science",
         "source_type": "x",
     }
-    assert science.convert(row, questions_only=True).thought is None
-    assert reason(science.convert, row) == "no_trajectory"
+    assert s1(row, questions_only=True).thought is None
+    assert s1(row).thought is None
     answered = row | {"deepseek_thinking_trajectory": "t", "deepseek_attempt": "A"}
-    assert science.convert(answered).content() == "<think>\nt\n</think>\n\nA"
-    assert science.convert(answered, questions_only=True).thought is None
-    assert reason(science.convert, row | {"cot_type": "math"}) == "domain"
+    assert s1(answered).content() == "<think>\nt\n</think>\n\nA"
+    assert s1(answered, questions_only=True).thought is None
+    assert reason(s1, row | {"cot_type": "math"}) == "domain"
     mathematics = row | {"cot_type": "math"}
-    draft = science.convert(mathematics, cot_types=(), questions_only=True)
+    draft = s1(mathematics, cot_types=(), questions_only=True)
     assert draft.question.startswith("Why")
     puzzle = {
         "domain": "puzzle",
@@ -278,32 +311,36 @@ def test_science_rows():
         "deepseek_reasoning": "r",
         "deepseek_solution": "s",
     }
-    assert science.convert(puzzle).meta == {"domain": "puzzle"}
-    assert reason(science.convert, puzzle | {"domain": "code"}) == "domain"
-    for question, expected in ((science.BOXED + " 1+1", "domain"), ("Why?", None)):
+    assert openthoughts(puzzle, "science").meta == {"domain": "puzzle"}
+    assert reason(openthoughts, puzzle | {"domain": "code"}, "science") == "domain"
+    for question, expected in ((coding.BOXED + " 1+1", "domain"), ("Why?", None)):
         turns = [{"from": "user", "value": question}, {"from": "assistant", "value": MARKED}]
         if expected:
-            assert reason(science.convert, {"conversations": turns}) == expected
+            assert reason(chat, {"conversations": turns}, "science") == expected
         else:
-            assert science.convert({"conversations": turns}).thought == "I print."
+            assert chat({"conversations": turns}, "science").thought == "I print."
 
 
 def test_contamination_and_near_duplicates(tmp_path):
     text = "In a village of nine houses every owner paints one door each day until none is left."
     task = {"task": "aime24", "id": "7", "kind": "math", "prompt": text, "answer": "1"}
-    contamination = Contamination([write_rows(tmp_path / "t.jsonl", [task])])
-    assert contamination.match(text.upper() + "!")[0] == "aime24/7"
-    name, shared = contamination.match(
-        "We know: nine houses, every owner paints one door each day."
-    )
-    assert (name, shared) == ("aime24/7", "nine houses every owner paints one door each")
+    tasks = [write_rows(tmp_path / "t.jsonl", [task])]
+    contamination = Contamination(tasks)
+    assert contamination.match(text.upper() + "!").task_row == "aime24/7"
+    part = "We know: nine houses, every owner paints one door each day until all is red."
+    match = contamination.match(part)
+    assert match.shared == "nine houses every owner paints one door each day until"
+    assert match.overlap == round(6 / 13, 3)
     kept = Comparison(contamination=contamination)
     assert kept.against(text.upper())[0] == "contaminated"
     kept.add("Solve x + 1 = 2.")
     assert kept.against("solve  X + 1 = 2")[0] == "duplicate"
     for other in ("Solve x - 1 = 2.", "Solve x + 1 < 2.", "Solve x + 12."):
         assert kept.against(other)[0] == ""
-    assert contamination.match("nine houses every owner paints one door twice a day") is None
+    assert contamination.match("nine houses every owner paints one door each") is None
+    exact = Contamination(tasks, ngram=8, overlap=0)
+    assert exact.match("nine houses every owner paints one door each").shared.endswith("each")
+    assert exact.match("nine houses every owner paints one door twice a day") is None
     near = NearDuplicates(0.7)
     assert not near.seen(text)
     near.add(text)
@@ -361,7 +398,7 @@ def built(tmp_path_factory):
     ],
 )
 def test_missing_is_missing_and_types_are_read_or_refused(changes, expected):
-    assert reason(math.convert, math_row(**changes)) == expected
+    assert reason(openr1, math_row(**changes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -380,15 +417,15 @@ def test_missing_is_missing_and_types_are_read_or_refused(changes, expected):
 def test_what_means_one_thing_is_read(changes):
     if "finish_reasons" in changes and changes["finish_reasons"] != changes["finish_reasons"]:
         changes = changes | {"finish_reasons": None}
-    assert math.convert(math_row(**changes)).answer == "1"
+    assert openr1(math_row(**changes)).answer == "1"
 
 
 def test_text_that_is_not_there_is_no_text():
-    assert math.convert(math_row(problem=None)).question == ""
-    assert math.convert(math_row(problem="NaN")).question == ""
+    assert openr1(math_row(problem=None)).question == ""
+    assert openr1(math_row(problem="NaN")).question == ""
     row = {"id": 1, "domain": "code", "problem": float("nan"), "test_cases": {"inputs": ["1"],
            "outputs": ["1"]}, "deepseek_reasoning": "null", "deepseek_solution": "x"}  # fmt: skip
-    draft = coding.convert(row)
+    draft = openthoughts(row)
     assert draft.question.endswith("definition.")
     assert draft.thought == ""
     assert draft.tests == ProgramTests(("1",), ("1",))  # parsed already
@@ -424,14 +461,14 @@ def test_a_row_is_tried_generation_by_generation(tmp_path):
     rows.append(math_row(91, answer="1", generations=[bad["no box"]] * 2,
                          is_reasoning_complete=[True] * 2, correctness_math_verify=[True] * 2)
     )  # fmt: skip
-    steps = pipeline.Steps(
-        verify=pipeline.is_right,
+    out = tmp_path / "out.jsonl"
+    counts = build(
+        rows,
+        out,
+        verify=is_right,
         token_count=lambda draft: len(draft.content().split()),
         max_tokens=1000,
     )
-    out = tmp_path / "out.jsonl"
-    places = [("file", i, row) for i, row in enumerate(rows, 1)]
-    counts = pipeline.build(places, math.candidates, out, steps, {}, Log(quiet=True))
     kept = [json.loads(line)["meta"] for line in out.read_text().splitlines()]
     assert [row["generation"] for row in kept] == [1] * len(bad) + [0]
     assert counts.verified_by == {"math_verify": len(bad), "llama": 1}
@@ -499,36 +536,44 @@ def test_the_output_trains_and_is_inspected(built, tmp_path):
     assert done.returncode == 2
     assert "broken.jsonl:21: messages" in done.stderr
     row = json.loads(out.read_text().splitlines()[0])
-    loose = row["messages"][1] | {"content": row["messages"][1]["content"].replace("\n", "")}
+    content = row["messages"][1]["content"]
+    loose = row["messages"][1] | {"content": content.replace("\n", "")}
     write_rows(broken, [row, row | {"messages": [row["messages"][0], loose]}, row | {"id": ""}])
     done = data("inspect", broken, "--quiet")
-    assert (done.returncode, done.stdout) == (2, "")
-    for said in ("broken.jsonl:2: content: not of the form", ":3: id: missing", "2 of its lines"):
-        assert said in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 records: white space around the thought" in done.stdout
+    assert "warning: 1 records: no id" in done.stdout
+    plain = row["messages"][1] | {"content": "It is 1."}
+    write_rows(broken, [row, {"messages": [row["messages"][0], plain]}])
+    for command in (("inspect", broken), ("inspect", broken, "--no-require-think")):
+        done = data(*command, "--quiet")
+        assert done.returncode == (0 if len(command) == 3 else 2)
+    assert "broken.jsonl:2: assistant message has 0 <think>" in data("inspect", broken).stderr
     broken.write_text("[" * 100_000 + "\n")
     done = data("inspect", broken, "--quiet")
     assert done.returncode == 2
-    assert "broken.jsonl:1: nested too deeply" in done.stderr
+    assert "broken.jsonl:1: not valid JSON" in done.stderr
 
 
 def test_an_interrupted_run_goes_on_and_writes_the_same(tmp_path, monkeypatch):
     rows = [math_row(i % 40) if i % 7 else math_row(i, answer="proof") for i in range(90)]
-    places = [("x.jsonl", i, row) for i, row in enumerate(rows, 1)]
     monkeypatch.setattr(pipeline, "SAVE_EVERY", 0.0)
 
     def make(name, convert, key="k"):
-        steps = pipeline.Steps(comparison=Comparison(near_duplicates=NearDuplicates(0.9)))
-        about = {"key": key}
-        return pipeline.build(places, convert, tmp_path / name, steps, about, Log(quiet=True))
+        comparison = Comparison(near_duplicates=NearDuplicates(0.9))
+        return build(rows, tmp_path / name, convert, {"key": key}, comparison=comparison)
 
-    whole = make("whole.jsonl", math.convert)
+    def reads(place):
+        return math.openr1(place.row, Selection("math"))
+
+    whole = make("whole.jsonl", reads)
     seen = []
 
-    def dies(row):
-        seen.append(row["uuid"])
+    def dies(place):
+        seen.append(place.number)
         if len(seen) == 60:
             raise RuntimeError("power cut")
-        return math.convert(row)
+        return reads(place)
 
     with pytest.raises(RuntimeError):
         make("cut.jsonl", dies)
@@ -540,7 +585,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(tmp_path, monkeypatch):
         torn.write('{"id": "half a li')
     shutil.copytree(work, tmp_path / "other.partial")
     again = []
-    counts = make("cut.jsonl", lambda row: again.append(0) or math.convert(row))
+    counts = make("cut.jsonl", lambda place: again.append(0) or reads(place))
     assert len(again) == 90 - done
     assert counts == whole
     assert not work.exists()
@@ -549,8 +594,8 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(tmp_path, monkeypatch):
         assert (tmp_path / f"cut{end}").read_text() == (tmp_path / f"whole{end}").read_text()
     half_done = shutil.copytree(tmp_path / "other.partial", tmp_path / "lost.partial")
     (half_done / "kept.jsonl").unlink()  # as after a crash between two renames
-    assert make("lost.jsonl", math.convert) == whole
-    assert make("other.jsonl", math.convert, key="other options") == whole  # from the beginning
+    assert make("lost.jsonl", reads) == whole
+    assert make("other.jsonl", reads, key="other options") == whole  # from the beginning
     assert (tmp_path / "other.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
@@ -584,8 +629,8 @@ def test_questions_for_the_teacher(tmp_path):
     assert data(*arguments).returncode == 0
     (line,) = [json.loads(x) for x in out.read_text().splitlines()]
     assert line == {
-        "id": "s1.jsonl:1", "domain": "science", "question": "Why?",
-        "source": "simplescaling/s1/x", "answer": "A", "meta": {"reference": "A"},
+        "id": hash_json(["x", "Why?"])[:16], "domain": "science", "question": "Why?",
+        "source": "s1.jsonl/x", "answer": "A", "meta": {"reference": "A"},
     }  # fmt: skip
 
 
@@ -597,11 +642,17 @@ def test_questions_for_the_teacher(tmp_path):
         (["math", "--out", "x.jsonl"], "--source: required"),
         (["math", "--source", "nowhere.parquet", "--out", "x.jsonl"], "no such file"),
         (["math", "--source", "{torn}", "--out", "{out}"], "cannot be read"),
-        (["math", "--source", "{empty}", "--out", "{out}"], "no .parquet or .jsonl"),
-        (["math", "--source", "{other}", "--out", "{out}"], "no column 'question_type'"),
+        (["math", "--source", "{empty}", "--out", "{out}"], "no data file in it"),
+        (
+            ["math", "--source", "{other}", "--out", "{out}"],
+            "no schema has the columns text; known are OpenR1-Math",
+        ),
         (["coding", "--source", "{other}", "--out", "{out}", "--cot-types", "x"], "--cot-types"),
         (["math", "--source", "{other}", "--out", "{out}", "--max-tokens", "5"], "--tokenizer"),
-        (["coding", "--source", "{other}", "--out", "{out}"], "no column 'conversations'"),
+        (
+            ["coding", "--source", "{other}", "--out", "{out}"],
+            "--columns question=... thinking=... answer=...",
+        ),
         (["math", "--source", "{other}", "--out", "{out}", "--near-duplicates", "2"], "--near-dup"),
         (["inspect"], "FILE"),
         (["inspect", "nowhere.jsonl"], "no such file"),
@@ -680,14 +731,13 @@ def test_questions_that_mean_something_else_are_no_duplicates(one, other):
 
 def test_what_evaluate_shows_can_be_decontaminated_against(tmp_path):
     tasks = tmp_path / "tasks.jsonl"
-    bos, user, assistant = (chat.BOS, chat.USER, chat.ASSISTANT)
-    shown = {"task": "t", "id": "1", "trial": 0, "prompt": f"{bos}{user}Why so?{assistant}"}
+    shown = {"task": "t", "id": "1", "trial": 0, "prompt": f"{BOS}{USER}Why so?{ASSISTANT}"}
     tasks.write_text(json.dumps(shown))
     assert Contamination((tasks,)).match("why so?") is not None  # shorter than eight words
     assert Contamination((tasks,)).match("Why not?") is None
 
 
-def test_marks_that_are_left_break_the_contract(tmp_path):
+def test_marks_that_are_left_are_said(tmp_path):
     good = {"id": "1", "domain": "math", "source": "s", "messages": []}
     for leak in ("<|end_of_solution|>", "<|im_end|>"):
         content = f"<think>\nHm.\n</think>\n\nSo {leak} it is."
@@ -695,8 +745,8 @@ def test_marks_that_are_left_break_the_contract(tmp_path):
         file = tmp_path / "leak.jsonl"
         file.write_text(json.dumps(good | {"messages": said}))
         done = data("inspect", file)
-        assert done.returncode == 2
-        assert leak in done.stderr
+        assert done.returncode == 0
+        assert f"warning: 1 records: an answer has {leak} in it" in done.stdout
 
 
 def test_questions_for_the_teacher_are_checked():

@@ -93,15 +93,13 @@ def test_rounding_between_shapes_changes_almost_no_draw():
     for top_p, top_k in ((0.95, 0), (1.0, 0), (0.95, 20)):
         moved = logits + 1e-6 * torch.randn(logits.shape, generator=generator)
         assert not torch.equal(logits.argsort(-1), moved.argsort(-1))
-        drawn, other = (
-            draw(rows.repeat(200, 1), u, 0.6, top_p, top_k) for rows in (logits, moved)
-        )
+        drawn, other = (draw(rows.repeat(200, 1), u, 0.6, top_p, top_k) for rows in (logits, moved))
         # What remains: a pair at the nucleus's end, and numbers that lie at a border.
         assert (drawn != other).sum() < 40
 
 
 def test_equal_logits_go_by_id():
-    """Which of several equal tokens is the last of a nucleus must not depend on a kernel's order."""
+    """Which of equal tokens is the last of a nucleus must not depend on a kernel's order."""
     logits = torch.zeros(1, 40)
     u = torch.arange(0, 1, 0.01, dtype=torch.float64)
     drawn = draw(logits.expand(100, 40), u, 1.0, 0.24)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import hashlib
+import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
-from tinyr1.common.errors import UserError
+from tinyr1.common.errors import UserError, needs
 
 T = TypeVar("T")
 
@@ -114,35 +117,105 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number from 1, value) for each non-empty line; UserError names the line.
 
-    A .json file may be one array instead; its values count as lines.
+    A .json file may be one array instead; its values count as lines. Either may be packed: .gz, or
+    .zst (which needs pyarrow).
     """
-    if path.suffix.lower() == ".json" and _is_array(path):
-        yield from enumerate(read_json(path), 1)
-        return
+    for number, value in json_lines(path):
+        if isinstance(value, ValueError):
+            raise UserError(f"{path}:{number}: {value}")
+        yield number, value
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """`read_jsonl`, but a line that is no JSON is a ValueError in its value's place."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        if is_array(path):
+            yield from enumerate(_array(path), 1)
+            return
+        with _opened_text(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        yield number, json.loads(line)
+                        value = json.loads(line)
                     except (ValueError, RecursionError) as error:
-                        if number == 1 and path.suffix.lower() == ".json":
+                        if number == 1 and json_suffix(path) == ".json":
                             error = f"{error}; expected an array, or an object a line"
-                        raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
+                        value = ValueError(f"not valid JSON ({error})")
+                    yield number, value
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: a directory, expected a .jsonl file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, _Broken) as error:
+        raise UserError(f"{path}: cannot be unpacked ({error}); download it again") from None
 
 
-def _is_array(path: Path) -> bool:
+PACKED = (".gz", ".zst")
+
+
+def json_suffix(path: Path) -> str:
+    """The end of a name in small letters, without that of a packed file: .json of x.JSON.gz."""
+    ends = [end.lower() for end in path.suffixes]
+    return ends[-2] if len(ends) > 1 and ends[-1] in PACKED else path.suffix.lower()
+
+
+class _Broken(Exception):
+    """A packed file that its library cannot unpack."""
+
+
+def _opened_text(path: Path) -> TextIO:
+    """A text file, unpacked as its name says."""
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.open(path, "rt", encoding="utf-8-sig")
+        case ".zst":
+            return io.TextIOWrapper(io.BufferedReader(_Unzstd(path)), encoding="utf-8-sig")
+        case _:
+            return open(path, encoding="utf-8-sig")
+
+
+class _Unzstd(io.RawIOBase):
+    """The bytes within a .zst file."""
+
+    def __init__(self, path: Path) -> None:
+        self._arrow = needs("pyarrow", "data", f"{path}")
+        self._file = self._arrow.input_stream(str(path), compression="zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            part = self._file.read(len(buffer))
+        except (OSError, self._arrow.ArrowException) as error:
+            raise _Broken(error) from None
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def is_array(path: Path) -> bool:
+    """True for a .json file that begins as an array."""
+    if json_suffix(path) != ".json":
+        return False
     try:
-        with open(path, "rb") as file:
-            return file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    except OSError:
+        with _opened_text(path) as file:
+            return file.read(1000).lstrip()[:1] == "["
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error, _Broken):
         return False  # which reading it says
+
+
+def _array(path: Path) -> list[Any]:
+    try:
+        with _opened_text(path) as file:
+            return json.load(file)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def read_rows(path: Path, from_json: Callable[[Any], T]) -> Iterator[tuple[int, T]]:

@@ -1,128 +1,29 @@
-"""Checks of a trajectory, and the reasons for which one is dropped.
+"""Checks of a trajectory: the markers of the published sets, the loops and the leaks.
 
-Here are the markers of the published sets, the loops and the leaks; the thought format itself is in
-thinking.py.
+The thought format itself is in thinking.py, the reasons for which a row is dropped in draft.py.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import unicodedata
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection
 
 from tinyr1 import thinking
+from tinyr1.common.errors import UserError
+from tinyr1.data.draft import REASONS, Draft, Dropped
 from tinyr1.graders.answer import last_box, last_fenced_block
 from tinyr1.graders.choice import choice_letter
 from tinyr1.model.chat import TEMPLATE_TOKENS
-from tinyr1.record import LETTERS, ProgramTests
+from tinyr1.record import LETTERS
 
 BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"
 BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
 MARKERS = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION)
 CHAT_TOKENS = tuple(token for tokens in TEMPLATE_TOKENS.values() for token in tokens)
 LEAKS = (*CHAT_TOKENS, "<|im_", "<｜", "<|endoftext|>", "<|EOT|>", "<tool_call>")
-
-
-class Dropped(Exception):
-    """A row that is not used: the reason, one of REASONS, and the text that it was seen in."""
-
-    def __init__(self, reason: str, text: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.text = text
-
-
-# In the order in which a row meets them; the waterfall is printed in this order.
-# fmt: off
-REASONS = (
-    "domain", "question_type", "source", "no_reference_answer", "reasoning_incomplete",
-    "cut_off", "not_verified", "malformed", "not_one_turn", "no_trajectory", "broken_markers",
-    "unfinished_thinking", "no_think", "several_thoughts", "text_before_thinking",
-    "empty_question", "empty_thought", "empty_solution", "leaked_marker", "leaked_chat_token",
-    "no_boxed_answer", "no_code_block", "no_letter", "repetition_loop", "language_mixing",
-    "wrong_answer", "too_long", "contaminated", "duplicate", "near_duplicate",
-)
-# fmt: on
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A row on its way to a record."""
-
-    id: str
-    domain: str
-    question: str
-    thought: str | None  # None: a question still to be answered by the teacher
-    solution: str
-    source: str
-    answer: str | None = None
-    tests: ProgramTests | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def content(self) -> str:
-        """The assistant's message in the normal form."""
-        assert self.thought is not None
-        return thinking.join(self.thought.strip(), self.solution.strip())
-
-
-_MISSING = {"", "nan", "none", "null", "<na>"}  # how tables and their printers write nothing
-
-
-def text_of(value: Any) -> str:
-    """The text in a column; "" where nothing is there. Dropped for what is no text."""
-    if value is None or value != value:  # NaN
-        return ""
-    if not isinstance(value, str):
-        raise Dropped("malformed")
-    return "" if value.strip().lower() in _MISSING else value
-
-
-def value_of(value: Any) -> str:
-    """`text_of` for a short value, which may be a number."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-    return str(value) if is_number else text_of(value).strip()
-
-
-def flags_of(values: Any, count: int) -> list[bool]:
-    """A list of flags beside so many generations; what is missing, or null, is false.
-
-    Flags are read in any spelling that means one thing: true, 1, "True", and lists written as text.
-    Dropped for others.
-    """
-    if isinstance(values, str):
-        try:
-            values = ast.literal_eval(values.strip().replace("null", "None").title())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            raise Dropped("malformed") from None
-    if values is None or values != values:
-        values = []
-    if not isinstance(values, list):
-        raise Dropped("malformed")
-    flags: list[bool] = []
-    for value in values:
-        said = value.strip().lower() if isinstance(value, str) else value
-        if said in (True, "true", "1", "yes"):
-            flags.append(True)
-        elif said in (None, False, "false", "0", "no") or said != said or said in _MISSING:
-            flags.append(False)
-        else:
-            raise Dropped("malformed")
-    return (flags + [False] * count)[:count]
-
-
-def check_normal_form(content: str) -> None:
-    """ValueError unless an assistant message has the normal form, white space and all."""
-    if not thinking.is_normal(content):
-        raise ValueError(
-            "content: not of the form '<think>\\n...\\n</think>\\n\\n...' to the white space"
-        )
-    for mark in (*MARKERS, *LEAKS):
-        if mark in content:
-            raise ValueError(f"content: contains {mark!r}")
 
 
 def split_thought(text: str) -> tuple[str, str]:
@@ -133,8 +34,11 @@ def split_thought(text: str) -> tuple[str, str]:
         raise Dropped(fault.reason, text) from None
 
 
-def from_markers(text: str) -> tuple[str, str]:
-    """Thought and solution of OpenThoughts' four markers, each of which must be there once."""
+def from_markers(text: str) -> tuple[str, str, str]:
+    """Thought and solution of Sky-T1's four markers, and what text stands outside of them.
+
+    Dropped where a marker is not there, or not once.
+    """
     if any(text.count(marker) != 1 for marker in MARKERS):
         raise Dropped("broken_markers", text)
     places = [text.index(marker) for marker in MARKERS]
@@ -142,7 +46,31 @@ def from_markers(text: str) -> tuple[str, str]:
         raise Dropped("broken_markers", text)
     thought = text[places[0] + len(BEGIN_THOUGHT) : places[1]]
     solution = text[places[2] + len(BEGIN_SOLUTION) : places[3]]
-    return thought.strip(), solution.strip()
+    between = text[places[1] + len(END_THOUGHT) : places[2]]
+    after = text[places[3] + len(END_SOLUTION) :]
+    return thought.strip(), solution.strip(), (text[: places[0]] + between + after).strip()
+
+
+# Cleaning steps that --keep may switch off; the others are what a training file must be.
+STEPS = {
+    "loops": "repetition_loop",
+    "language": "language_mixing",
+    "box": "no_boxed_answer",
+    "code": "no_code_block",
+    "letter": "no_letter",
+}
+
+
+def kept_reasons(names: Collection[str]) -> frozenset[str]:
+    """The reasons that --keep names, by step or as the waterfall has them, with commas or not."""
+    kept: set[str] = set()
+    for name in (part for text in names for part in text.split(",") if part):
+        reason = STEPS.get(name, name)
+        if reason not in STEPS.values():
+            why = "is the file's contract or an option's" if reason in REASONS else "is unknown"
+            raise UserError(f"--keep={name}: {why}; expected some of {', '.join(STEPS)}")
+        kept.add(reason)
+    return frozenset(kept)
 
 
 def check_question(question: str) -> None:
@@ -155,29 +83,22 @@ def check_question(question: str) -> None:
         raise Dropped("leaked_chat_token")
 
 
-def check(draft: Draft) -> None:
-    """Raise Dropped with the reason for which a trajectory is not fit to be learned."""
-    thought = draft.thought or ""
-    solution = draft.solution
+def check(draft: Draft, keep: Collection[str] = ()) -> None:
+    """Raise Dropped with the reason, none of `keep`, for which a trajectory is not fit."""
+    thought, solution = draft.thought or "", draft.solution
+    text = draft.system + thought + solution
     check_question(draft.question)
     if not thought.strip():
         raise Dropped("empty_thought")
     if not solution.strip():
         raise Dropped("empty_solution")
-    if thinking.has_tag(thought + solution) or any(m in thought + solution for m in MARKERS):
+    if thinking.has_tag(text) or any(marker in text for marker in MARKERS):
         raise Dropped("leaked_marker")
-    if any(token in thought + solution for token in LEAKS):
+    if any(token in text for token in LEAKS):
         raise Dropped("leaked_chat_token")
-    if draft.domain == "math" and not (last_box(solution) or "").strip():
-        raise Dropped("no_boxed_answer")
-    if draft.domain == "coding" and last_fenced_block(solution) is None:
-        raise Dropped("no_code_block")
-    if draft.domain == "science" and draft.answer in LETTERS and not choice_letter(solution):
-        raise Dropped("no_letter")
-    if loops(thought) or loops(solution):
-        raise Dropped("repetition_loop")
-    if mixes_languages(draft.question, thought + solution):
-        raise Dropped("language_mixing")
+    found = (reason for reason, is_so in _FAULTS.items() if reason not in keep and is_so(draft))
+    if reason := next(found, None):
+        raise Dropped(reason)
 
 
 def loops(text: str) -> bool:
@@ -233,6 +154,17 @@ def _scripts(text: str) -> Counter[str]:
     return counts
 
 
+_FAULTS: dict[str, Callable[[Draft], bool]] = {
+    "no_boxed_answer": lambda d: d.domain == "math" and not (last_box(d.solution) or "").strip(),
+    "no_code_block": lambda d: d.domain == "coding" and last_fenced_block(d.solution) is None,
+    "no_letter": lambda d: (
+        d.domain == "science" and d.answer in LETTERS and not choice_letter(d.solution)
+    ),
+    "repetition_loop": lambda d: loops(d.thought or "") or loops(d.solution),
+    "language_mixing": lambda d: mixes_languages(d.question, (d.thought or "") + d.solution),
+}
+
+
 _NOT_WORD = re.compile(r"[\W_]+")
 _SENTENCE_MARK = re.compile(r"[.,;:?\"]+(?=\s|$)")
 
@@ -240,6 +172,15 @@ _SENTENCE_MARK = re.compile(r"[.,;:?\"]+(?=\s|$)")
 def words(text: str) -> list[str]:
     """Words of a text without case and punctuation, for looking for parts of a question."""
     return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split()
+
+
+_SPACE = re.compile(r"\\[,;:! >]|\\q?quad\b|[~$\s]+")
+_LOOSE_SPACE = re.compile(r"(?<=\W) | (?=\W)")
+
+
+def compact(text: str) -> str:
+    """`normalized` without the spaces beside marks: x + 1 is x+1, and 1 2 is not 12."""
+    return _LOOSE_SPACE.sub("", normalized(_SPACE.sub(" ", text)))
 
 
 def normalized(text: str) -> str:

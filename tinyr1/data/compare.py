@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinyr1.common.errors import UserError, needs
 from tinyr1.common.files import read_jsonl
-from tinyr1.data.clean import CHAT_TOKENS, normalized, words
-
-NGRAM = 8  # words, as in s1's decontamination
+from tinyr1.data.clean import CHAT_TOKENS, compact, normalized, words
 
 
 @dataclass
@@ -24,10 +24,10 @@ class Comparison:
     contamination: Contamination | None = None
     _kept: set[bytes] = field(default_factory=set)
 
-    def against(self, question: str) -> tuple[str, dict[str, str]]:
+    def against(self, question: str) -> tuple[str, dict[str, Any]]:
         """Reason for which a question is dropped ("" for none), and what was found."""
         if self.contamination and (match := self.contamination.match(question)):
-            return "contaminated", {"task_row": match[0], "shared": match[1]}
+            return "contaminated", asdict(match)
         if self.deduplicate and _key(question) in self._kept:
             return "duplicate", {}
         if self.near_duplicates and self.near_duplicates.seen(question):
@@ -45,39 +45,96 @@ def _key(question: str) -> bytes:
     return hashlib.blake2b(normalized(question).encode(errors="replace"), digest_size=16).digest()
 
 
-class Contamination:
-    """Questions of evaluations, and whether a text shares eight words in a row with one."""
+@dataclass(frozen=True)
+class Match:
+    """What a question shares with a test question: its longest phrase, and how much of the test."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._grams: dict[tuple[str, ...], str] = {}
+    task_row: str
+    shared: str
+    overlap: float  # share of the test question, weighted
+
+
+class Contamination:
+    """Test questions, and whether a question holds so much of one that it must not be trained on.
+
+    A phrase is `ngram` words in a row. It weighs 1 / the number of test questions that have it: one
+    that stands in many is how tests are written, and no evidence (decision 0017). A question is
+    contaminated where the phrases that it shares with a test question weigh at least `overlap` of
+    all that this has, and are as many as ten words in a row have, or three quarters of a shorter
+    question's. With `overlap` 0 any one phrase will do: s1's and open-r1's rule, for eight words.
+    Questions of fewer words than a phrase are compared whole, but for case and spacing.
+    """
+
+    def __init__(self, files: Sequence[Path], ngram: int = 5, overlap: float = 0.3) -> None:
+        self._ngram, self._overlap = ngram, overlap
+        self._least = max(1, 11 - ngram) if overlap else 1
         self._whole: dict[str, str] = {}
+        self._names: list[str] = []
+        self._phrases: list[set[tuple[str, ...]]] = []  # of each test question
+        self._having: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for file in files:
             for number, row in read_jsonl(file):
                 text = row.get("prompt") if isinstance(row, dict) else None
                 if not isinstance(text, str):
                     raise UserError(f"{file}:{number}: no prompt; expected rows of a task file")
-                name = f"{row.get('task', file.stem)}/{row.get('id', number)}"
                 for token in CHAT_TOKENS:  # of evaluate.py --show-prompts
                     text = text.replace(token, " ")
-                said = words(text)
-                self._whole[normalized(text)] = name
-                for gram in _grams(said):
-                    self._grams.setdefault(gram, name)
+                self._add(text, f"{row.get('task', file.stem)}/{row.get('id', number)}")
+        self._all = [self._weight(phrases) for phrases in self._phrases]
 
-    def match(self, question: str) -> tuple[str, str] | None:
-        """(row, what they share) of the first match."""
-        said = words(question)
-        whole = normalized(question)
+    def _add(self, text: str, name: str) -> None:
+        whole = compact(text)
+        if whole in self._whole:  # another trial of it, or another file's
+            return
+        self._whole[whole] = name
+        said = words(text)
+        phrases = {phrase for _, phrase in _grams(said, self._ngram)}
+        for phrase in phrases:
+            self._having[phrase].append(len(self._names))
+        self._names.append(name)
+        self._phrases.append(phrases)
+
+    def _weight(self, phrases: Collection[tuple[str, ...]]) -> float:
+        return sum(1 / len(self._having[phrase]) for phrase in phrases)
+
+    def _needed(self, test: int) -> int:
+        """How many phrases are evidence: ten words in a row, three quarters of a short question."""
+        return min(self._least, math.ceil(0.75 * len(self._phrases[test])))
+
+    def match(self, question: str) -> Match | None:
+        """The test question that most of is in a question; None where that is not enough."""
+        whole = compact(question)
         if whole in self._whole:
-            return self._whole[whole], question.strip()
-        for gram in _grams(said):
-            if gram in self._grams:
-                return self._grams[gram], " ".join(gram)
-        return None
+            return Match(self._whole[whole], question.strip(), 1.0)
+        said = words(question)
+        places = [(i, p) for i, p in _grams(said, self._ngram) if p in self._having]
+        shared: dict[int, set[tuple[str, ...]]] = defaultdict(set)
+        for _, phrase in places:
+            for test in self._having[phrase]:
+                shared[test].add(phrase)
+        best, found = 0.0, None
+        for test, phrases in shared.items():
+            overlap = self._weight(phrases) / self._all[test]
+            if len(phrases) >= self._needed(test) and overlap >= self._overlap and overlap > best:
+                best, found = overlap, test
+        if found is None:
+            return None
+        at = [i for i, phrase in places if phrase in shared[found]]
+        return Match(self._names[found], _longest(said, at, self._ngram), round(best, 3))
 
 
-def _grams(said: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    return (tuple(said[i : i + NGRAM]) for i in range(len(said) - NGRAM + 1))
+def _longest(said: Sequence[str], at: Sequence[int], ngram: int) -> str:
+    """The longest passage of phrases that begin at these places, one after the other."""
+    best = run = (at[0], at[0])
+    for place in at[1:]:
+        run = (run[0], place) if place == run[1] + 1 else (place, place)
+        best = max(best, run, key=lambda passage: passage[1] - passage[0])
+    return " ".join(said[best[0] : best[1] + ngram])
+
+
+def _grams(said: Sequence[str], n: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(place, n words in a row) of a text."""
+    return ((i, tuple(said[i : i + n])) for i in range(len(said) - n + 1))
 
 
 class NearDuplicates:

@@ -2,45 +2,31 @@
 
 The paper names three predicates (question type, source, verification) but not their values; here
 they are options. A row has several generations with flags beside them: the first that passes every
-check is taken, verified ones before others.
+check is taken, verified ones before others. NuminaMath-1.5, which OpenR1's problems come from, and
+LIMO have problems and no trajectories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
-from tinyr1.data.clean import Draft, Dropped, flags_of, split_thought, text_of, value_of
+from tinyr1 import thinking
+from tinyr1.data.clean import split_thought
+from tinyr1.data.draft import Draft, Dropped, Prefer, Row, Selection, flags_of, text_of, value_of
 
-Prefer = Literal["first", "shortest"]
 STOPS = ("stop", "eos", "eos_token", "end_turn")  # finish reasons of a whole answer
 
 
-def convert(row: dict[str, Any], **options: Any) -> Draft:
-    """The first of `candidates`."""
-    return candidates(row, **options)[0]
-
-
-def candidates(
-    row: dict[str, Any],
-    question_types: Sequence[str] = ("math-word-problem",),
-    sources: Sequence[str] = (),
-    require_verified: bool = True,
-    prefer: Prefer = "first",
-) -> list[Draft]:
+def openr1(row: Row, want: Selection) -> list[Draft]:
     """The usable generations of a row of OpenR1-Math, verified ones first.
 
-    Empty `question_types` or `sources` admit all. Raises Dropped with the predicate that the row,
-    or the best of its generations, fails.
+    Raises Dropped with the predicate that the row, or the best of its generations, fails.
     """
-    if question_types and row["question_type"] not in question_types:
-        raise Dropped("question_type")
-    if sources and row.get("source") not in sources:
-        raise Dropped("source")
-    answer = value_of(row.get("answer"))
-    if answer in ("", "proof", "notfound"):
-        raise Dropped("no_reference_answer")
-    found = _generations(row, require_verified, prefer)
+    problem = numina(row, want)[0]
+    if want.questions_only:
+        return [problem]
+    found = _generations(row, want.require_verified, want.prefer)
     drafts: list[Draft] = []
     fault = Dropped("no_think")
     for i in found.usable:
@@ -49,25 +35,50 @@ def candidates(
         except Dropped as why:
             fault = why
             continue
+        meta = {"generation": i, "verified_by": found.verifiers[i]}
         drafts.append(
-            Draft(
-                id=value_of(row.get("uuid")),
-                domain="math",
-                question=text_of(row["problem"]),
-                thought=thought,
-                solution=solution,
-                source=f"open-r1/OpenR1-Math-220k/{row.get('source') or ''}",
-                answer=answer,
-                meta={
-                    "generation": i,
-                    "problem_type": row.get("problem_type"),
-                    "verified_by": found.verifiers[i],
-                },
-            )
+            replace(problem, thought=thought, solution=solution, meta=problem.meta | meta)
         )
     if not drafts:
         raise fault
     return drafts
+
+
+def numina(row: Row, want: Selection) -> list[Draft]:
+    """A problem of NuminaMath-1.5, a question for the teacher; its worked solution is no thought.
+
+    Raises Dropped for one of another type or source, or without an answer to compare with.
+    """
+    want.check_domain("math")
+    if want.question_types and row.get("question_type") not in want.question_types:
+        raise Dropped("question_type")
+    source = want.check_source(row)
+    answer = value_of(row.get("answer"))
+    if answer in ("", "proof", "notfound"):
+        raise Dropped("no_reference_answer")
+    return [
+        Draft(
+            id=value_of(row.get("uuid")),
+            domain="math",
+            question=text_of(row["problem"]),
+            thought=None,
+            solution="",
+            source=source,
+            answer=answer,
+            meta={"problem_type": row.get("problem_type")},
+        )
+    ]
+
+
+def limo(row: Row, want: Selection) -> list[Draft]:
+    """A problem of LIMO: its solution is one chain of thought, in later releases with the tags."""
+    want.check_domain("math")
+    question, text = text_of(row["question"]), text_of(row["solution"])
+    draft = Draft("", "math", question, None, "", "", value_of(row.get("answer")) or None)
+    if want.questions_only or not thinking.is_closed(text):
+        return [draft]
+    thought, solution = split_thought(text)
+    return [replace(draft, thought=thought, solution=solution)]
 
 
 class _Generations(NamedTuple):
@@ -78,7 +89,7 @@ class _Generations(NamedTuple):
     verifiers: list[str | None]
 
 
-def _generations(row: dict[str, Any], require_verified: bool, prefer: Prefer) -> _Generations:
+def _generations(row: Row, require_verified: bool, prefer: Prefer) -> _Generations:
     """Raises Dropped with what none of a row's generations is: complete, finished, verified."""
     texts = row["generations"] or []
     if not isinstance(texts, list):
@@ -86,9 +97,9 @@ def _generations(row: dict[str, Any], require_verified: bool, prefer: Prefer) ->
     # Flags are lists beside the generations, in some rows shorter ones, in some with null among
     # them.
     count = len(texts)
-    complete = flags_of(row["is_reasoning_complete"], count)
+    complete = flags_of(row.get("is_reasoning_complete"), count)
     complete = [c and isinstance(text, str) for c, text in zip(complete, texts, strict=True)]
-    by_rules = flags_of(row["correctness_math_verify"], count)
+    by_rules = flags_of(row.get("correctness_math_verify"), count)
     by_llama = flags_of(row.get("correctness_llama"), count)  # where the rules could not tell
     verifiers = [
         "math_verify" if rules else "llama" if llama else None

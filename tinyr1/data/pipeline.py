@@ -1,4 +1,4 @@
-"""Source rows to a training file: converted, cleaned, verified, compared, counted.
+"""Source rows to a training file: read, cleaned, verified, compared, named, counted.
 
 Rows go through one at a time; what stays in memory is a hash of each question that was kept. The
 file appears under its name when it is whole, its waterfall and provenance beside it, and every row
@@ -14,6 +14,7 @@ import operator
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -32,15 +33,14 @@ from tinyr1.common.files import (
 )
 from tinyr1.common.log import Log
 from tinyr1.common.threads import in_threads
-from tinyr1.data.clean import REASONS, Draft, Dropped, check, check_normal_form, check_question
+from tinyr1.data.clean import check, check_question
 from tinyr1.data.compare import Comparison
-from tinyr1.graders.answer import last_box
-from tinyr1.graders.grading import grade
-from tinyr1.graders.sandbox import Level
-from tinyr1.record import LETTERS, Kind, Record, TaskRow
+from tinyr1.data.draft import REASONS, Draft, Dropped
+from tinyr1.data.sources import Place
 
-# A row as one draft, or as several of which the first that passes every check is used.
-Convert = Callable[[dict[str, Any]], "Draft | list[Draft]"]
+# A row's drafts, best first: the first that passes every check is used. Raises Dropped.
+Convert = Callable[[Place], "list[Draft]"]
+PHRASES = 20  # commonest matched phrases that FILE.meta.json keeps
 SAVE_EVERY = 5.0  # seconds between points that an interrupted run can go on from
 
 
@@ -52,6 +52,8 @@ class Steps:
     token_count: Callable[[Draft], int] | None = None
     max_tokens: int = 16384
     comparison: Comparison = field(default_factory=Comparison)
+    keep: frozenset[str] = frozenset()  # reasons that are none
+    generations: int | None = 1  # of a row that are used (None: all that pass)
 
 
 @dataclass
@@ -64,6 +66,9 @@ class Waterfall:
     tokens: int = 0
     unverified: int = 0  # kept although nothing was known to verify them by
     verified_by: dict[str, int] = field(default_factory=dict)  # of the rows out, where a set says
+    rows_used: int = 0  # of which the rows out were made
+    cut: dict[str, int] = field(default_factory=dict)  # what rows had and their records have not
+    phrases: dict[str, int] = field(default_factory=dict)  # shared with test questions
 
     def lines(self) -> list[str]:
         """For people: what is left after each reason, in the order in which rows meet them."""
@@ -75,7 +80,18 @@ class Waterfall:
         lines.append(f"rows out                 {self.rows_out:>9,}")
         for verifier, count in sorted(self.verified_by.items()):
             lines.append(f"  verified by {verifier:<12} {count:>8,}")
+        if self.rows_out > self.rows_used:
+            lines.append(f"  from {self.rows_used:,} rows: several generations of some")
+        for what, count in sorted(self.cut.items()):
+            lines.append(f"  cut: {what}, {count:,} rows")
+        if self.phrases:
+            lines.append("commonest phrases shared with test questions:")
+            lines += [f"  {count:>7,}  {phrase[:100]}" for phrase, count in self.commonest(5)]
         return lines
+
+    def commonest(self, n: int) -> list[tuple[str, int]]:
+        """Phrases shared with test questions, with how many rows had each as their longest."""
+        return Counter(self.phrases).most_common(n)
 
 
 class Outputs:
@@ -104,24 +120,34 @@ class Outputs:
         for _, row in read_jsonl(self._work / "kept.jsonl"):
             yield row
 
-    def keep(self, row: _Examined) -> None:
-        self.counts.rows_out += 1
-        self.counts.tokens += row.tokens
-        self.counts.unverified += row.unverified
-        if verifier := row.record.get("meta", {}).get("verified_by"):
-            by = self.counts.verified_by
-            by[verifier] = by.get(verifier, 0) + 1
-        self._write(0, row.record)
+    def keep(self, row: _Examined, records: list[dict[str, Any]]) -> None:
+        """Count a row and write the records that were made of it."""
+        counts = self.counts
+        counts.rows_in += 1
+        counts.rows_used += 1
+        for passed, record in zip(row.passed, records, strict=True):
+            counts.rows_out += 1
+            counts.tokens += passed.tokens
+            counts.unverified += passed.unverified
+            if verifier := record.get("meta", {}).get("verified_by"):
+                counts.verified_by[verifier] = counts.verified_by.get(verifier, 0) + 1
+            for what in passed.draft.cut:
+                counts.cut[what] = counts.cut.get(what, 0) + 1
+        self._write(0, *records)
 
     def reject(self, row: str, reason: str, found: dict[str, Any]) -> None:
         """Count a row; `found` is what goes into the side file with its name and the reason."""
-        self.counts.dropped[reason] = self.counts.dropped.get(reason, 0) + 1
+        counts = self.counts
+        counts.rows_in += 1
+        counts.dropped[reason] = counts.dropped.get(reason, 0) + 1
+        if phrase := found.get("shared"):
+            counts.phrases[phrase] = counts.phrases.get(phrase, 0) + 1
         self._write(1, {"row": row, "reason": reason} | found)
 
-    def _write(self, which: int, row: dict[str, Any]) -> None:
-        self.counts.rows_in += 1
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        self._files[which].write(line.encode(errors="replace"))  # half a surrogate pair, as "?"
+    def _write(self, which: int, *rows: dict[str, Any]) -> None:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            self._files[which].write(line.encode(errors="replace"))  # half a surrogate pair, as "?"
         if time.monotonic() - self._saved > SAVE_EVERY:
             self._save()
 
@@ -145,6 +171,7 @@ class Outputs:
             return
         if self.counts.rows_out:
             values = asdict(self.counts) | {"sha256": hash_file(Path(kept.name))}
+            values["phrases"] = dict(self.counts.commonest(PHRASES))
             write_json(out.with_suffix(".meta.json"), values | about)
             os.replace(kept.name, out)
         os.replace(rejected.name, out.with_suffix(".rejected.jsonl"))
@@ -166,7 +193,7 @@ def _opened(path: Path, end: int) -> BinaryIO:
 
 
 def build(
-    places: Iterable[tuple[str, int, dict[str, Any]]],
+    places: Iterable[Place],
     convert: Convert,
     out: Path,
     steps: Steps,
@@ -179,17 +206,19 @@ def build(
     on if that is the same.
     """
 
-    def examine(place: tuple[str, int, dict[str, Any]]) -> _Examined:
-        where, number, row = place
+    def examine(place: Place) -> _Examined:
         try:
-            return _examine_row(row, f"{where}:{number}", convert, steps)
+            return _examine_row(place, convert, steps)
         except KeyError as error:
-            raise UserError(f"{where}: row {number}: no column {error}; other schema?") from None
+            where = f"{place.where}: row {place.number}"
+            raise UserError(f"{where}: no column {error}; other schema?") from None
 
     work = out.with_suffix(".partial")
+    names = _Names()
     with owned(work), closing(Outputs(work, hash_json(about))) as outputs:
         for record in outputs.kept():
             steps.comparison.add(question_of(record))
+            names.used.add(record["id"])
         done = outputs.counts.rows_in
         if done:
             log.say(f"{out}: goes on after {done:,} rows")
@@ -197,133 +226,126 @@ def build(
         # duplicate must not depend on which thread was faster.
         examined = in_threads(examine, itertools.islice(places, done, None))
         for row in log.bar(examined, desc="rows", unit="row", initial=done):
-            if row.reason:
-                outputs.reject(row.name, row.reason, row.record)
+            if not row.passed:
+                outputs.reject(row.where, row.reason, row.found)
                 continue
-            question = question_of(row.record)
+            drafts = [passed.draft for passed in row.passed]
+            question = drafts[0].question.strip()
             reason, found = steps.comparison.against(question)
             if reason:
-                outputs.reject(row.name, reason, row.record | found)
+                outputs.reject(row.where, reason, record_of(drafts[0]) | found)
                 continue
             steps.comparison.add(question)
-            outputs.keep(row)
+            name = names.new(drafts[0])
+            if steps.generations == 1:
+                records = [record_of(drafts[0], name)]
+            else:
+                records = [record_of(draft, f"{name}/{i}") for i, draft in enumerate(drafts)]
+            names.used.update(record["id"] for record in records)
+            outputs.keep(row, records)
         outputs.finish(out, about)
         return outputs.counts
 
 
+class _Names:
+    """Ids for records: the set's own where it is new, else a hash of source and question."""
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+
+    def new(self, draft: Draft) -> str:
+        """One that no record before has; the same from whatever file the row was read."""
+        name = hash_json([draft.source, draft.question.strip()])[:16]
+        names = itertools.chain([draft.id, name], (f"{name}-{i}" for i in itertools.count(2)))
+        return next(n for n in names if n and n not in self.used and f"{n}/0" not in self.used)
+
+
 def question_of(record: dict[str, Any]) -> str:
     """The user's words in a line that `record_of` made."""
-    return record["question"] if "question" in record else record["messages"][0]["content"]
+    if "question" in record:
+        return record["question"]
+    return next(m["content"] for m in record["messages"] if m["role"] == "user")
+
+
+class _Passed(NamedTuple):
+    """A draft that passed every check of itself."""
+
+    draft: Draft
+    tokens: int
+    unverified: bool
 
 
 class _Examined(NamedTuple):
     """A row after all that can be said of it alone."""
 
-    name: str
-    reason: str  # "" where it may be kept
-    record: dict[str, Any]  # the line to write; of a rejected row, what is known
-    tokens: int = 0
-    unverified: bool = False
+    where: str
+    passed: list[_Passed]
+    reason: str  # where none passed: why the first did not
+    found: dict[str, Any]  # what is known of such a row
 
 
-def _examine_row(row: dict[str, Any], name: str, convert: Convert, steps: Steps) -> _Examined:
-    """A row with the first of its drafts that passes every check; the reason is the first one's."""
+def _examine_row(place: Place, convert: Convert, steps: Steps) -> _Examined:
+    """A row with those of its drafts that pass every check, as many as are wanted."""
+    name = f"{place.where}:{place.number}"
     try:
-        found = convert(row)
-        drafts = found if isinstance(found, list) else [found]
+        drafts = convert(place)
     except Dropped as why:
-        question = row.get("problem") or row.get("question")
-        found = {"id": row.get("uuid") or row.get("id"), "question": question, "text": why.text}
-        return _Examined(name, why.reason, {k: v for k, v in found.items() if v})
+        row = place.row
+        found = {"id": row.get("uuid") or row.get("id"), "text": why.text}
+        found["question"] = row.get("problem") or row.get("question")
+        return _Examined(name, [], why.reason, {k: v for k, v in found.items() if v})
     except (TypeError, AttributeError, ValueError):  # a field of another type than published
-        return _Examined(name, "malformed", {})
-    rejected: _Examined | None = None
+        return _Examined(name, [], "malformed", {})
+    passed: list[_Passed] = []
+    fault: Dropped | None = None
     for draft in drafts:
-        record = record_of(draft, name)
         try:
-            tokens, unverified = _check_draft(draft, steps)
+            passed.append(_check_draft(draft, steps))
         except Dropped as why:
-            rejected = rejected or _Examined(name, why.reason, record)
-        else:
-            return _Examined(name, "", record, tokens, unverified)
-    assert rejected is not None  # there is at least one draft
-    return rejected
+            fault = fault or why
+        if len(passed) == steps.generations:
+            break
+    if passed:
+        return _Examined(name, passed, "", {})
+    assert fault is not None  # there is at least one draft
+    return _Examined(name, [], fault.reason, record_of(drafts[0]))
 
 
-def _check_draft(draft: Draft, steps: Steps) -> tuple[int, bool]:
-    """Tokens of a draft, and whether it could not be verified. Raises Dropped."""
+def _check_draft(draft: Draft, steps: Steps) -> _Passed:
+    """A draft with its tokens, and whether it could not be verified. Raises Dropped."""
     try:
-        f"{draft.question}{draft.thought}{draft.solution}".encode()
+        f"{draft.system}{draft.question}{draft.thought}{draft.solution}".encode()
     except UnicodeEncodeError:  # half a surrogate pair
         raise Dropped("malformed") from None
     if draft.thought is None:
         check_question(draft.question)
-        return 0, False
-    check(draft)
+        return _Passed(draft, 0, False)
+    check(draft, steps.keep)
     right = steps.verify(draft) if steps.verify else True
     if right is False:
         raise Dropped("wrong_answer")
     tokens = steps.token_count(draft) if steps.token_count else 0
     if tokens > steps.max_tokens:
         raise Dropped("too_long")
-    return tokens, right is None
+    return _Passed(draft, tokens, right is None)
 
 
-def record_of(draft: Draft, name: str) -> dict[str, Any]:
+def record_of(draft: Draft, name: str = "") -> dict[str, Any]:
     """A line of a training file, or of a file of questions for the teacher."""
-    row: dict[str, Any] = {"id": draft.id or name, "domain": draft.domain}
+    row: dict[str, Any] = {"id": name or draft.id, "domain": draft.domain}
     user = {"role": "user", "content": draft.question.strip()}
+    meta = dict(draft.meta)
+    tests = draft.tests.to_json() if draft.tests else None
     if draft.thought is None:
         row |= {"question": user["content"]}
     else:
-        row |= {"messages": [user, {"role": "assistant", "content": draft.content()}]}
-    row["source"] = draft.source
+        system = [{"role": "system", "content": draft.system}] if draft.system else []
+        row |= {"messages": [*system, user, {"role": "assistant", "content": draft.content()}]}
+        meta["tests"] = tests  # in meta: no loader of training files need know its shape
+    row["source"] = "/".join(name for name in (draft.origin, draft.source) if name)
     if draft.answer is not None:
         row["answer"] = draft.answer
-    if draft.tests is not None:
-        row["tests"] = draft.tests.to_json()
-    meta = {k: v for k, v in draft.meta.items() if v is not None}
+    if draft.thought is None and tests:
+        row["tests"] = tests
+    meta = {k: v for k, v in meta.items() if v is not None}
     return row | ({"meta": meta} if meta else {})
-
-
-def is_right(draft: Draft, sandbox: Level = "namespaces") -> bool | None:
-    """True for a right solution; None where nothing is known that it could be compared with."""
-    kind: Kind
-    if draft.tests:
-        kind = "code"
-    elif draft.answer and draft.answer in LETTERS:
-        kind = "choice"
-    elif draft.answer and (draft.domain == "math" or last_box(draft.solution)):
-        kind = "math"
-    else:
-        return None
-    answer = draft.answer or ""
-    row = TaskRow(draft.domain, draft.id, kind, draft.question, answer, tests=draft.tests)
-    return grade(row, draft.content(), sandbox=sandbox).correct
-
-
-def check_file(path: Path) -> Iterator[tuple[int, Record | ValueError]]:
-    """(line, record, or how the line breaks the contract) of a training file."""
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            record = Record.from_json(json.loads(line))
-            if not record.id:
-                raise ValueError("id: missing")
-            for message in record.messages:
-                if message.role == "assistant":
-                    check_normal_form(message.content)
-            yield number, record
-        except ValueError as error:
-            yield number, error
-        except RecursionError:
-            yield number, ValueError("nested too deeply")
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with open(path, "rb") as file:
-            yield from file
-    except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None

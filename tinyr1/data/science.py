@@ -8,50 +8,35 @@ puzzles included). The paper had R1 answer them; rows that hold R1's answer alre
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-from tinyr1.data.clean import Draft, Dropped, from_markers, text_of, value_of
-from tinyr1.data.coding import FUNCTION, SOURCE, conversation
+from tinyr1.data.draft import Draft, Dropped, Row, Selection, text_of, value_of
 from tinyr1.graders.answer import last_box
 
-S1_TYPES = ("science", "health science")
-BOXED = "Return your final response within \\boxed{}."  # how OpenThoughts asks for mathematics
 
+def s1(row: Row, want: Selection) -> list[Draft]:
+    """A row of s1's 59K, s1K or s1K-1.1, of which the last has R1's answers.
 
-def convert(
-    row: dict[str, Any], cot_types: Sequence[str] = S1_TYPES, questions_only: bool = False
-) -> Draft:
-    """A row of s1, s1K, s1K-1.1 or OpenThoughts. Empty `cot_types` admit all of s1's.
-
-    With `questions_only` the draft is a question for the teacher (thought None); otherwise a row
-    without R1's answer is dropped.
+    In the math branch only what s1 calls math, and in the coding branch likewise.
     """
-    draft = _from_s1(row, cot_types) if "question" in row else _from_openthoughts(row)
-    if questions_only:
-        return replace(draft, thought=None, solution="")
-    if draft.thought is None:
-        raise Dropped("no_trajectory", draft.question)
-    return draft
-
-
-def _from_s1(row: dict[str, Any], cot_types: Sequence[str]) -> Draft:
-    if cot_types and row.get("cot_type") not in cot_types:
+    types = want.cot_types if want.domain == "science" else (want.domain,)
+    if types and row.get("cot_type") not in types:
         raise Dropped("domain")
     reference = value_of(row.get("solution"))
-    thought = text_of(row.get("deepseek_thinking_trajectory"))
-    attempt = text_of(row.get("deepseek_attempt"))
-    return Draft(
-        id=str(row.get("id") or ""),
-        domain="science",
-        question=text_of(row["question"]),
-        thought=thought.strip() if thought and attempt else None,
-        solution=attempt.strip() if thought and attempt else "",
-        source=f"simplescaling/s1/{row.get('source_type') or ''}",
-        answer=short_answer(reference),
-        meta={"reference": reference} if reference else {},
-    )
+    thought = text_of(row.get("deepseek_thinking_trajectory")).strip()
+    attempt = text_of(row.get("deepseek_attempt")).strip()
+    is_answered = bool(thought and attempt) and not want.questions_only
+    return [
+        Draft(
+            id=value_of(row.get("id")),
+            domain=want.domain,
+            question=text_of(row["question"]),
+            thought=thought if is_answered else None,
+            solution=attempt if is_answered else "",
+            source=value_of(row.get("source_type")),
+            answer=short_answer(reference),
+            meta={"reference": reference} if reference else {},
+        )
+    ]
 
 
 def short_answer(reference: str) -> str | None:
@@ -60,23 +45,3 @@ def short_answer(reference: str) -> str | None:
     if re.fullmatch(r"\(?[A-D]\)?\.?", text):
         return text.strip("().")
     return last_box(text) or (text if re.fullmatch(r"-?[\d.,/]*\d", text) else None)
-
-
-def _from_openthoughts(row: dict[str, Any]) -> Draft:
-    if "domain" in row:
-        if row["domain"] in ("math", "code"):
-            raise Dropped("domain")
-        return Draft(
-            id=str(row.get("id") or ""),
-            domain="science",
-            question=text_of(row.get("problem")),
-            thought=text_of(row.get("deepseek_reasoning")).strip(),
-            solution=text_of(row.get("deepseek_solution")).strip(),
-            source=f"{SOURCE}/{row.get('source') or ''}",
-            meta={"domain": row["domain"]},
-        )
-    question, response = conversation(row)
-    if question.startswith((FUNCTION, BOXED)):
-        raise Dropped("domain")
-    thought, solution = from_markers(response)
-    return Draft(str(row.get("id") or ""), "science", question, thought, solution, SOURCE)

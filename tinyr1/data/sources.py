@@ -1,19 +1,40 @@
-"""Reading published sets row by row: parquet and jsonl files, folders of them, or the hub."""
+"""Reading published sets row by row: files, folders of them, or the hub."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyr1.common.errors import UserError, needs
 from tinyr1.common.files import hash_file, real
-from tinyr1.data.published import file_rows, hub_rows, newest_commit
+from tinyr1.data.published import (
+    SUFFIXES,
+    Row,
+    file_rows,
+    hub_rows,
+    is_about_others,
+    is_data,
+    newest_commit,
+)
 
-SUFFIXES = (".parquet", ".jsonl")
-Place = tuple[str, int, dict[str, Any]]
+SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation"}
+SPLITS |= {"val": "validation", "dev": "validation", "eval": "validation"}
+_SPLIT = re.compile(rf"(?:^|[-_./])({'|'.join(SPLITS)})(?=[-_./]|$)")
+KINDS = f"{', '.join(SUFFIXES)} (.jsonl and .json also .gz or .zst)"
+
+
+class Place(NamedTuple):
+    """A row of a source, and where it lies."""
+
+    where: str  # a file, or a set on the hub
+    number: int  # from 1
+    row: Row
+    origin: str = ""  # the source's name, for the record's provenance
+    is_whole: bool = False  # all of the source's rows are wanted, whatever they are about
 
 
 @dataclass(frozen=True)
@@ -27,26 +48,35 @@ class Source:
     files: dict[str, Path] = field(default_factory=dict)
     config: str | None = None
     revision: str = ""
+    split: str = "train"
+    is_whole: bool = False
+    unread: tuple[str, ...] = ()  # files of the folder that are not read, each with the reason
 
     @property
     def is_hub(self) -> bool:
         return not self.files
 
+    @property
+    def origin(self) -> str:
+        """What was read, by name: the set on the hub, the folder, the file."""
+        return self.name if self.is_hub else real(Path(self.name)).name
+
     def rows(self) -> Iterator[Place]:
-        """(file or set, number from 1, row) of every row, a few in memory at a time."""
+        """Every row, a few in memory at a time."""
         if not self.files:
-            for number, row in hub_rows(
-                f"--source={self.name}", self.name, self.config, "train", self.revision, True
-            ):
-                yield self.name, number, row
+            what = f"--source={self.name}"
+            rows = hub_rows(what, self.name, self.config, self.split, self.revision, True)
+            for number, row in rows:
+                yield Place(self.name, number, row, self.origin, self.is_whole)
         for name, file in self.files.items():
             for number, row in file_rows(file):
-                yield name, number, row
+                yield Place(name, number, row, self.origin, self.is_whole)
 
     def identity(self) -> dict[str, Any]:
         """Describe it for FILE.meta.json: sizes and hashes of files, or the hub's commit."""
         if not self.files:
-            return {"hub": self.name, "config": self.config, "revision": self.revision}
+            about = {"hub": self.name, "config": self.config, "revision": self.revision}
+            return about | ({"split": self.split} if self.split != "train" else {})
         described: list[dict[str, Any]] = []
         for name, file in self.files.items():
             about = {"file": name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
@@ -55,13 +85,26 @@ class Source:
 
 
 def open_sources(
-    names: Sequence[str], out: Path, config: str | None = None, revision: str | None = None
+    names: Sequence[str],
+    out: Path,
+    config: str | None = None,
+    revision: str | None = None,
+    split: str | None = None,
+    whole: Sequence[str] = (),
 ) -> list[Source]:
     """Find each name: a file, a folder, or a set on the hub at its newest commit.
 
-    What a run to `out` writes is never read. UserError for a name that is none of the three.
+    `whole` are further names, all of whose rows are wanted. What a run to `out` writes is never
+    read. UserError for a name that is none of the three, and for options of other kinds of source.
     """
-    sources = [_open(name, out, config, revision) for name in names]
+    hub = (config, revision, split or "train")
+    sources = [_open(name, out, *hub) for name in names]
+    sources += [replace(_open(name, out, *hub), is_whole=True) for name in whole]
+    if (config or revision) and not any(source.is_hub for source in sources):
+        option = "--hub-config" if config else "--revision"
+        raise UserError(f"{option}: of a set on the hub, and --source names local files")
+    if split and all(Path(source.name).is_file() for source in sources):
+        raise UserError("--split: of a folder or a set on the hub, and --source names files")
     labels = Counter(label for source in sources for label in source.files)
     if max(labels.values(), default=0) > 1:  # rows must be told apart by name and number
         sources = [
@@ -71,24 +114,54 @@ def open_sources(
     return sources
 
 
-def _open(name: str, out: Path, config: str | None, revision: str | None) -> Source:
+def _open(name: str, out: Path, config: str | None, revision: str | None, split: str) -> Source:
     path = Path(name)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not is_output(p, out))
-        if not found:
-            raise UserError(f"--source={name}: no .parquet or .jsonl file in it")
-        inside = real(path).name
-        return Source(name, {f"{inside}/{p.relative_to(path).as_posix()}": p for p in found})
+        return _open_folder(name, out, split)
     if path.exists():
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"--source={name}: expected .parquet or .jsonl")
+        if not is_data(path):
+            raise UserError(f"--source={name}: expected {KINDS}")
         if is_output(path, out):
             raise UserError(f"--source={name}: --out={out} would write it; choose another --out")
         return Source(name, {path.name: path})
-    if path.suffix in SUFFIXES or name.count("/") != 1 or name.startswith((".", "/")):
+    if is_data(path) or name.count("/") != 1 or name.startswith((".", "/")):
         raise UserError(f"--source={name}: no such file, and no name on the hub (owner/name)")
     needs("datasets", "data", f"--source={name}")
-    return Source(name, config=config, revision=newest_commit(f"--source={name}", name, revision))
+    commit = newest_commit(f"--source={name}", name, revision)
+    return Source(name, config=config, revision=commit, split=split)
+
+
+def _open_folder(name: str, out: Path, split: str) -> Source:
+    """The data files of a folder that are of the split, or of none; `save_to_disk`'s, too."""
+    folder = Path(name)
+    inside = real(folder).name
+    found: dict[str, Path] = {}
+    unread: list[str] = []
+    splits: set[str] = set()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        at = file.relative_to(folder)
+        if any(part.startswith(".") for part in at.parts):
+            continue
+        named = _SPLIT.findall(at.as_posix().lower())
+        if is_output(file, out):
+            unread.append(f"{at} (an output of this command)")
+        elif not is_data(file):
+            unread.append(f"{at} (no data format)")
+        elif is_about_others(file):
+            unread.append(f"{at} (one JSON object, no rows)")
+        elif named and SPLITS[named[-1]] != SPLITS.get(split, split):
+            splits.add(SPLITS[named[-1]])
+            unread.append(f"{at} (of the split {SPLITS[named[-1]]})")
+        else:
+            found[f"{inside}/{at.as_posix()}"] = file
+    if not found and splits:
+        raise UserError(
+            f"--source={name}: no file of the split {split}; --split names one of "
+            f"{', '.join(sorted(splits))}"
+        )
+    if not found:
+        raise UserError(f"--source={name}: no data file in it; expected {KINDS}")
+    return Source(name, found, split=split, unread=tuple(unread))
 
 
 def is_output(path: Path, out: Path) -> bool:

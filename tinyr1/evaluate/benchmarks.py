@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from tinyr1.common.errors import UserError
-from tinyr1.data.published import Row, file_rows, hub_rows
+from tinyr1.common.files import json_suffix
+from tinyr1.data.published import (
+    SUFFIXES,
+    Row,
+    file_rows,
+    hub_rows,
+    is_about_others,
+    is_data,
+)
 from tinyr1.record import TaskRow
 
 LCB_WINDOW = ("2024-08-01", "2025-02-01")  # the paper's
@@ -90,7 +98,6 @@ def _read_from(places: Iterable[str]) -> str:
 # ---------------------------------------------------------------- where rows come from
 
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 DEPTH = 5  # levels below --data that are looked into
 
 
@@ -113,7 +120,7 @@ def _files(name: str, benchmark: Benchmark, data: Path) -> Iterator[tuple[str, R
         )
     for file in files:
         for number, row in file_rows(file):
-            is_lines = file.suffix.lower() in (".jsonl", ".json")
+            is_lines = json_suffix(file) in (".jsonl", ".json")
             yield f"{file}:{number}" if is_lines else f"{file}: row {number}", row
 
 
@@ -127,7 +134,7 @@ def _named(data: Path, names: tuple[str, ...]) -> list[Path]:
         for folder in (path for path in named if path.is_dir()):
             inside = sorted(folder.rglob("*"))
             files += [p for p in inside if not _is_hidden(p.relative_to(folder))]
-        if found := [p for p in files if p.suffix.lower() in SUFFIXES and not _is_object(p)]:
+        if found := [p for p in files if is_data(p) and not is_about_others(p)]:
             return found
         level = [path for path in below if path.is_dir() and not path.name.startswith(".")]
     return []
@@ -142,15 +149,6 @@ def _inside(folder: Path) -> list[Path]:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _is_object(path: Path) -> bool:
-    """True for a .json file of one object over several lines: it is about other files."""
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        first = file.readline(1 << 20).strip()
-    return first[:1] == b"{" and not (first.endswith(b"}") and len(first) > 2)
 
 
 def _hub(name: str, configuration: str | None, split: str) -> Iterator[tuple[str, Row]]:

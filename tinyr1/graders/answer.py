@@ -23,18 +23,24 @@ def last_box(text: str) -> str | None:
     An unclosed box after it does not count, an empty one does (as an empty answer). Boxes inside
     a box belong to the outer one.
     """
+    found = boxes(text)
+    return found[-1] if found else None
+
+
+def boxes(text: str) -> list[str]:
+    r"""Contents of all `\boxed{...}` whose braces balance, but for those inside another."""
     if len(text) > LONGEST:
         text = text[-LONGEST:]
     closes = _closing_braces(text) if _BOX.search(text) else {}
-    content = None
+    found: list[str] = []
     end = 0
     for match in _BOX.finditer(text):
         close = closes.get(match.end() - 1)
         # A box within a box is part of the outer one's content.
         if close is not None and match.start() >= end:
-            content = text[match.end() : close]
+            found.append(text[match.end() : close])
             end = close
-    return content
+    return found
 
 
 def last_tagged(text: str, tag: str) -> str | None:

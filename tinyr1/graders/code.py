@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyr1.graders.sandbox import Outcome, Sandbox
 from tinyr1.record import TaskRow
@@ -18,8 +19,20 @@ TIMEOUT_S = 6.0  # a test, as in LiveCodeBench
 _REASONS = {"output_limit": "runtime_error"}
 
 
-def grade_program(program: str, row: TaskRow, sandbox: Sandbox) -> str:
-    """Run all tests of a task row; returns "" when every one passes, else why the first failed."""
+class Judge(NamedTuple):
+    """How what a program gives is compared with what is expected, and what it is given."""
+
+    equal_values: Callable[[str, str], bool]  # JSON results of a function: produced, expected
+    equal_output: Callable[[str, str], bool]  # what it prints
+    integer_keys: bool = False  # arguments' keys that read as integers are integers
+
+
+def grade_program(program: str, row: TaskRow, sandbox: Sandbox, judge: Judge | None = None) -> str:
+    """Run all tests of a task row; returns "" when every one passes, else why the first failed.
+
+    Results are compared as LiveCodeBench does, or by another `judge`.
+    """
+    judge = judge or EXACT
     tests = row.tests
     assert tests is not None  # TaskRow checks that code has some
     timeout_s = row.timeout_s or TIMEOUT_S
@@ -28,18 +41,21 @@ def grade_program(program: str, row: TaskRow, sandbox: Sandbox) -> str:
     for given, expected in zip(tests.inputs, tests.outputs, strict=True):
         if budget_s <= 0:
             return "timeout"
-        outcome = sandbox.run(program, given, tests.fn_name, min(timeout_s, budget_s))
+        seconds = min(timeout_s, budget_s)
+        outcome = sandbox.run(
+            program, given, tests.fn_name, seconds, integer_keys=judge.integer_keys
+        )
         budget_s -= outcome.seconds
-        reason = _verdict(outcome, expected, tests.fn_name is not None)
+        equal = judge.equal_output if tests.fn_name is None else judge.equal_values
+        reason = _verdict(outcome, expected, equal)
         if reason:
             return reason
     return ""
 
 
-def _verdict(outcome: Outcome, expected: str, is_value: bool) -> str:
+def _verdict(outcome: Outcome, expected: str, equal: Callable[[str, str], bool]) -> str:
     if outcome.status != "ok":
         return _REASONS.get(outcome.status, outcome.status)
-    equal = _equal_values if is_value else equal_output
     return "" if equal(outcome.stdout, expected) else "wrong_answer"
 
 
@@ -91,3 +107,56 @@ def _equal_decimals(a: str, b: str) -> bool:
         return [Decimal(v) for v in x] == [Decimal(v) for v in y]
     except InvalidOperation:
         return False
+
+
+# ---------------------------------------------------------------- as APPS' and TACO's judges
+
+
+TOLERANCE = Decimal("1e-6")
+
+
+def _set_values(produced: str, expected: str) -> bool:
+    """`_equal_values`, or the one in a list of one, or decimals within the tolerance."""
+    if _equal_values(produced, expected) or _equal_values(produced, f"[{expected}]"):
+        return True
+    try:
+        return _near(*(json.loads(text, parse_float=Decimal) for text in (produced, expected)))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _near(a: Any, b: Any) -> bool:
+    """`_same`, but within the tolerance where a decimal is expected."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_near, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_near(a[k], b[k]) for k in a)
+    if isinstance(b, Decimal) and isinstance(a, (Decimal, int)):
+        return _close(Decimal(a), b)
+    return _same(a, b)
+
+
+def _set_output(produced: str, expected: str) -> bool:
+    """`equal_output`, or word by word within the tolerance where decimals are expected."""
+    if equal_output(produced, expected):
+        return True
+    said, wanted = produced.split(), expected.split()
+    return len(said) == len(wanted) and all(map(_close_words, said, wanted))
+
+
+def _close_words(a: str, b: str) -> bool:
+    try:
+        return a == b or ("." in b and _close(Decimal(a), Decimal(b)))
+    except InvalidOperation:
+        return False
+
+
+def _close(a: Decimal, b: Decimal) -> bool:
+    try:
+        return abs(a - b) <= TOLERANCE * max(Decimal(1), abs(b))
+    except ArithmeticError:  # not a number, or beyond all exponents
+        return False
+
+
+EXACT = Judge(_equal_values, equal_output)
+AS_THE_SETS = Judge(_set_values, _set_output)

@@ -90,11 +90,13 @@ class Sandbox:
         timeout_s: float = 6.0,
         memory_mb: int = 4096,
         output_limit: int = 8 << 20,
+        integer_keys: bool = False,
     ) -> Outcome:
         """Run `program` with `stdin` as its standard input.
 
         With `fn_name`, each line of `stdin` is one JSON argument; that function (or that method of
-        class Solution) is called, and `stdout` is its result as JSON.
+        class Solution) is called, and `stdout` is its result as JSON. With `integer_keys`, an
+        argument {"1": x} is {1: x}, as it was before JSON made its keys strings.
         """
         job = {
             "program": program,
@@ -103,6 +105,7 @@ class Sandbox:
             "timeout_s": timeout_s,
             "memory_mb": memory_mb,
             "output_limit": output_limit,
+            "integer_keys": integer_keys,
         }
         reply = self._ask(job)
         report: str = reply["report"]
@@ -121,6 +124,7 @@ class Sandbox:
             "fn_name": None,
             "memory_mb": 4096,
             "output_limit": 1 << 20,
+            "integer_keys": False,
             "level": self.level,
         }
         # A test's input may be megabytes: it goes as it is, behind the job with its length.

@@ -279,7 +279,9 @@ def run(job: Job) -> int:
             exec(code, space)
         if job["fn_name"] is not None:
             function = find_function(job["fn_name"], space, imported)
-            arguments = [loads(line) for line in job["stdin"].split(b"\n") if line.strip()]
+            hook = integer_keys if job["integer_keys"] else None
+            given = [line for line in job["stdin"].split(b"\n") if line.strip()]
+            arguments = [loads(line, object_hook=hook) for line in given]
             answer = dumps(function(*arguments), default=plain_value).encode()
             while answer:
                 answer = answer[write(3, answer) :]
@@ -306,6 +308,13 @@ def find_function(name: str, space: dict[str, Any], imported: dict[str, Any]) ->
     if function is None or function is imported.get(name):
         raise NameError(name)
     return function
+
+
+def integer_keys(value: dict[str, Any]) -> dict[Any, Any]:
+    """An object of JSON whose keys are all integers, as it was before they were made strings."""
+    if not all(key.lstrip("-").isdecimal() for key in value):
+        return value
+    return {int(key): item for key, item in value.items()}
 
 
 def plain_value(value: Any) -> Any:

@@ -25,13 +25,13 @@ from tinyr1.common.files import (
     hash_json,
     locked,
     read_json,
-    read_jsonl,
     read_object,
     write_json,
 )
 from tinyr1.common.log import Log
 from tinyr1.common.threads import in_threads
 from tinyr1.model.chat import TemplateName, ThinkIn, render
+from tinyr1.model.records import read_records
 from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.record import Example, Record
 
@@ -84,10 +84,9 @@ class Rendering(NamedTuple):
     think_in: ThinkIn = "target"
     require_think: bool = True
 
-    def example(self, row: Any) -> tuple[str, Example]:
-        """The record's id ("" for none) and its tokens; ValueError where it breaks the contract."""
-        record = Record.from_json(row, self.require_think)
-        return record.id, render(self.tokenizer, record.messages, self.template, self.think_in)
+    def example(self, record: Record) -> Example:
+        """The record's tokens; ValueError where a message has a marker of the template."""
+        return render(self.tokenizer, record.messages, self.template, self.think_in)
 
 
 def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, log: Log) -> Corpus:
@@ -140,13 +139,15 @@ def _mapped(folder: Path) -> Corpus | None:
 
 
 def _tokenise(folder: Path, data: tuple[Path, ...], rendering: Rendering, log: Log) -> None:
-    def example(place: tuple[Path, int, Any]) -> tuple[str, np.ndarray, np.ndarray]:
-        path, number, row = place
+    def example(place: tuple[Path, int, Record | ValueError]) -> tuple[str, np.ndarray, np.ndarray]:
+        path, number, record = place
         try:
-            name, (tokens, is_target) = rendering.example(row)
+            if isinstance(record, ValueError):
+                raise record
+            tokens, is_target = rendering.example(record)
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}") from None
-        name = name or f"{path.name}:{number}"
+        name = record.id or f"{path.name}:{number}"
         return name, np.asarray(tokens, dtype=np.int32), np.asarray(is_target, dtype=np.bool_)
 
     # Our threads take whole rows; the library's own would take turns on each.
@@ -156,7 +157,7 @@ def _tokenise(folder: Path, data: tuple[Path, ...], rendering: Rendering, log: L
     ids = []
     dropped = 0
     longest = 0
-    rows = ((path, number, row) for path in data for number, row in read_jsonl(path))
+    rows = ((path, *row) for path in data for row in read_records(path, rendering.require_think))
     with (
         open(folder / "tokens.bin", "wb") as tokens_file,
         open(folder / "is_target.bin", "wb") as target_file,

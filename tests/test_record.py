@@ -24,6 +24,8 @@ def row(**changes):
 def test_record_is_read():
     record = Record.from_json(row(answer=5))
     assert (record.id, record.answer, record.messages[1].content) == ("1", "5", GOOD)
+    alone = Record.from_json({"messages": row()["messages"]})  # all that training asks for
+    assert (alone.id, alone.domain, alone.source) == ("", "", "")
     with_system = [{"role": "system", "content": "s"}, *row()["messages"]]
     assert len(Record.from_json(row(messages=with_system)).messages) == 3
 
@@ -31,7 +33,6 @@ def test_record_is_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"domain": "art"}, "domain='art'"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": "q"}]}, "no assistant message"),
         ({"messages": [{"role": "assistant", "content": GOOD}]}, "turn 0 is assistant"),

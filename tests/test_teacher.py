@@ -7,14 +7,16 @@ import pytest
 from conftest import call, run, write_rows
 from fake_server import fake_server
 
-from tinyr1.data.clean import Dropped
+from tinyr1.common.log import Log
+from tinyr1.data.draft import Dropped
 from tinyr1.record import Record, Sample
-from tinyr1.teacher import Question, TeacherConfig, select, usable
+from tinyr1.teacher import Question, TeacherConfig, load_questions, select, usable
 
 pytest.importorskip("httpx")
 
 ROW = {"id": "q1", "domain": "science", "question": "Which?", "answer": "B", "source": "s1"}
 QUESTION = Question.from_json(ROW)
+SEED = ("--seed", 2)  # with which the random model closes some of its thoughts
 
 
 def sample(text, trial=0, tokens=5, finish="stop"):
@@ -76,7 +78,7 @@ def test_over_http_resumed_within_a_budget_and_trained_on(tiny, tmp_path):
     with fake_server(tiny) as server:
         arguments = ["--questions", questions, "--out", out, "--engine", "openai", "--api", "chat"]
         arguments += ["--base-url", server.url, "--model-name", "r1", "--max-tokens", 60]
-        arguments += ["--n", 4, "--keep", "all", "--slots", 2, "--price", 1000]
+        arguments += ["--n", 4, "--keep", "all", "--slots", 2, "--price", 1000, *SEED]
         first = teacher(*arguments, "--budget-tokens", 100)
         assert first.returncode == 0, first.stderr
         meta = json.loads(out.with_suffix(".meta.json").read_text())
@@ -106,6 +108,7 @@ def test_what_a_server_refuses_is_missing_and_asked_again(tiny, tmp_path):
     with fake_server(tiny) as server:
         arguments = ["--questions", questions, "--out", out, "--engine", "openai", "--api", "chat"]
         arguments += ["--base-url", server.url, "--model-name", "r1", "--max-tokens", 60]
+        arguments += SEED
         server.faults = [None, 400]
         done = teacher(*arguments, "--slots", 1)
         assert done.returncode == 1, done.stderr
@@ -129,6 +132,18 @@ def test_what_a_server_refuses_is_missing_and_asked_again(tiny, tmp_path):
         assert [path.read_bytes() for path in beside] == before
 
 
+def test_files_put_together_are_one(tmp_path, capsys):
+    """Ids that two sets have both are kept apart; what stands twice is asked once."""
+    other = ROW | {"question": "Who?"}
+    file = write_rows(tmp_path / "q.jsonl", [ROW, other, ROW, other, ROW | {"id": "q2"}])
+    questions = load_questions(file, Log())
+    assert [q.text for q in questions] == ["Which?", "Who?", "Which?"]
+    assert [q.id for q in questions][::2] == ["q1", "q2"]
+    assert questions[1].id.startswith("q1-")
+    assert "2 questions stand there more than once" in capsys.readouterr().err
+    assert load_questions(file, Log(quiet=True)) == questions
+
+
 def test_a_local_model_and_bad_questions(tiny, tmp_path):
     questions = write_rows(tmp_path / "q.jsonl", [ROW])
     common = ["--max-tokens", 20, "--max-model-len", 100, "--quiet"]
@@ -138,7 +153,6 @@ def test_a_local_model_and_bad_questions(tiny, tmp_path):
     for row, message in (
         ([], "q.jsonl: no questions"),
         (["text"], "q.jsonl:1: expected a JSON object"),
-        ([ROW, ROW | {"question": "?"}], "q.jsonl:2: id='q1': there before"),
         ({"id": "1", "domain": "x", "question": "?"}, "q.jsonl:1: domain='x'"),
         ({"id": "1", "domain": "math", "question": " "}, "q.jsonl:1: question=' '"),
         ({"domain": "math", "question": "?"}, "q.jsonl:1: id=None"),

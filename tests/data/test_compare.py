@@ -16,7 +16,7 @@ TESTS = [
     f"a point. Each piece is iced red or white with equal chance, apart from the others. The "
     f"probability that no two red pieces share an edge is m/n, {ENDING}",
     f"Two trains leave a town at noon on tracks that meet at a right angle. The first runs 30 "
-    f"miles an hour, the second 40. The time until they are 100 miles apart, in hours, is m/n, {ENDING}",
+    f"miles an hour, the second 40. They are 100 miles apart after m/n hours, {ENDING}",
     f"A fair coin is thrown until heads have come up five times more than tails. The expected "
     f"number of tails before that is m/n, {ENDING}",
     "Let S be the set of lattice points inside a circle of radius 12 about the origin. Find the "

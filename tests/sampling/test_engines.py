@@ -192,14 +192,14 @@ def test_no_more_requests_at_once_than_slots(tiny, prompts):
 @pytest.mark.parametrize("style", ["vllm", "deepseek", "plain"])
 def test_chat_puts_the_thought_back_into_its_tags(tiny, world, style):
     """Whether the server splits the reasoning off, and under which name, makes no difference."""
-    prompts = make_prompts(checked(task_rows(6)), Tokenizer(tiny), "deepseek_r1", "plain", 1, False)
+    prompts = make_prompts(checked(task_rows(6)), Tokenizer(tiny), "deepseek_r1", "plain", 2, False)
     with fake_server(tiny, style="plain") as server:
-        reference = collect(client(server, tiny, api="chat"), prompts)
+        reference = collect(client(server, tiny, api="chat", seed=1), prompts)
     without_ids = [
         Prompt(p.task, p.id, p.trial, (), p.think_open, messages=p.messages) for p in prompts
     ]
     with fake_server(tiny, style=style) as server:
-        got = collect(client(server, tiny, api="chat", tokenizer=False), without_ids)
+        got = collect(client(server, tiny, api="chat", tokenizer=False, seed=1), without_ids)
         body = server.seen[0][1]
     assert body["messages"][-1]["role"] == "user"
     assert "prompt" not in body

@@ -28,7 +28,7 @@ from tinyr1.model.weights import Checkpoint
 from tinyr1.record import Message, Prompt, Record
 from tinyr1.sampling.engine import TorchEngine
 from tinyr1.sampling.sampler import SamplingSettings
-from tinyr1.train.memory import Parts, traced_parts
+from tinyr1.train.memory import Parts, traced_phases
 from tinyr1.train.options import TrainConfig
 from tinyr1.train.packing import plan_packs
 
@@ -129,8 +129,8 @@ def memory() -> Figure:
         model.lm_head.register_forward_pre_hook(hook("head"))
 
     config = TrainConfig(world_size=8, dtype="bf16", optim_dtype="fp32", seq_len=16384)
-    peak = traced_parts(QWEN_32B, config, 8, watch)
-    names = [n for n in peak if max(parts[n] for _, parts in rows) > 0.01]
+    traced_phases(QWEN_32B, config, 8, watch)
+    names = [n for n in rows[0][1] if max(parts[n] for _, parts in rows) > 0.01]
     figure, axes = canvas(8.6, 4.2)
     heights = [[parts[n] for _, parts in rows] for n in names]
     axes.stackplot(range(len(rows)), heights, labels=names, step="mid", alpha=0.9)

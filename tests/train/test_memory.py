@@ -1,16 +1,21 @@
-"""The dry run's memory against what can be counted by hand, and its verdicts at 32B."""
+"""The dry run's memory against the tracker, against what can be counted by hand, its verdicts."""
 
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
-from conftest import run
+import torch
+from conftest import call, run
 
 from tinyr1.model.config import Qwen2Config
-from tinyr1.model.qwen2 import parameter_count, tensor_shapes
-from tinyr1.train.memory import DEPTHS, GIB, memory_parts, traced_parts
+from tinyr1.model.qwen2 import Qwen2, parameter_count, tensor_shapes
+from tinyr1.train import space
+from tinyr1.train.memory import DEPTHS, GIB, fake_ranks, memory_parts, traced_phases
+from tinyr1.train.optim import make_optimizer
 from tinyr1.train.options import TrainConfig
+from tinyr1.train.parallel import Sharding, clip_gradients, shard
 
 SMALL = Qwen2Config(
     vocab_size=512,
@@ -30,6 +35,78 @@ QWEN_32B = {
     "num_attention_heads": 40,
     "num_key_value_heads": 8,
 }
+# hidden, intermediate, layers, heads, key/value heads, words, tied; GPUs
+SHAPES = {
+    "0.5B": (896, 4864, 24, 14, 2, 151936, True, 1),
+    "1.5B": (1536, 8960, 28, 12, 2, 151936, True, 1),
+    "7B": (3584, 18944, 28, 28, 4, 152064, False, 1),
+    "7B on 2": (3584, 18944, 28, 28, 4, 152064, False, 2),
+    "32B on 8": (5120, 27648, 64, 40, 8, 152064, False, 8),
+}
+
+
+def shape_of(name, layers=None):
+    hidden, inner, depth, heads, kv, words, tied, _ = SHAPES[name]
+    return Qwen2Config(
+        vocab_size=words,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers or depth,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=hidden // heads,
+        tie_word_embeddings=tied,
+    )
+
+
+def tracked(model_config, config):
+    """GiB at the peak, by torch's own tracker around what the run itself makes and calls."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+
+    count = config.seq_len
+    with fake_ranks(config.world_size, 1) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
+        model = Qwen2(model_config)
+        shard(model, mesh, Sharding(torch.bfloat16, "full"))
+        moments = torch.bfloat16 if config.optim_dtype == "bf16" else torch.float32
+        optimizer = make_optimizer(model, 1e-5, (0.9, 0.95), 1e-8, 0.01, moments)
+        rows = torch.arange(count)
+        # Without the places of documents: attention on a CPU would read them, and there is nothing.
+        batch = {"positions": rows[None], "target_rows": rows, "targets": rows}
+        batch["weights"] = torch.ones(count)
+
+        def step(enter=lambda: None):
+            for _ in range(2):
+                enter()
+                model(rows[None], **batch).backward()
+            clip_gradients(model, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()
+        tracker = FSDPMemTracker(model, optimizer)
+        tracker.track_inputs((rows, *batch.values()))
+        with tracker:
+            step(tracker.reset_mod_stats)
+        (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+        return snapshot["Total"] / GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "optim_dtype"),
+    [("1.5B", 10, "bf16"), ("32B on 8", 9, "bf16")]
+    + [
+        pytest.param(name, None, dtype, marks=pytest.mark.slow)
+        for name in SHAPES
+        for dtype in ("bf16", "fp32")
+    ],
+)
+def test_the_plan_is_what_the_tracker_sees(name, layers, optim_dtype):
+    """The plan of two depths for a third; at full depth with -m slow."""
+    model_config = shape_of(name, layers)
+    config = TrainConfig(world_size=SHAPES[name][-1], optim_dtype=optim_dtype)
+    planned = sum(memory_parts(model_config, config).values())
+    assert planned == pytest.approx(tracked(model_config, config), rel=0.02)
 
 
 def block_size(config):
@@ -46,14 +123,54 @@ def test_parts_and_slope_are_those_of_the_formula():
     assert parts["moments"] == pytest.approx(4 * count / 4 / GIB, rel=1e-3)
     assert parts["gathered weights"] == pytest.approx(2 * block_size(SMALL) / GIB, rel=0.35)
     # Full checkpointing stores what enters each block, in bfloat16.
-    low, high = (traced_parts(SMALL, config, depth)["stored activations"] for depth in DEPTHS)
+    traced = (traced_phases(SMALL, config, depth)["loss"] for depth in DEPTHS)
+    low, high = (parts["stored activations"] for parts in traced)
     assert high - low == pytest.approx((DEPTHS[1] - DEPTHS[0]) * 1024 * 256 * 2 / GIB, rel=1e-3)
 
 
 def test_two_depths_predict_a_third():
     config = TrainConfig(seq_len=1024, world_size=4, optim_dtype="fp32")
-    predicted, traced = memory_parts(SMALL, config), traced_parts(SMALL, config, 12)
-    assert sum(predicted.values()) == pytest.approx(sum(traced.values()), rel=1e-3)
+    traced = traced_phases(SMALL, config, 12).values()
+    highest = max(sum(parts.values()) for parts in traced)
+    assert sum(memory_parts(SMALL, config).values()) == pytest.approx(highest, rel=1e-3)
+
+
+def test_buffers_are_named_for_what_they_are():
+    """Of a small model with many words the loss is the peak: its gradients are no activations."""
+    wide = dataclasses.replace(SMALL, vocab_size=100_000, num_hidden_layers=2)
+    config = TrainConfig(seq_len=1024, world_size=1)
+    parts = memory_parts(wide, config)
+    assert parts["stored activations"] < 0.01  # a few inputs of blocks, half a MiB each
+    # Logits of a chunk in float32 and their gradient in bfloat16, at least.
+    assert parts["buffers of the loss"] > 1024 * 100_000 * 6 / GIB
+    update = traced_phases(wide, config, 2)["update"]
+    assert update["temporaries of the update"] < 0.15
+
+
+def test_host_and_disk_by_hand():
+    count = parameter_count(SMALL)
+    config = TrainConfig(world_size=4, optim_dtype="bf16", keep=3, export_every=10)
+    parts = space.host_parts(SMALL, config)
+    assert parts["copy of weights and moments while a checkpoint is written"] == 8 * count / 4 / GIB
+    offloaded = space.host_parts(SMALL, dataclasses.replace(config, cpu_offload=True))
+    assert sum(offloaded.values()) - sum(parts.values()) == pytest.approx(12 * count / 4 / GIB)
+    disk = space.disk_parts(SMALL, config, steps=25)
+    assert list(disk.values()) == [4 * 8 * count, 2 * count, 2 * 2 * count]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tiny, tmp_path, monkeypatch):
+    data = tmp_path / "a.jsonl"
+    message = {"role": "assistant", "content": "<think>\na\n</think>\n\nb"}
+    row = {"messages": [{"role": "user", "content": "q"}, message]}
+    data.write_text((json.dumps(row) + "\n") * 8)
+    arguments = ["math", "--model", tiny, "--data", data, "--out", tmp_path / "out", "--quiet"]
+    arguments += ["--seq-len", 64, "--batch-size", 8, "--max-steps", 1]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    done = call("train", *arguments)
+    assert done.returncode == 2
+    assert "0.0 GB are free there; a checkpoint takes" in done.stderr
+    assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 def test_without_checkpoints_and_on_the_host():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tinyr1.train.parallel import first_row, local_part
 
 Schedule = Literal["constant", "cosine", "linear"]
+SLICE = 1 << 22  # elements that are updated at once: some 120 MB of temporaries
 
 
 def learning_rate(
@@ -59,6 +60,14 @@ def make_optimizer(
     return LowMemoryAdamW(groups, lr=lr, betas=betas, eps=eps, moments=moments)
 
 
+class Place(NamedTuple):
+    """What the random bits of an update depend on."""
+
+    step: int
+    parameter: int  # its number
+    first: int  # number of the first element in the whole parameter
+
+
 class LowMemoryAdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101) whose moments are stored in a 16-bit type.
 
@@ -92,21 +101,32 @@ class LowMemoryAdamW(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(parameter, dtype=self.moments)
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=self.moments)
-        state["step"] += 1
+        state["step"] = state["step"] + 1
         step = int(state["step"])
+        # Shards are independent elementwise work: below this line only local tensors appear, and
+        # only slices of them, or the temporaries of an embedding would be the peak of the run.
+        kept = (parameter, state["exp_avg"], state["exp_avg_sq"])
+        value, stored_m, stored_v = (local_part(tensor).view(-1) for tensor in kept)
+        grad = local_part(cast("Tensor", parameter.grad)).reshape(-1)
+        flat = (value, grad, stored_m, stored_v)
+        first = first_row(parameter) * math.prod(parameter.shape[1:])
+        for start in range(0, len(value), SLICE):
+            parts = [tensor[start : start + SLICE] for tensor in flat]
+            self._update_slice(parts, group, Place(step, number, first + start))
+
+    def _update_slice(self, parts: list[Tensor], group: dict[str, Any], place: Place) -> None:
+        value, grad, stored_m, stored_v = parts
+        step, number, first = place
         beta1, beta2 = group["betas"]
-        # Shards are independent elementwise work: below this line only local tensors appear.
-        value, grad = local_part(parameter), local_part(parameter.grad)  # pyright: ignore
-        stored_m, stored_v = local_part(state["exp_avg"]), local_part(state["exp_avg_sq"])
-        m = stored_m.float().lerp_(grad.float(), 1 - beta1)
-        v = stored_v.float().mul_(beta2).addcmul_(grad.float(), grad.float(), value=1 - beta2)
+        grad = grad.float()
+        m = stored_m.float().lerp_(grad, 1 - beta1)
+        v = stored_v.float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         value.mul_(1 - group["lr"] * group["weight_decay"])
         denominator = (v / (1 - beta2**step)).sqrt_().add_(group["eps"])
         value.addcdiv_(m, denominator, value=-group["lr"] / (1 - beta1**step))
-        first = first_row(parameter) * math.prod(parameter.shape[1:])
         for which, (stored, exact) in enumerate(((stored_m, m), (stored_v, v))):
             seed = (step * 1_000_003 + 2 * number + which) & 0x7FFFFFFF
             stored.copy_(stochastic_round(exact, self.moments, seed, first))

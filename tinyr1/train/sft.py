@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -37,6 +38,7 @@ from tinyr1.train.options import TrainConfig
 from tinyr1.train.parallel import clip_gradients, load_weights, make_mesh, shard
 from tinyr1.train.plan import Plan, Prepared, check_trajectory, describe, prepare, trajectory
 from tinyr1.train.saver import Saver, completed_steps, export, load, read_settings
+from tinyr1.train.space import check_disk
 
 MAX_BAD_STEPS = 3  # non-finite steps in a row before the run stops
 
@@ -52,6 +54,10 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     prepared = prepare(config, log)
     for line in describe(config, prepared.corpus, prepared.plan):
         log.say(line)
+    if (completed_steps(out) or [0])[-1] != prepared.plan.total_steps:
+        is_bf16 = config.compute_dtype(ranks.device) == torch.bfloat16
+        plain = replace(config, dtype="bf16" if is_bf16 else "fp32")
+        check_disk(prepared.model_config, plain, out, log)
     # First --out, then the others: a rank that has to end here lets nobody wait.
     with ranks.owning(out):
         ranks.connect()

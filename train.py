@@ -22,15 +22,16 @@ from tinyr1.train.sft import train
 
 
 def main() -> None:
-    config = parse_recipe(TrainConfig, sys.argv[1:], RECIPES, prog="train.py")
     ranks = Ranks.from_env()
-    log = Log(config.quiet, ranks.is_main)
-    if config.dry_run:
-        print_plan(config, log)
-    elif config.preview:
-        print_preview(config, log)
-    else:
-        train(config, log, ranks)
+    with ranks.saying_once():
+        config = parse_recipe(TrainConfig, sys.argv[1:], RECIPES, prog="train.py")
+        log = Log(config.quiet, ranks.is_main)
+        if config.dry_run:
+            print_plan(config, log)
+        elif config.preview:
+            print_preview(config, log)
+        else:
+            train(config, log, ranks)
 
 
 if __name__ == "__main__":

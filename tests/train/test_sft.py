@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, call, make_checkpoint, metrics, run, training_rows, write_rows
+from safetensors.torch import save_file
 
 from tinyr1.common.errors import RunStopped, UserError
 from tinyr1.common.files import owned
@@ -466,7 +467,8 @@ def test_resume_with_another_model_or_other_data_is_refused(one_rank, data, tmp_
     other = make_checkpoint(tmp_path / "other", seed=5)
     refused = train(other, data, one_rank, "--epochs", "2")
     assert refused.returncode == 2
-    assert "model=" in refused.stderr
+    assert "--model=other: not what the checkpoints in" in refused.stderr
+    assert "were made from (" in refused.stderr
     rows = write_rows(tmp_path / "other.jsonl", training_rows(30, seed=8))
     refused = train(one_rank.parent / "none", rows, one_rank)
     assert refused.returncode == 2
@@ -571,19 +573,145 @@ def test_only_what_says_that_a_peer_has_gone_is_another_ranks():
         raise RuntimeError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("damage", ["settings", ".metadata"])
-def test_a_damaged_checkpoint_is_named(one_rank, tiny, data, tmp_path, damage):
-    shutil.copytree(one_rank, tmp_path / "run")
-    (step,) = (tmp_path / "run" / "checkpoints").iterdir()
-    if damage == "settings":
-        (step / "meta.json").write_text('{"settings": []}')
-    else:
-        (step / ".metadata").unlink()
-    done = train(tiny, data, tmp_path / "run", "--epochs", "3")
+def damage_shard(step, change):
+    (shard,) = step.glob("__0_*")
+    shard.write_bytes(change(shard.read_bytes()))
+
+
+DAMAGES = {
+    "bytes": lambda step: damage_shard(step, lambda b: b[:999] + bytes([b[999] ^ 1]) + b[1000:]),
+    "short": lambda step: damage_shard(step, lambda b: b[:-7]),
+    "no shard": lambda step: next(step.glob("__0_*")).unlink(),
+    "empty .metadata": lambda step: (step / ".metadata").write_bytes(b""),
+    "no .metadata": lambda step: (step / ".metadata").unlink(),
+    "cut meta": lambda step: os.truncate(step / "meta.json", 100),
+    "no meta": lambda step: (step / "meta.json").unlink(),
+    "other meta": lambda step: (step / "meta.json").write_text('{"settings": []}'),
+}
+SAID = {
+    "bytes": "its bytes have changed",
+    "short": " bytes of ",
+    "no shard": ".distcp: missing",
+    "empty .metadata": ".metadata: 0 bytes of ",
+    "no .metadata": ".metadata: missing",
+    "cut meta": "meta.json: not valid JSON",
+    "no meta": "meta.json: no such file",
+    "other meta": "meta.json: no settings",
+}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tiny, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("two") / "run"
+    assert train(tiny, data, out, "--max-steps", "4", "--save-every", "2").returncode == 0
+    assert checkpoint.completed_steps(out) == [2, 4]
+    return out
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    two_checkpoints, tiny, data, tmp_path, damage
+):
+    out = shutil.copytree(two_checkpoints, tmp_path / "run")
+    step = out / "checkpoints" / "step-000004"
+    DAMAGES[damage](step)
+    arguments = ["coding", "--model", tiny, "--data", data, "--out", out, *SMALL.split()]
+    done = call("train", *arguments, "--max-steps", "4")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert line.startswith(f"warning: {step}: ")
+    assert SAID[damage] in line
+    assert line.endswith("; set aside, step-000002 is used")
+    assert (out / "checkpoints" / "step-000004.damaged").is_dir()
+    assert largest_difference(weights(out), weights(two_checkpoints)) == 0
+    for path in (out / "checkpoints").glob("step-00000?"):
+        DAMAGES[damage](path)
+    done = call("train", *arguments, "--max-steps", "4")
     assert done.returncode == 2
-    assert done.stderr == (
-        f"error: {step}: a damaged checkpoint; remove it to continue from an older one\n"
+    assert "no whole checkpoint is left: remove" in done.stderr
+    assert checkpoint.completed_steps(out) == [2, 4]  # nothing begins anew by itself
+
+
+def test_a_checkpoint_from_elsewhere_is_not_used(two_checkpoints, tiny, data, tmp_path):
+    out = shutil.copytree(two_checkpoints, tmp_path / "run")
+    other = tmp_path / "other"
+    done = train(tiny, data, other, "--max-steps", "4", "--save-every", "2", "--lr", "0.1")
+    assert done.returncode == 0, done.stderr
+    newest = out / "checkpoints" / "step-000004"
+    for source in (out / "checkpoints" / "step-000002", other / "checkpoints" / "step-000004"):
+        shutil.rmtree(newest)
+        shutil.copytree(source, newest)
+        arguments = ["coding", "--model", tiny, "--data", data, "--out", out, *SMALL.split()]
+        done = call("train", *arguments, "--max-steps", "4")
+        assert done.returncode == 0, done.stderr
+        said = "a copy of another" if source.name == "step-000002" else "other settings than those"
+        assert said in done.stderr
+        assert largest_difference(weights(out), weights(two_checkpoints)) == 0
+
+
+def test_the_cause_is_said_before_the_symptom(one_rank, tiny, data):
+    """Fewer steps and another rate: the rate is the cause."""
+    done = train(tiny, data, one_rank, "--epochs", "1", "--lr", "0.5")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: lr=0.5: ")
+
+
+def test_a_fault_is_said_by_one_rank(tiny, data, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"messages": []}\n')
+    done = train(tiny, broken, tmp_path / "run", ranks=2, real=True)
+    assert done.returncode != 0
+    assert done.stderr.count("broken.jsonl:1: messages: expected") == 1
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tiny, data, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    tensors = weights(folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][0, 0] = math.nan
+    save_file(tensors, folder / "model.safetensors")
+    done = train(folder, data, tmp_path / "run", "--max-steps", "1")
+    assert done.returncode == 2
+    assert f"not finite: {name}" in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_whose_last_step_was_skipped_exports_nothing(tiny, data, tmp_path):
+    # The first step makes weights of 1e38, the second one's loss is not finite.
+    done = train(tiny, data, tmp_path / "run", "--max-steps", "2", "--lr", "1e38")
+    assert done.returncode == 1
+    assert "at the last step, 2: it changed nothing, so nothing is exported" in done.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+    # Of a model whose first loss is infinite no step succeeds.
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    tensors = {name: tensor * 1e30 for name, tensor in weights(folder).items()}
+    save_file(tensors, folder / "model.safetensors")
+    done = train(folder, data, tmp_path / "one", "--max-steps", "1")
+    assert done.returncode == 1
+    assert "at the last step, 1: it changed nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "one" / "config.json").exists()
+    assert not checkpoint.completed_steps(tmp_path / "one")
+
+
+def test_each_held_out_file_has_its_loss(tiny, data, tmp_path):
+    long = training_rows(1, seed=3)[0]
+    long["messages"][1]["content"] = long["messages"][1]["content"].replace(
+        "\n", " so" * 200 + "\n", 1
     )
+    files = [
+        write_rows(tmp_path / "math.jsonl", training_rows(5, seed=3)),
+        write_rows(tmp_path / "coding.jsonl", [*training_rows(7, seed=4), long]),
+    ]
+    arguments = ["coding", "--model", tiny, "--data", data, "--out", tmp_path / "run"]
+    arguments += [word for word in SMALL.split() if word != "--quiet"]
+    done = call("train", *arguments, "--max-steps", 1, "--eval-data", *files)
+    assert done.returncode == 0, done.stderr
+    assert "held out, coding: 7 examples; 1 longer than 128 dropped" in done.stderr
+    row = metrics(tmp_path / "run")[-1]
+    assert {"eval_loss", "eval_loss.math", "eval_loss.coding"} <= row.keys()
+    low, high = sorted((row["eval_loss.math"], row["eval_loss.coding"]))
+    assert low < row["eval_loss"] < high
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,13 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -
     steps = [row["step"] for row in rows]
     losses = [float("nan") if row["loss"] is None else row["loss"] for row in rows]
     axes.plot(steps, losses, color="tab:blue", linewidth=1)
+    held_out = {name for row in rows for name in row if name.startswith("eval_loss")}
+    for name in sorted(held_out):
+        found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        if found:
+            axes.plot(*zip(*found, strict=True), marker=".", linewidth=1, label=name)
+    if held_out:
+        axes.legend(frameon=False, fontsize=7)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per target)", color="tab:blue")
     axes.set_title(title)

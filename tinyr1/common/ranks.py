@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tinyr1.common.errors import RunStopped
+from tinyr1.common.errors import RunStopped, UserError
 from tinyr1.common.files import owned
+
+PATIENCE = 10.0  # seconds in which a launcher ends the ranks beside one that has failed
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,19 @@ class Ranks:
             if not re.search("(closed|reset) by peer|broken pipe", str(error), re.IGNORECASE):
                 raise
             raise RunStopped("another rank has ended; its message says why") from None
+
+    @contextmanager
+    def saying_once(self) -> Iterator[None]:
+        """What all ranks of a machine meet is said by its first.
+
+        The others wait for the launcher to end them. Whom it leaves met something of its own.
+        """
+        try:
+            yield
+        except (UserError, RunStopped):
+            if self.local_rank:
+                time.sleep(PATIENCE)
+            raise
 
     def share(self, sizes: Mapping[str, int]) -> list[str]:
         """This rank's part of some work: each goes, largest first, to whom has the least."""

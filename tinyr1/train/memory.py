@@ -284,7 +284,7 @@ def print_plan(config: TrainConfig, log: Log) -> None:
     steps = config.max_steps
     if config.data and any((folder / name).exists() for name in TOKENIZER_FILES):
         prepared = prepare(config, log)
-        for line in describe(config, prepared.corpus, prepared.plan):
+        for line in describe(prepared):
             print(line)
         print(_hours(config, prepared.plan))
         steps = prepared.plan.total_steps

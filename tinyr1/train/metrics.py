@@ -77,7 +77,11 @@ def _line(row: dict[str, Any], total: int) -> str:
     memory = f" | mem {row['memory_gib']:.1f}G" if "memory_gib" in row else ""
     skipped = " | SKIPPED: not finite" if row.get("skipped") else ""
     mfu = f" | mfu {row['mfu']:.1%}" if "mfu" in row else ""
-    held_out = f" | eval {row['eval_loss']:.4f}" if "eval_loss" in row else ""
+    held_out = "".join(
+        f" | {name.replace('eval_loss', 'eval')} {_number(value)}"
+        for name, value in row.items()
+        if name.startswith("eval_loss")
+    )
     return (
         f"step {row['step']:05d}/{total} | loss {_number(row['loss'])} | "
         f"grad {_number(row['grad_norm'], 2)} | "

@@ -107,9 +107,13 @@ def _keep_attention(ctx: Any, op: Any, *_: Any, **__: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if attention else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def load_weights(model: Qwen2, source: Checkpoint, device: torch.device) -> None:
-    """Fill a sharded meta-device model; each rank reads only its own rows of each tensor."""
+def load_weights(model: Qwen2, source: Checkpoint, device: torch.device) -> list[str]:
+    """Fill a sharded meta-device model; each rank reads only its own rows of each tensor.
+
+    Returns the names of those whose rows here are not all finite.
+    """
     model.to_empty(device=device)
+    faulty: list[str] = []
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             local = cast("Any", parameter).to_local()
@@ -117,6 +121,9 @@ def load_weights(model: Qwen2, source: Checkpoint, device: torch.device) -> None
             # The last ranks may hold no row of a small tensor.
             if len(local):
                 local.copy_(source.rows(name, start, start + len(local)))
+                if not bool(torch.isfinite(local).all()):
+                    faulty.append(name)
+    return faulty
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

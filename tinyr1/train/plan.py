@@ -8,6 +8,7 @@ number of its last step alone.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 
 from tinyr1.common.config import given, to_json
-from tinyr1.common.errors import UserError
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.model.chat import TEMPLATE_END, check_template
@@ -138,7 +138,7 @@ class Prepared(NamedTuple):
     tokenizer: Tokenizer
     corpus: Corpus
     plan: Plan
-    held_out: Plan | None  # of --eval-data; its one epoch is the evaluation
+    held_out: dict[str, Plan]  # of each file of --eval-data; its one epoch is the evaluation
 
 
 def prepare(config: TrainConfig, log: Log) -> Prepared:
@@ -176,20 +176,30 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
     corpus = build_corpus(data, rendering, cache_dir, log)
     flops = TrainingFlops.of(model_config)
     plan = Plan(corpus, config, flops)
-    held_out = None
-    if config.eval_data:
-        # Isolated documents, one vote a target: what is measured does not depend on the recipe.
-        plain = replace(config, packing="neat", loss_weighting="token")
-        unseen = build_corpus(config.eval_data, rendering, cache_dir, log)
-        held_out = Plan(unseen, plain, flops)
+    # Isolated documents, one vote a target: what is measured does not depend on the recipe.
+    plain = replace(config, packing="neat", loss_weighting="token")
+    held_out = {
+        name: Plan(build_corpus((path,), rendering, cache_dir, log), plain, flops)
+        for name, path in _named(config.eval_data).items()
+    }
     if temporary:
         temporary.cleanup()  # the files stay mapped until the corpus is dropped
     return Prepared(config, model_config, weights, tokenizer, corpus, plan, held_out)
 
 
-def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names without ends, numbered where these are the same."""
+    named: dict[str, Path] = {}
+    for path in files:
+        stem = path.name.split(".")[0]
+        numbers = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
+        named[next(name for name in numbers if name not in named)] = path
+    return named
+
+
+def describe(prepared: Prepared) -> list[str]:
     """The arithmetic of a run, for people."""
-    meta = corpus.meta
+    config, plan, meta = prepared.config, prepared.plan, prepared.corpus.meta
     fill = meta["tokens"] / (plan.packs_per_epoch * config.seq_len)
     unit = "rows" if config.packing == "none" else f"packs ({fill:.1%} full)"
     return [
@@ -200,6 +210,11 @@ def describe(config: TrainConfig, corpus: Corpus, plan: Plan) -> list[str]:
         f"of {config.batch_size}",
         f"run: {plan.total_steps:,} steps, {config.epochs} epochs at most, "
         f"{plan.total(lambda pack: pack.token_count):,.0f} tokens",
+        *(
+            f"held out, {name}: {held.corpus.meta['documents']:,} examples; "
+            f"{held.corpus.meta['dropped_over_long']:,} longer than {config.seq_len:,} dropped"
+            for name, held in prepared.held_out.items()
+        ),
     ]
 
 
@@ -211,9 +226,13 @@ TRAJECTORY = (
 )
 # fmt: on
 CHANGED_BY = {  # of those that are no option themselves
-    "data and template": " (by --data, --template, --think-in, --require-think or --seq-len)",
+    "data and template": " (or --template, --think-in, --require-think or --seq-len)",
     "total_steps": " (by --epochs or --max-steps; the learning rate depends on it)",
 }
+
+
+# What a run is known by, for people, beside what it is compared by.
+NAMES = {"model": "model_name", "data and template": "data_names"}
 
 
 def trajectory(
@@ -227,15 +246,24 @@ def trajectory(
     settings["data and template"] = plan.corpus.key
     if config.schedule != "constant" or config.warmup_ratio:
         settings["total_steps"] = plan.total_steps  # the rate depends on it
+    settings["model_name"] = given(config.model, "--model").name
+    settings["data_names"] = ", ".join(path.name for path in config.data)
     return settings
 
 
-def check_trajectory(mine: dict[str, Any], theirs: dict[str, Any], out: Path) -> None:
-    """UserError naming the first setting in which the checkpoints of `out` differ."""
+def difference(mine: dict[str, Any], theirs: dict[str, Any], out: Path) -> str:
+    """The first setting in which the checkpoints of `out` differ, in a line; "" for none."""
     for name, value in mine.items():
-        if str(theirs.get(name)) != str(value):  # infinity was written as a number once
-            how = CHANGED_BY.get(name, "")
-            raise UserError(
-                f"{name}={value}{how}: the checkpoints in {out} were made with "
-                f"{theirs.get(name)}; use that value or another --out"
+        if name in NAMES.values() or str(theirs.get(name)) == str(value):
+            continue  # infinity was written as a number once
+        how = CHANGED_BY.get(name, "")
+        if other := NAMES.get(name):
+            return (
+                f"--{name.split()[0]}={mine[other]}{how}: not what the checkpoints in {out} were "
+                f"made from ({theirs.get(other) or 'another'}); use that or another --out"
             )
+        return (
+            f"{name}={value}{how}: the checkpoints in {out} were made with {theirs.get(name)}; "
+            "use that value or another --out"
+        )
+    return ""

@@ -21,7 +21,7 @@ def print_preview(config: TrainConfig, log: Log) -> None:
     """Print the first documents of the first packs, targets marked, with every token id."""
     prepared = prepare(config, log)
     tokenizer, corpus, plan = prepared.tokenizer, prepared.corpus, prepared.plan
-    for line in describe(config, corpus, plan):
+    for line in describe(prepared):
         print(line)
     for number, pack in enumerate(plan.packs(1)[:PACKS]):
         batch = make_batch([pack], corpus.read, config.packing, config.loss_weighting)

@@ -3,6 +3,8 @@
 OUT/checkpoints/step-000120/ holds each rank's shards and `meta.json`. It is written under another
 name and renamed when whole, so what has the name can be resumed from, at any world size: besides
 weights and moments the state is the step alone, because the order of data is a function of it.
+meta.json has the size and hash of every file, so that a checkpoint which was damaged since then
+is known, and an older one is used.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 
 from tinyr1.common.errors import RunStopped, UserError
-from tinyr1.common.files import fsync_directory, read_object, remove_torn, write_json
+from tinyr1.common.files import fsync_directory, hash_file, read_object, remove_torn, write_json
 from tinyr1.common.ranks import Ranks
 from tinyr1.model.qwen2 import Qwen2
 from tinyr1.model.rows import TensorSpec
@@ -39,8 +41,14 @@ def failing_plainly(action: str) -> Iterator[None]:
         yield
     except CheckpointException as error:
         found = (failure[0] for failure in error.failures.values())
-        reasons = {" ".join(str(reason).split()) or repr(reason) for reason in found}
+        reasons = {_plainly(" ".join(str(reason).split()) or repr(reason)) for reason in found}
         raise RunStopped(f"{action}: {'; '.join(sorted(reasons))}") from None
+
+
+def _plainly(reason: str) -> str:
+    """torch's writer checks what it has written by assertions, whose text helps nobody."""
+    wrote_less = "enforce fail" in reason and "inline_container" in reason
+    return "a file could not be written whole; is the disk full?" if wrote_less else reason
 
 
 def step_path(out: Path, step: int) -> Path:
@@ -48,10 +56,10 @@ def step_path(out: Path, step: int) -> Path:
 
 
 def completed_steps(out: Path) -> list[int]:
-    """Steps with a whole checkpoint, in order."""
+    """Steps with a checkpoint under its final name, in order."""
     folder = out / "checkpoints"
-    found = folder.glob("step-*/meta.json") if folder.is_dir() else []
-    names = (re.fullmatch(r"step-(\d{6}|[1-9]\d{6,})", path.parent.name) for path in found)
+    found = folder.glob("step-*") if folder.is_dir() else []
+    names = (re.fullmatch(r"step-(\d{6}|[1-9]\d{6,})", path.name) for path in found)
     return sorted(int(name[1]) for name in names if name)  # copies that people made are theirs
 
 
@@ -104,8 +112,13 @@ class Saver:
         free = shutil.disk_usage(partial).free
         with failing_plainly(f"saving {partial} ({free / 1e9:.1f} GB were free there)"):
             written.result()
+        # Each rank hashes what it wrote itself, while training goes on; .metadata is the main's.
+        mine = [*partial.glob(f"__{self.ranks.rank}_*")]
+        mine += [partial / ".metadata"] if self.ranks.is_main else []
+        files = gather({path.name: identity(path) for path in mine}, self._group)
         if self.ranks.is_main:
-            write_json(partial / "meta.json", meta)
+            whole = {name: about for part in files for name, about in part.items()}
+            write_json(partial / "meta.json", meta | {"files": dict(sorted(whole.items()))})
             if final.exists():
                 _remove(final)
             os.replace(partial, final)
@@ -134,13 +147,61 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(going)
 
 
-def read_settings(out: Path, step: int) -> dict[str, Any]:
-    """The settings that `save` was given in `meta`; UserError where the checkpoint is damaged."""
-    folder = step_path(out, step)
-    settings = read_object(folder / "meta.json").get("settings")
-    if not isinstance(settings, dict) or not (folder / ".metadata").exists():
-        raise UserError(f"{folder}: a damaged checkpoint; remove it to continue from an older one")
-    return settings
+def identity(path: Path) -> dict[str, Any]:
+    """A file's size and hash."""
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's value, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group)
+    return values
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a checkpoint; ValueError says what is wrong with it."""
+    try:
+        meta = read_object(folder / "meta.json")
+    except UserError as error:
+        raise ValueError(str(error).removeprefix(f"{folder}/")) from None
+    if not isinstance(meta.get("settings"), dict):
+        raise ValueError("meta.json: no settings")
+    if f"step-{meta.get('step', -1):06d}" != folder.name:
+        raise ValueError(f"meta.json: of step {meta.get('step')}, a copy of another checkpoint")
+    if not isinstance(meta.get("files"), dict) or ".metadata" not in meta["files"]:
+        raise ValueError("meta.json: no hashes of the files")
+    return meta
+
+
+def fault_of(folder: Path, ranks: Ranks) -> str:
+    """What is wrong with a checkpoint, "" for nothing. Every rank reads a part of it."""
+    faults: list[str] = []
+    try:
+        files = read_meta(folder)["files"]
+        for name in ranks.share({name: about["bytes"] for name, about in files.items()}):
+            faults += _file_fault(folder / name, files[name])
+    except ValueError as error:
+        faults.append(str(error))
+    found = [fault for part in gather(faults) for fault in part]
+    return found[0] if found else ""
+
+
+def _file_fault(path: Path, about: dict[str, Any]) -> list[str]:
+    if not path.is_file():
+        return [f"{path.name}: missing"]
+    size = path.stat().st_size
+    if size != about["bytes"]:
+        return [f"{path.name}: {size:,} bytes of {about['bytes']:,}"]
+    return [] if hash_file(path) == about["sha256"] else [f"{path.name}: its bytes have changed"]
+
+
+def set_aside(folder: Path) -> None:
+    """Take the name from a checkpoint that cannot be used."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    fsync_directory(folder.parent)
 
 
 def load(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -11,6 +11,7 @@ resumed takes the same steps as one that was not.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import time
@@ -36,8 +37,18 @@ from tinyr1.train.metrics import Metrics
 from tinyr1.train.optim import learning_rate, make_optimizer
 from tinyr1.train.options import TrainConfig
 from tinyr1.train.parallel import clip_gradients, load_weights, make_mesh, shard
-from tinyr1.train.plan import Plan, Prepared, check_trajectory, describe, prepare, trajectory
-from tinyr1.train.saver import Saver, completed_steps, export, load, read_settings
+from tinyr1.train.plan import Plan, Prepared, describe, difference, prepare, trajectory
+from tinyr1.train.saver import (
+    Saver,
+    completed_steps,
+    export,
+    fault_of,
+    gather,
+    load,
+    read_meta,
+    set_aside,
+    step_path,
+)
 from tinyr1.train.space import check_disk
 
 MAX_BAD_STEPS = 3  # non-finite steps in a row before the run stops
@@ -52,7 +63,7 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     # Hours of tokenising, perhaps: before the process group, which would time out meanwhile.
     prepared = prepare(config, log)
-    for line in describe(config, prepared.corpus, prepared.plan):
+    for line in describe(prepared):
         log.say(line)
     if (completed_steps(out) or [0])[-1] != prepared.plan.total_steps:
         is_bf16 = config.compute_dtype(ranks.device) == torch.bfloat16
@@ -102,7 +113,13 @@ def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSign
     mesh = make_mesh(ranks.device.type, ranks.world_size, config.replicate)
     shard(model, mesh, config.sharding(ranks.device))
     home = torch.device("cpu") if config.cpu_offload else ranks.device
-    load_weights(model, prepared.weights, home)
+    faulty = gather(load_weights(model, prepared.weights, home))
+    if names := list(dict.fromkeys(itertools.chain.from_iterable(faulty))):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(
+            f"--model={config.model}: not finite: {', '.join(names[:3])}{more}; `python -m "
+            f"tinyr1.check {config.model}` names all; download it again, or choose another"
+        )
     optimizer = make_optimizer(
         model,
         config.lr,
@@ -114,8 +131,9 @@ def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSign
 
     # From the newest checkpoint on, or from the beginning.
     settings = trajectory(config, plan, compute_dtype, prepared.weights.fingerprint())
-    step = _resume(out, settings, plan.total_steps, model, optimizer)
+    step = newest_usable(out, settings, plan.total_steps, log, ranks)
     if step:
+        load(out, step, model, optimizer)
         log.say(f"resuming after step {step} of {plan.total_steps}")
     finished = out / "config.json"  # what an export writes last
     if step == plan.total_steps and finished.exists():
@@ -138,26 +156,49 @@ def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSign
         log.say(f"finished: {out}")
 
 
-def _resume(
-    out: Path,
-    settings: dict[str, Any],
-    total_steps: int,
-    model: Qwen2,
-    optimizer: torch.optim.Optimizer,
+def newest_usable(
+    out: Path, settings: dict[str, Any], total_steps: int, log: Log, ranks: Ranks
 ) -> int:
-    """Restore the newest checkpoint that this run may continue; returns its step, or 0."""
-    done = completed_steps(out)
-    if not done:
-        return 0
-    newest = done[-1]
-    if newest > total_steps:
+    """Step of the newest checkpoint that is whole and of this run, 0 where there is none at all.
+
+    Others are said and set aside. UserError where none can be used, or the run has other settings.
+    """
+    faults: dict[Path, str] = {}
+    for step in reversed(completed_steps(out)):
+        folder = step_path(out, step)
+        fault = fault_of(folder, ranks)
+        other = "" if fault else difference(settings, read_meta(folder)["settings"], out)
+        if other:
+            # One that came from elsewhere has others beside it that are ours.
+            older = [step_path(out, s) for s in completed_steps(out) if s < step]
+            if not any(is_of(folder, settings, out) for folder in older):
+                raise UserError(other)
+            fault = "made with other settings than those before it"
+        if not fault:
+            if step > total_steps:
+                raise UserError(
+                    f"--out={out}: its checkpoints go to step {step}, this run has only "
+                    f"{total_steps}; use more --epochs or --max-steps, or another --out"
+                )
+            ranks.barrier()  # everyone has read them
+            for unusable, why in faults.items() if ranks.is_main else ():
+                set_aside(unusable)
+                log.warn(f"{unusable}: {why}; set aside, {folder.name} is used")
+            return step
+        faults[folder] = fault
+    for folder, why in faults.items():
         raise UserError(
-            f"--out={out}: its checkpoints go to step {newest}, this run has only "
-            f"{total_steps}; use more --epochs or --max-steps, or another --out"
+            f"{folder}: {why}; no whole checkpoint is left: remove {folder.parent} to begin anew"
         )
-    check_trajectory(settings, read_settings(out, newest), out)
-    load(out, newest, model, optimizer)
-    return newest
+    return 0
+
+
+def is_of(folder: Path, settings: dict[str, Any], out: Path) -> bool:
+    """True for a checkpoint of a run with these settings."""
+    try:
+        return not difference(settings, read_meta(folder)["settings"], out)
+    except ValueError:
+        return False
 
 
 def _loop(
@@ -216,7 +257,7 @@ def _loop(
             # Whoever stops us does not wait long; but what the last step leaves out is never done.
             eval_due = step % config.eval_every == 0 and not stopped
             if prepared.held_out and (eval_due or step == total):
-                row["eval_loss"] = held_out_loss(model, prepared.held_out, ranks)
+                row |= held_out_losses(model, prepared.held_out, ranks)
             metrics.add(row)
             bar.update()
 
@@ -228,6 +269,13 @@ def _loop(
                     f"{bad_steps} non-finite steps in a row; records {_culprits(packs, plan)}"
                 )
             save_due = step % config.save_every == 0 or stopped
+            if step == total and not stats.updated:
+                saver.wait()
+                raise RunStopped(
+                    f"loss={stats.loss} grad_norm={stats.grad_norm} at the last step, {step}: it "
+                    "changed nothing, so nothing is exported; a smaller --lr, or other data? "
+                    f"records {_culprits(packs, plan)}"
+                )
             # A step that changed nothing must not push out the checkpoint of one that did.
             if step == total or (save_due and stats.updated):
                 saver.save(
@@ -298,14 +346,23 @@ def forward(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tenso
 
 
 @torch.no_grad()
-def held_out_loss(model: Qwen2, held_out: Plan, ranks: Ranks) -> float:
-    """Mean loss per target of the held-out documents, each alone in its context."""
-    sums = torch.zeros((), device=ranks.device)
-    for batch in held_out.batches(held_out.all_packs(), ranks):
-        sums += forward(model, batch, ranks.device)
+def held_out_losses(model: Qwen2, held_out: dict[str, Plan], ranks: Ranks) -> dict[str, float]:
+    """Mean loss per target of the held-out documents, each alone in its context.
+
+    Of several files that of each, too: which domain is forgotten shows in no mean.
+    """
+    sums, targets = dict[str, float](), dict[str, int]()
+    for name, plan in held_out.items():
+        loss = torch.zeros((), device=ranks.device)
+        for batch in plan.batches(plan.all_packs(), ranks):
+            loss += forward(model, batch, ranks.device)
+        sums[name] = float(ranks.sum(loss))
+        targets[name] = sum(plan.corpus.target_counts)
     cast("Any", model).reshard()  # a backward would; an export needs the shards
-    targets = sum(held_out.corpus.target_counts)
-    return float(ranks.sum(sums)) / max(targets, 1)
+    losses = {"eval_loss": sum(sums.values()) / max(sum(targets.values()), 1)}
+    if len(held_out) > 1:
+        losses |= {f"eval_loss.{name}": sums[name] / max(targets[name], 1) for name in sums}
+    return losses
 
 
 # ---------------------------------------------------------------- what is told of a step

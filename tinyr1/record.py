@@ -58,13 +58,15 @@ class Record:
         check_text(fields)
         raw_messages = fields.get("messages")
         if not isinstance(raw_messages, list) or not raw_messages:
-            raise ValueError("messages: expected a non-empty list")
+            other = CONVERTED & fields.keys()
+            how = f" (it has {', '.join(sorted(other))}); {CONVERT}" if other else ""
+            raise ValueError(f"messages: expected a non-empty list{how}")
         messages = tuple(_message(m) for m in cast("list[Any]", raw_messages))
         _check_turns(messages)
         if require_think:
             for message in messages:
                 if message.role == "assistant":
-                    thinking.check(message.content)
+                    _check_thought(message.content)
         answer = fields.get("answer")
         return Record(
             id="" if fields.get("id") is None else str(fields["id"]),
@@ -75,11 +77,27 @@ class Record:
         )
 
 
+# Columns of conversations in other forms, and who makes ours of them.
+CONVERTED = {"conversations", "instruction", "question", "problem", "prompt", "generations"}
+CONVERT = (
+    "python -m tinyr1.data science (or math, coding) --source FILE --out OTHER.jsonl converts them"
+)
+
+
+def _check_thought(content: str) -> None:
+    try:
+        thinking.check(content)
+    except ValueError as error:
+        raise ValueError(f"{error}; --no-require-think takes answers without thoughts") from None
+
+
 def _message(raw: Any) -> Message:
     if not isinstance(raw, Mapping):
         raise ValueError("messages: each must be an object with role and content")
     fields = cast("Mapping[str, Any]", raw)
     role, content = fields.get("role"), fields.get("content")
+    if fields.get("reasoning_content"):
+        raise ValueError(f"messages: a thought in reasoning_content; {CONVERT}")
     if role not in get_args(Role):
         raise ValueError(f"role={role!r}: expected system, user or assistant")
     if not isinstance(content, str) or not content.strip():

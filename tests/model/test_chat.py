@@ -1,6 +1,7 @@
 """Templates as token rules, against the published Jinja templates and by hand."""
 
 import json
+import shutil
 
 import pytest
 from conftest import SHARED_DATA
@@ -176,3 +177,71 @@ def test_fingerprint_changes_with_the_vocabulary(tiny, tmp_path):
     other.add_tokens(["new"])
     other.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer(tmp_path).fingerprint() != Tokenizer(tiny).fingerprint()
+
+
+QWEN25 = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0]['role'] == 'system' %}{{- messages[0]['content'] }}{%- else %}
+        {{- 'SYSTEM' }}{%- endif %}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}
+    {%- endif %}
+{%- endif %}{%- for message in messages %}{{- '<|im_start|>' + message.role }}{%- endfor %}"""
+
+
+@pytest.fixture
+def chatml(tiny, tmp_path):
+    """A tokenizer with ChatML's tokens and a template."""
+
+    def make(template, **options):
+        folder = tmp_path / "chatml"
+        shutil.copytree(tiny, folder, dirs_exist_ok=True)
+        fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        fast.add_special_tokens([chat.IM_START, chat.IM_END])
+        fast.save(str(folder / "tokenizer.json"))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config | {"chat_template": template})
+        )
+        return Tokenizer(folder, **options)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("You are Qwen, created by Alibaba Cloud.", "You are Qwen, created by Alibaba Cloud."),
+        (r"Put it within \\boxed{}.", r"Put it within \boxed{}."),
+        (r"Don\'t.\nBe brief.", "Don't.\nBe brief."),
+    ],
+)
+def test_the_system_message_is_the_templates_own(chatml, written, expected):
+    tokenizer = chatml(QWEN25.replace("SYSTEM", written))
+    assert tokenizer.default_system() == expected
+    jinja2 = pytest.importorskip("jinja2")
+    text = jinja2.Template(QWEN25.replace("SYSTEM", written)).render(messages=[{"role": "user"}])
+    assert text.startswith(f"<|im_start|>system\n{expected}<|im_end|>\n")
+
+
+def test_system_messages_of_templates_and_options(chatml):
+    talk = (Message("user", "a"),)
+
+    def text(template, system=None, messages=talk):
+        tokenizer = chatml(template, system=system)
+        return tokenizer.decode_raw(render_prompt(tokenizer, messages, "qwen"))
+
+    own = QWEN25.replace("SYSTEM", "Add.")
+    assert text(own).startswith("<|im_start|>system\nAdd.<|im_end|>\n<|im_start|>user\na")
+    assert text(own, "").startswith("<|im_start|>user\na")
+    assert text(own, "Do.").startswith("<|im_start|>system\nDo.<|im_end|>\n")
+    given = (Message("system", "Go."), *talk)
+    assert text(own, "Do.", given).startswith("<|im_start|>system\nGo.<|im_end|>\n")
+    assert text("{{ messages }}").startswith("<|im_start|>user\na")  # a template without one
+    tokenizer = chatml(own, system="Do.")
+    assert "Do." in tokenizer.decode_raw(render_prompt(tokenizer, talk, "deepseek_r1"))
+    assert chatml(own).system is None  # R1's template has none of itself
+    assert "Add." not in tokenizer.decode_raw(render_prompt(chatml(own), talk, "deepseek_r1"))

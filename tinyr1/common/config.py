@@ -96,8 +96,16 @@ def parse_recipe(cls: Any, args: list[str], recipes: Traversable, prog: str) -> 
     if not recipe and without_help != args:
         return parse(cls, args, prog)  # no recipe's values to show: the class's
     if not recipe:
-        raise UserError("RECIPE: required, before any option; --help shows all options")
+        raise UserError(
+            f"RECIPE: required, before any option: {', '.join(recipe_names(recipes))}, or a path "
+            "to a .toml; --help shows all options"
+        )
     return parse(cls, args, prog, load_recipe(cls, recipe, recipes))
+
+
+def recipe_names(recipes: Traversable) -> list[str]:
+    """The names of the recipes that are there."""
+    return sorted(f.name.removesuffix(".toml") for f in recipes.iterdir())
 
 
 def load_recipe(cls: type[T], name_or_path: str, recipes: Traversable) -> T:
@@ -108,7 +116,7 @@ def load_recipe(cls: type[T], name_or_path: str, recipes: Traversable) -> T:
             raise UserError(f"recipe={path}: no such file")
         text = path.read_bytes()
     else:
-        names = sorted(f.name.removesuffix(".toml") for f in recipes.iterdir())
+        names = recipe_names(recipes)
         if name_or_path not in names:
             raise UserError(
                 f"recipe={name_or_path}: expected one of {', '.join(names)}, or a path to a .toml"

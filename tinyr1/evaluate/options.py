@@ -45,6 +45,8 @@ class EvalConfig(EngineConfig):
     """Print the prompts as JSON lines, sample nothing."""
     preset: Preset = "tinyr1"
     """Prompts and trials: the paper's, DeepSeek's advice, or the row's prompt and no more."""
+    system: str | None = None
+    """System message of prompts that have none ('': not even that of the ChatML template)."""
     trials: int | None = None
     """Samples of each question (by default the preset's)."""
     limit: int | None = None

@@ -100,9 +100,9 @@ def show_prompts(config: EvalConfig, log: Log) -> None:
         tokenizer, template = backend.tokenizer, backend.template
         opens = bool(tokenizer and tokenizer.opens_thinking())
     seed = config.sampling.seed
-    for p in make_prompts(
-        load_rows(config), tokenizer, template, config.preset, config.trials, opens, seed
-    ):
+    rows = load_rows(config)
+    how = (config.preset, config.trials, opens, seed, config.system)
+    for p in make_prompts(rows, tokenizer, template, *how):
         text = tokenizer.decode_raw(list(p.tokens)) if tokenizer else prompt_text(p)
         line = {"task": p.task, "id": p.id, "trial": p.trial, "prompt": text}
         print(json.dumps(line, ensure_ascii=False))
@@ -127,9 +127,8 @@ def prepare(config: EvalConfig, log: Log, ranks: Ranks) -> Prepared:
     backend = Backend(config, ranks, log)
     opens = backend.tokenizer.opens_thinking() if backend.tokenizer else False
     seed = config.sampling.seed
-    prompts = make_prompts(
-        rows, backend.tokenizer, backend.template, config.preset, config.trials, opens, seed
-    )
+    how = (config.preset, config.trials, opens, seed, config.system)
+    prompts = make_prompts(rows, backend.tokenizer, backend.template, *how)
     backend.check_lengths(prompts)
     return Prepared(out, rows, backend, prompts)
 
@@ -165,7 +164,9 @@ def ask(config: EvalConfig, log: Log) -> None:
     """Print the answer to one question as it comes."""
     backend = Backend(config, Ranks(), log)
     row = TaskRow("ask", "0", "math", given(config.ask, "--ask"))
-    (prompt,) = make_prompts([row], backend.tokenizer, backend.template, "plain", 1, False)
+    (prompt,) = make_prompts(
+        [row], backend.tokenizer, backend.template, "plain", 1, False, system=config.system
+    )
     backend.check_lengths([prompt])
     sampler = backend.open(1)
     try:

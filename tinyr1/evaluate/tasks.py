@@ -141,11 +141,15 @@ def make_prompts(
     trials: int | None,
     template_opens: bool,
     seed: int = 0,
+    system: str | None = None,
 ) -> list[Prompt]:
     """Every (row, trial) as token ids; trials of one row are neighbours, so it is read once.
 
-    Without a tokenizer (a server that takes messages) there are no ids.
+    Without a tokenizer (a server that takes messages) there are no ids. `system` is the system
+    message of prompts that have none ("": not even a ChatML template's own).
     """
+    if tokenizer:
+        tokenizer.system = system
     prompts: list[Prompt] = []
     for row in rows:
         open_thinking = opens_thinking(row.kind, preset, template_opens)
@@ -158,6 +162,8 @@ def make_prompts(
             if trial == 0 or order != order_before:
                 try:
                     said = messages(row.in_order(order), preset)
+                    if system and said[0].role != "system":
+                        said = (Message("system", system), *said)
                     if tokenizer:
                         ids = render_prompt(tokenizer, said, template, open_thinking)
                 except ValueError as error:  # a field that is not shown, a marker in the text

@@ -27,7 +27,6 @@ ThinkIn = Literal["target", "prompt"]
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 R1_TURNS = {"system": ((), ()), "user": ((USER,), ()), "assistant": ((ASSISTANT,), (EOS,))}
 TEMPLATE_END = {"deepseek_r1": EOS, "qwen": IM_END}  # what ends an answer
 TEMPLATE_TOKENS = {"deepseek_r1": (BOS, EOS, USER, ASSISTANT), "qwen": (IM_START, IM_END)}
@@ -61,6 +60,16 @@ def stop_ids(tokenizer: Tokenizer, template: TemplateName) -> tuple[int, ...]:
     return tuple(sorted({*tokenizer.eos_ids(), end}))
 
 
+def with_system(
+    tokenizer: Tokenizer, messages: tuple[Message, ...], template: TemplateName
+) -> tuple[Message, ...]:
+    """The messages, after the system message that the user or a ChatML template puts first."""
+    if messages and messages[0].role == "system":
+        return messages
+    text = tokenizer.default_system() if template == "qwen" else tokenizer.system
+    return (Message("system", text), *messages) if text else messages
+
+
 def check_markers(
     tokenizer: Tokenizer, messages: tuple[Message, ...], template: TemplateName
 ) -> None:
@@ -84,6 +93,7 @@ def render(
     message that contains a marker of the template.
     """
     check_markers(tokenizer, messages, template)
+    messages = with_system(tokenizer, messages, template)
     # Piece by piece, never as one string: tokenised as a whole, a template's text would get a
     # second BOS, and a marker that a user typed would become the marker.
     tokens: list[int] = []
@@ -135,6 +145,7 @@ def render_prompt(
     ValueError for a message that contains a marker of the template.
     """
     check_markers(tokenizer, messages, template)
+    messages = with_system(tokenizer, messages, template)
     ids: list[int] = []
     for i, message in enumerate(messages):
         ids += _turn_ids(tokenizer, message, template, first=i == 0)
@@ -153,12 +164,9 @@ def _turn_ids(
         before = (BOS, *before) if first else before
         special = tokenizer.special
         return [*map(special, before), *tokenizer.encode(message.content), *map(special, after)]
-    head: list[int] = []
-    if first and message.role != "system":
-        head = _turn_ids(tokenizer, Message("system", QWEN_SYSTEM), template, first=False)
     text = tokenizer.encode(f"{message.role}\n{message.content}")
     start, end = tokenizer.special(IM_START), tokenizer.special(IM_END)
-    return [*head, start, *text, end, *tokenizer.encode("\n")]
+    return [start, *text, end, *tokenizer.encode("\n")]
 
 
 def _assistant_start(tokenizer: Tokenizer, template: TemplateName) -> list[int]:

@@ -51,6 +51,10 @@ class Qwen2Config:
     def from_pretrained(path: str | Path) -> Qwen2Config:
         """Read DIR/config.json; UserError names the first field that this model cannot honour."""
         file = Path(path) / "config.json"
+        if Path(path).suffix == ".gguf" or (not file.exists() and any(Path(path).glob("*.gguf"))):
+            raise UserError(
+                f"{path}: GGUF is not read; download the model's safetensors and config.json"
+            )
         return Qwen2Config.from_dict(read_object(file), str(file))
 
     @staticmethod

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinyr1.common.errors import UserError
 from tinyr1.common.files import json_lines
-from tinyr1.record import Record
+from tinyr1.record import CONVERT, Record
+
+TABLES = (".parquet", ".arrow", ".csv")
 
 
 def read_records(
@@ -16,6 +19,8 @@ def read_records(
 
     UserError where the file cannot be read.
     """
+    if path.suffix.lower() in TABLES:
+        raise UserError(f"{path}: no JSON lines; {CONVERT}")
     for number, value in json_lines(path):
         if isinstance(value, ValueError):
             yield number, value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +17,21 @@ from tinyr1 import thinking
 from tinyr1.common.errors import UserError, needs
 from tinyr1.common.files import read_object
 
+# As Jinja text has it: the words between the markers, with no expression or end of a string among
+# them, where a backslash takes the next character with it.
+_DEFAULT_SYSTEM = re.compile(
+    r"<\|im_start\|>system(?:\\n|\n)((?:[^'\"\\\n{]|\\.|\{(?![{%]))+?)<\|im_end\|>"
+)
+_ESCAPES = {"n": "\n", "t": "\t"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 class Tokenizer:
     """tokenizer.json through `tokenizers`; tokenizer.model through the sentencepiece extra."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, system: str | None = None) -> None:
         self.path = path
+        self.system = system  # of conversations without one (None: what the template says)
         config_file = path / "tokenizer_config.json"
         self.config: dict[str, Any] = read_object(config_file) if config_file.exists() else {}
         if (path / "tokenizer.json").exists():
@@ -116,6 +124,13 @@ class Tokenizer:
             named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
             template = named[0].get("template") if named else None
         return template if isinstance(template, str) else ""
+
+    def default_system(self) -> str:
+        """The system message that a ChatML template puts where a conversation has none."""
+        if self.system is not None:
+            return self.system
+        found = _DEFAULT_SYSTEM.search(self._chat_template())
+        return re.sub(r"\\(.)", lambda c: _ESCAPES.get(c[1], c[1]), found[1]) if found else ""
 
     def has_chat_template(self) -> bool:
         return bool(self._chat_template())

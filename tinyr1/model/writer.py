@@ -215,11 +215,23 @@ def _split(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
     return groups
 
 
-def copy_side_files(source: Path, out: Path, dtype: torch.dtype) -> None:
-    """Copy tokenizer, generation config and chat template, and config.json with its dtype set."""
+def copy_side_files(
+    source: Path, out: Path, dtype: torch.dtype, end_token: int | None = None
+) -> None:
+    """Copy tokenizer, generation config and chat template, and config.json with its dtype set.
+
+    `end_token` becomes one of the ids at which generation_config.json stops.
+    """
     for name in SIDE_FILES:
         if (source / name).is_file():
             write_atomic(out / name, (source / name).read_bytes())
+    if end_token is not None:
+        file = out / "generation_config.json"
+        generation = read_object(file) if file.exists() else {}
+        stops = generation.get("eos_token_id", [])
+        stops = stops if isinstance(stops, list) else [stops]
+        if end_token not in stops:
+            write_json(file, generation | {"eos_token_id": [*stops, end_token]})
     config = read_object(source / "config.json")
     for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # old name and new
         config[key] = dtype_name(dtype)

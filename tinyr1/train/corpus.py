@@ -30,10 +30,10 @@ from tinyr1.common.files import (
 )
 from tinyr1.common.log import Log
 from tinyr1.common.threads import in_threads
-from tinyr1.model.chat import TemplateName, ThinkIn, render
+from tinyr1.model.chat import TemplateName, ThinkIn, render, with_system
 from tinyr1.model.records import read_records
 from tinyr1.model.tokenizer import Tokenizer
-from tinyr1.record import Example, Record
+from tinyr1.record import Example, Message, Record
 
 # What reading a damaged cache raises; numpy reads the header of a .npy as Python.
 # fmt: off
@@ -98,10 +98,10 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
     r = rendering
     key = hash_json(
         {
-            "version": 2,
+            "version": 3,
             "data": hash_files(list(data)),
             "tokenizer": [r.tokenizer.fingerprint(), *r.tokenizer.end_markers],
-            "template": [r.template, r.think_in, r.require_think],
+            "template": [r.template, r.think_in, r.require_think, _system(r)],
             "max_len": r.max_len,
         }
     )[:16]
@@ -127,6 +127,12 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
             fsync_directory(cache_dir)
             corpus = Corpus(folder)
     return corpus
+
+
+def _system(r: Rendering) -> str:
+    """The system message of conversations that have none."""
+    found = with_system(r.tokenizer, (Message("user", ""),), r.template)
+    return found[0].content if len(found) > 1 else ""
 
 
 def _mapped(folder: Path) -> Corpus | None:

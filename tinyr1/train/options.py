@@ -13,7 +13,7 @@ import tyro
 
 from tinyr1.common.config import check_range
 from tinyr1.common.errors import UserError
-from tinyr1.model.chat import TemplateName, ThinkIn
+from tinyr1.model.chat import ThinkIn
 from tinyr1.model.weights import DTYPES
 from tinyr1.train.optim import Schedule
 from tinyr1.train.packing import Packing, Weighting
@@ -95,8 +95,11 @@ class TrainConfig:
     """Only kernels that give the same bits every time (slower on a GPU; a CPU's always do)."""
     cache_dir: Path | None = None
     """Folder of the tokenised data (by default OUT/cache)."""
-    template: TemplateName = "deepseek_r1"
-    """Chat template."""
+    template: Literal["auto", "deepseek_r1", "qwen"] = "deepseek_r1"
+    """Chat template; auto goes by the tokenizer's special tokens."""
+    system: str | None = None
+    """System message of conversations without one ('' for none; by default what the checkpoint's
+    own ChatML template says)."""
     think_in: ThinkIn = "target"
     """target: the opening <think> is learned; prompt: it is given with the prompt."""
     require_think: bool = True

@@ -21,7 +21,7 @@ import torch
 from tinyr1.common.config import given, to_json
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
-from tinyr1.model.chat import TEMPLATE_END, check_template
+from tinyr1.model.chat import TEMPLATE_END, check_template, guess_template
 from tinyr1.model.config import Qwen2Config
 from tinyr1.model.qwen2 import tensor_shapes
 from tinyr1.model.tokenizer import Tokenizer
@@ -136,6 +136,7 @@ class Prepared(NamedTuple):
     model_config: Qwen2Config
     weights: Checkpoint | None  # None where no step is taken (--dry-run, --preview)
     tokenizer: Tokenizer
+    end_token: int  # that ends an answer, in the template
     corpus: Corpus
     plan: Plan
     held_out: dict[str, Plan]  # of each file of --eval-data; its one epoch is the evaluation
@@ -151,17 +152,18 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
     if not planning:  # before hours of tokenising
         weights = Checkpoint(model)
         weights.check(tensor_shapes(model_config), model_config.tie_word_embeddings)
-    tokenizer = Tokenizer(model)
-    check_template(tokenizer, config.template)
+    tokenizer = Tokenizer(model, config.system)
+    template = guess_template(tokenizer) if config.template == "auto" else config.template
+    check_template(tokenizer, template)
     temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
     cache_dir = Path(temporary.name) if temporary else config.cache_dir
     if cache_dir is None:
         cache_dir = given(config.out, "--out") / "cache"
-    end = tokenizer.special(TEMPLATE_END[config.template])
+    end = tokenizer.special(TEMPLATE_END[template])
     if end not in tokenizer.eos_ids():
         log.warn(
-            f"{model}: --template {config.template} trains token {end} to end an "
-            "answer, which neither the tokenizer nor generation_config.json names as a stop"
+            f"{model}: --template {template} trains token {end} to end an answer, which neither "
+            "the tokenizer nor generation_config.json names as a stop; the exported model's will"
         )
     tokenizer.check_size(model_config.vocab_size)
     if config.seq_len > model_config.max_position_embeddings:
@@ -171,7 +173,7 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
         )
 
     rendering = Rendering(
-        tokenizer, config.seq_len, config.template, config.think_in, config.require_think
+        tokenizer, config.seq_len, template, config.think_in, config.require_think
     )
     corpus = build_corpus(data, rendering, cache_dir, log)
     flops = TrainingFlops.of(model_config)
@@ -184,7 +186,7 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
     }
     if temporary:
         temporary.cleanup()  # the files stay mapped until the corpus is dropped
-    return Prepared(config, model_config, weights, tokenizer, corpus, plan, held_out)
+    return Prepared(config, model_config, weights, tokenizer, end, corpus, plan, held_out)
 
 
 def _named(files: Sequence[Path]) -> dict[str, Path]:
@@ -226,7 +228,7 @@ TRAJECTORY = (
 )
 # fmt: on
 CHANGED_BY = {  # of those that are no option themselves
-    "data and template": " (or --template, --think-in, --require-think or --seq-len)",
+    "data and template": " (or --template, --system, --think-in, --require-think or --seq-len)",
     "total_steps": " (by --epochs or --max-steps; the learning rate depends on it)",
 }
 

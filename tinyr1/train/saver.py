@@ -215,11 +215,15 @@ def load(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
     )
 
 
-def export(model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ranks) -> None:
+def export(
+    model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ranks, end_token: int | None
+) -> None:
     """Write the sharded model as a Hugging Face checkpoint at the top of `out`.
 
-    One tensor at a time is gathered, and only rank 0 keeps it. Tokenizer, generation config and
-    chat template come from `source`. config.json is written last: with it the export is whole.
+    It stops at `end_token`, with which it was trained to end an answer, where its tokenizer and
+    generation config do not say so already (None). One tensor at a time is gathered, and only rank
+    0 keeps it. Tokenizer, generation config and chat template come from `source`. config.json is
+    written last: with it the export is whole.
     """
     parameters = dict(model.named_parameters())
     writer = None
@@ -234,5 +238,5 @@ def export(model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ran
             writer.write(name, whole.to(dtype).cpu())
     if writer:
         writer.finish()
-        copy_side_files(source, out, dtype)
+        copy_side_files(source, out, dtype, end_token)
     ranks.barrier()

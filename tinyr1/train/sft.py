@@ -146,8 +146,11 @@ def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSign
         finished.unlink(missing_ok=True)  # of a shorter run that this one continues
         write_json(out / "train_config.json", to_json(config))
 
+    unsaid = prepared.end_token not in prepared.tokenizer.eos_ids()
+    end_token = prepared.end_token if unsaid else None
+
     def export_to(folder: Path) -> None:
-        export(model, given(config.model, "--model"), folder, export_dtype, ranks)
+        export(model, given(config.model, "--model"), folder, export_dtype, ranks, end_token)
         for fault in warn_of_faults(folder) if ranks.is_main else ():
             log.warn(f"{folder}: {fault}")
 

@@ -140,8 +140,12 @@ def test_files_put_together_are_one(tmp_path, capsys):
     assert [q.text for q in questions] == ["Which?", "Who?", "Which?"]
     assert [q.id for q in questions][::2] == ["q1", "q2"]
     assert questions[1].id.startswith("q1-")
-    assert "2 questions stand there more than once" in capsys.readouterr().err
+    assert "2 rows have an id and question that came before" in capsys.readouterr().err
     assert load_questions(file, Log(quiet=True)) == questions
+    unknown = ROW | {"answer": None, "question": "Which? "}
+    write_rows(file, [unknown, ROW])
+    (question,) = load_questions(file, Log(quiet=True))
+    assert question.answer == "B"  # what either row knows
 
 
 def test_a_local_model_and_bad_questions(tiny, tmp_path):

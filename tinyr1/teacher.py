@@ -133,16 +133,22 @@ def load_questions(path: Path, log: Log) -> list[Question]:
     again = 0
     for _, question in read_rows(path, Question.from_json):
         name = question.id
+        asked = [question.domain, question.text.strip()]
         other = questions.get(name)
-        if other and (other.domain, other.text) != (question.domain, question.text):
-            name = f"{name}-{hash_json([question.domain, question.text])[:16]}"
+        if other and [other.domain, other.text.strip()] != asked:
+            name = f"{name}-{hash_json(asked)[:16]}"
             question = question._replace(id=name)
-        again += name in questions
-        questions.setdefault(name, question)
+            other = questions.get(name)
+        again += other is not None
+        if other:  # what either knows of the right answer
+            question = other._replace(
+                answer=other.answer or question.answer, tests=other.tests or question.tests
+            )
+        questions[name] = question
     if not questions:
         raise UserError(f"{path}: no questions")
     if again:
-        log.say(f"{path}: {again:,} questions stand there more than once and are asked once")
+        log.say(f"{path}: {again:,} rows have an id and question that came before: asked once")
     return list(questions.values())
 
 

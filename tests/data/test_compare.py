@@ -73,6 +73,25 @@ def test_the_exact_rule_is_an_option(tasks):
     assert Contamination(tasks).match(question) is None
 
 
+def test_a_test_question_that_is_a_common_phrase_is_no_evidence(tmp_path):
+    rows = [{"id": 0, "prompt": "Find the value of x."}]
+    for count in (9, 60):
+        rows += [
+            {"id": f"{count}-{i}", "prompt": f"A farmer has {i} cows. Find the value of x."}
+            for i in range(count)
+        ]
+        found = Contamination([write_rows(tmp_path / "t.jsonl", rows)])
+        assert found.match("A baker sells bread to five people; find the value of x.") is None
+        assert found.match("find the  value of X").overlap == 1.0
+
+
+def test_scripts_without_spaces(tmp_path):
+    text = "某商店将进价为八元的商品按每件十元售出，每天可售出二百件，求最大利润。"
+    found = Contamination([write_rows(tmp_path / "t.jsonl", [{"id": 1, "prompt": text}])])
+    assert found.match(f"请回答：{text}谢谢").overlap == 1.0
+    assert found.match("某商店卖出三十件衣服，求总收入。") is None
+
+
 def test_trials_of_one_question_are_one(tmp_path):
     """A phrase in 16 prompts of one question is not a common phrase."""
     rows = [{"task": "t", "id": 1, "trial": i, "prompt": TESTS[0]} for i in range(16)]

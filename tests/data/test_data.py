@@ -425,8 +425,9 @@ def test_text_that_is_not_there_is_no_text():
     assert openr1(math_row(problem="NaN")).question == ""
     row = {"id": 1, "domain": "code", "problem": float("nan"), "test_cases": {"inputs": ["1"],
            "outputs": ["1"]}, "deepseek_reasoning": "null", "deepseek_solution": "x"}  # fmt: skip
-    draft = openthoughts(row)
-    assert draft.question.endswith("definition.")
+    assert reason(openthoughts, row) == "empty_question"  # not the instruction alone
+    draft = openthoughts(row | {"problem": "Print."})
+    assert draft.question.endswith("definition.Print.")
     assert draft.thought == ""
     assert draft.tests == ProgramTests(("1",), ("1",))  # parsed already
 

@@ -8,7 +8,7 @@ from conftest import call, write_rows
 from tinyr1.common.errors import UserError
 from tinyr1.data.coding import BOXED
 from tinyr1.data.draft import Dropped, Selection
-from tinyr1.data.schemas import SCHEMAS, columns_reader, drafts_of, schema_of
+from tinyr1.data.schemas import SCHEMAS, columns_of, drafts_by_columns, drafts_of, schema_of
 from tinyr1.data.sources import Place
 
 THINK = "<think>\nI add.\n</think>\n\nIt is \\boxed{2}."
@@ -141,6 +141,31 @@ def reply(**fields):
         reply(content="I add.\n</think>\n\nIt is \\boxed{2}."),
         reply(content=[{"type": "text", "text": THINK}]),
         reply(content=THINK, reasoning_content=None),
+        reply(content=THINK, reasoning_content="I add."),  # said twice, and the same
+        reply(
+            content=[
+                {"type": "thinking", "thinking": "I add."},
+                {"type": "text", "text": "It is \\boxed{2}."},
+            ]
+        ),
+        {"messages": json.dumps(MESSAGES)},  # as a CSV has it
+        {"messages": [{"role": None, "content": None, **turn} for turn in TURNS]},
+        {"messages": [{**USER, "role": "User"}, MESSAGES[1]], "conversations": []},
+        {
+            "messages": [USER, {"role": "assistant", "content": "It is \\boxed{2}."}],
+            "reasoning": "I add.",
+        },
+        {"id": 1, "domain": "algebra", "question": USER["content"], "answer": THINK},
+        {"question": USER["content"], "solution": "Old.", "answer": THINK},
+        {"question": USER["content"], "response": THINK, "answer": "2"},
+        {
+            "question": USER["content"],
+            "thinking": "I add.",
+            "answer": "2",
+            "solution": "It is \\boxed{2}.",
+        },
+        {"question": USER["content"], "answer": None, "output": THINK},
+        {"question": USER["content"], "answer": THINK, "source": ["s"], "domain": {"a": 1}},
         {"conversations": [{"role": "user", "content": USER["content"]}, MESSAGES[1]]},
         {"conversations": {"from": ["user", "assistant"], "value": [USER["content"], THINK]}},
         {"question": USER["content"], "answer": THINK},
@@ -162,17 +187,37 @@ def test_conversations_of_your_own(row):
         ({"messages": [MESSAGES[1], USER]}, "not_one_turn"),
         ({"messages": [USER, {"role": "tool", "content": "x"}, MESSAGES[1]]}, "not_one_turn"),
         ({"messages": "text"}, "malformed"),
+        ({"conversations": None}, "malformed"),
+        ({"id": 1, "question": "q", "answer": THINK, "domain": "Physics"}, "domain"),
         ({"messages": [USER, {"role": "assistant", "content": {"a": 1}}]}, "malformed"),
         (reply(content=THINK, reasoning_content="Another."), "several_thoughts"),
         (reply(content="It is 2."), "no_think"),
         (reply(content="<|begin_of_thought|> only"), "broken_markers"),
-        (SETS["OpenThoughts-114k-math"] | {"correct": False}, "not_verified"),
+        (SETS["OpenThoughts-114k-math"] | {"correct": 0.0}, "not_verified"),
         ({"instruction": "a", "output": THINK, "history": [["a", "b"]]}, "not_one_turn"),
         (SETS["Mixture-of-Thoughts"] | {"source": "elsewhere"}, "domain"),
     ],
 )
 def test_what_is_no_conversation_is_dropped_with_its_reason(row, why):
     assert dropped(row) == why
+
+
+def test_what_verified_an_answer_is_true():
+    row = SETS["OpenThoughts-114k-math"]
+    for correct, verifier in ((1.0, "math_verify"), ("True", "math_verify"), (False, None)):
+        found = draft(row | {"correct": correct}, require_verified=False)
+        assert found.meta["verified_by"] == verifier
+        assert found.answer == "2"
+
+
+def test_the_right_answer_beside_a_whole_one():
+    row = {"question": "q", "reasoning": "r", "response": "Because. Answer: C", "answer": "C"}
+    found = draft(row, "science")
+    assert (found.solution, found.answer) == ("Because. Answer: C", "C")
+    # Of a row without a thought it is what the teacher's answer is compared with, if it is short.
+    for answer, expected in (("C", "C"), ("Long. " * 99, None)):
+        asked = draft({"question": "q", "answer": answer}, "science", questions_only=True)
+        assert asked.answer == expected
 
 
 def test_systems_messages_are_kept_unless_they_ask_for_another_form():
@@ -189,12 +234,12 @@ def test_systems_messages_are_kept_unless_they_ask_for_another_form():
 def test_columns_of_any_name():
     row = {"q": "What is 1 + 1?", "cot": "I add.", "final": "It is \\boxed{2}.", "gold": 2, "n": 7}
     names = ("question=q", "thinking=cot", "answer=final", "reference=gold", "id=n")
-    (found,) = columns_reader(names)(row, Selection("math"))
+    (found,) = drafts_by_columns(Place("a", 1, row), Selection("math"), columns_of(names))
     assert (found.id, found.answer, found.thought) == ("7", "2", "I add.")
     assert found.solution == "It is \\boxed{2}."
     for wrong in (("q=question",), ("question",), ("answer=final",)):
         with pytest.raises(UserError, match="--columns"):
-            columns_reader(wrong)
+            columns_of(wrong)
 
 
 def make(tmp_path, *arguments):
@@ -221,7 +266,62 @@ def test_a_column_that_is_missing_is_named(tmp_path):
     file = write_rows(tmp_path / "mine.jsonl", [{"q": "a", "a": THINK}])
     done, _ = make(tmp_path, "math", "--source", file, "--columns", "question=q", "answer=reply")
     assert done.returncode == 2
-    assert "mine.jsonl: row 1: no column 'reply'" in done.stderr
+    assert "--columns: mine.jsonl: row 1 has no column reply; it has a, q" in done.stderr
+    for columns in (("question=q", "answer=a", "reference=r"), ("question=q", "answer=q")):
+        done, _ = make(tmp_path, "math", "--source", file, "--columns", *columns)
+        assert done.returncode == 2
+    sparse = write_rows(tmp_path / "sparse.jsonl", [{"q": "a", "a": THINK}, {"q": "b"}])
+    done, rows = make(tmp_path, "math", "--source", sparse, "--columns", "question=q", "answer=a")
+    assert (done.returncode, len(rows)) == (0, 1)  # a later row may leave out what it has not
+
+
+def test_what_json_does_not_know_is_written_as_it_can_be(tmp_path):
+    pytest.importorskip("pyarrow")
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    meta = {"when": datetime.datetime(2025, 1, 2), "raw": b"x", "score": float("nan"), "n": [1]}
+    row = {"id": b"1", "messages": MESSAGES, "meta": meta}
+    rows = [row, row | {"messages": MESSAGES[:1]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    done, rows = make(tmp_path, "math", "--source", tmp_path / "a.parquet")
+    assert done.returncode == 0, done.stderr
+    assert rows[0]["meta"] == {"when": "2025-01-02 00:00:00", "n": [1]}
+    verified = [
+        {"messages": [{**USER, "content": str(i)}, MESSAGES[1]], "meta": {"verified_by": by}}
+        for i, by in enumerate((1, "x", ["a"]))
+    ]
+    done, _ = make(tmp_path, "math", "--source", write_rows(tmp_path / "b.jsonl", verified))
+    assert done.returncode == 0, done.stderr
+    half = SETS["messages"] | {"id": "a\ud800"}
+    done, _ = make(tmp_path, "math", "--source", write_rows(tmp_path / "c.jsonl", [half]))
+    assert "- malformed" in done.stdout
+
+
+def test_other_whole_sources_begin_anew(tmp_path):
+    """What is read as a whole is a part of what a run is known by."""
+    rows = [{"question": f"Q{i}?", "cot_type": "math", "solution": None} for i in range(3)]
+    file = write_rows(tmp_path / "s.jsonl", rows)
+    about = []
+    for option in ("--source", "--whole"):
+        _, made = make(tmp_path, "science", option, file, "--questions-only")
+        assert len(made) == (3 if option == "--whole" else 0)
+        if made:
+            about.append(json.loads((tmp_path / "out.meta.json").read_text())["sources"])
+    assert about[0][0]["whole"] is True
+
+
+def test_many_records_of_one_question(tmp_path):
+    rows = [{"question": "Q?", "answer": THINK.replace("add", f"add {i}")} for i in range(40)]
+    rows.insert(1, {"question": "Q?", "answer": THINK, "id": "x"})
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    done, made = make(tmp_path, "math", "--source", file, "--no-deduplicate")
+    assert len({row["id"] for row in made}) == len(made) == 41
+    done, made = make(tmp_path, "math", "--source", file, "--no-deduplicate", "--generations", 2)
+    assert done.returncode == 0
+    assert len({row["id"] for row in made}) == len(made) == 41
 
 
 def test_ids_are_unique_and_the_same_from_any_file(tmp_path):
@@ -314,6 +414,11 @@ def test_the_science_branch_is_one_command(tmp_path):
         (("--sandbox", "rlimits"), "--sandbox=rlimits: needs --verify"),
         (("--ngram", 8), "--ngram=8: needs --decontaminate"),
         (("--overlap", 0), "--overlap=0.0: needs --decontaminate"),
+        (("--questions-only", "--verify"), "--verify: of answers, and --questions-only"),
+        (("--questions-only", "--generations", 2), "--generations: of answers"),
+        (("--verify", "--sandbox", "rlimits"), "--sandbox=rlimits: of programs"),
+        (("--keep", "letter"), "--keep=letter: a step of another branch"),
+        (("--columns", "question=a", "--question-types", "MCQ"), "--question-types: of OpenR1"),
         (("--split", "test"), "--split: of a folder or a set on the hub"),
         (("--keep", "loop"), "--keep=loop: is unknown; expected some of loops, language"),
         (("--keep", "no_think"), "--keep=no_think: is the file's contract"),

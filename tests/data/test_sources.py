@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from conftest import call, run, write_rows
@@ -12,7 +13,7 @@ from fake_hub import hub
 from tinyr1.common.errors import UserError
 from tinyr1.data import published
 from tinyr1.data.published import file_rows
-from tinyr1.data.sources import open_sources
+from tinyr1.data.sources import _split_of, open_sources
 
 ROWS = [{"question": f"Question {i}?", "thinking": "é " * i, "answer": str(i)} for i in range(150)]
 
@@ -117,6 +118,54 @@ def test_a_folder_says_what_is_not_read_and_why(tmp_path):
         assert said in line
     assert ".cache" not in line
     assert json.loads(out.with_suffix(".meta.json").read_text())["rows_in"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-00001.parquet", "train"),
+        ("data/test-00000-of-00001.parquet", "test"),
+        ("train_sft-00000-of-00001.parquet", "train_sft"),
+        ("validation/data.jsonl", "validation"),
+        ("math_train.jsonl.gz", "train"),
+        ("dev.jsonl", "validation"),
+        ("human-eval-like.jsonl", ""),
+        ("data-00000-of-00002.arrow", ""),
+        ("latest.jsonl", ""),
+    ],
+)
+def test_the_split_of_a_file(name, split):
+    assert _split_of(Path(name)) == split
+
+
+def test_what_lies_in_the_hubs_cache_is_named_as_there(tmp_path):
+    snapshot = tmp_path / "datasets--owner--set" / "snapshots" / "0123"
+    blob = tmp_path / "datasets--owner--set" / "blobs" / "feed"
+    for folder in (snapshot, blob.parent):
+        folder.mkdir(parents=True)
+    blob.write_bytes(text())
+    (snapshot / "a.jsonl").symlink_to(blob)
+    for path in (snapshot, snapshot / "a.jsonl"):
+        (source,) = open_sources([str(path)], tmp_path / "o.jsonl")
+        assert source.origin == "owner/set"
+
+
+def test_files_without_rows_or_sense(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "latin.csv").write_bytes("question,answer\nübel,x\n".encode("latin-1"))
+    (tmp_path / "quote.csv").write_text('question,answer\n"a,b\nc,d\n')
+    big = {"question": "q " * 600_000, "thinking": "t", "answer": "\\boxed{1}"}
+    write_rows(tmp_path / "big.json", [big, big | {"question": "other?"}])
+    for name, said in (
+        ("empty.jsonl", "empty.jsonl: no rows"),
+        ("latin.csv", "latin.csv: not UTF-8 text"),
+        ("quote.csv", "quote.csv: cannot be read (unexpected end of data)"),
+    ):
+        out = tmp_path / "o.jsonl"
+        done = call("tinyr1.data.__main__", "math", "--source", tmp_path / name, "--out", out)
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert not published.is_about_others(tmp_path / "big.json")
 
 
 def test_a_silent_hub_is_said(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ def program(code, **tests):
         ("def f(x):\n    return x / 3", {"inputs": [[1]], "outputs": [[0.33333333]]}, True),
         ("def f(x):\n    return x / 3", {"inputs": [[1]], "outputs": [[0.333]]}, False),
         ("def f(x):\n    return [x / 3, 1]", {"inputs": [[1]], "outputs": [[[0.333333, 1]]]}, True),
+        ("def f(x):\n    return [x / 2]", {"inputs": [[3]], "outputs": [[1.5000001]]}, True),
         ("def f(x):\n    return x", {"inputs": [[1000000]], "outputs": [[1000001]]}, False),
     ],
 )  # fmt: skip

@@ -35,18 +35,18 @@ from tinyr1.common.config import check_range, flag, given, parse, to_json
 from tinyr1.common.errors import UserError, run_main
 from tinyr1.common.files import hash_files
 from tinyr1.common.log import Log
-from tinyr1.data.clean import LEAKS, MARKERS, kept_reasons
+from tinyr1.data.clean import LEAKS, MARKERS, kept_names, kept_reasons
 from tinyr1.data.compare import Comparison, Contamination, NearDuplicates
 from tinyr1.data.draft import S1_TYPES, Draft, Dropped, Prefer, Selection
-from tinyr1.data.pipeline import Convert, Steps, build
-from tinyr1.data.schemas import columns_reader, drafts_of
+from tinyr1.data.pipeline import Convert, Steps, build, record_of
+from tinyr1.data.schemas import columns_of, drafts_by_columns, drafts_of
 from tinyr1.data.sources import Place, is_output, open_sources
 from tinyr1.data.verify import is_right
 from tinyr1.graders.sandbox import Level, open_sandbox
 from tinyr1.model.chat import TemplateName, guess_template, marked, render
 from tinyr1.model.records import read_records
 from tinyr1.model.tokenizer import Tokenizer
-from tinyr1.record import Domain, Message, Record
+from tinyr1.record import Domain, Record
 
 FAULTS = 20  # broken lines that inspect prints
 
@@ -122,9 +122,19 @@ class DataOptions:
             value = getattr(self, option)
             if value != getattr(default, option) and not getattr(self, of):
                 raise UserError(f"{flag(option)}={value}: needs {flag(of)}, {without}")
+        no_answers = {"verify", "keep", "tokenizer", "generations", "all_generations"}
+        changed = {name for name in no_answers if getattr(self, name) != getattr(default, name)}
+        if self.questions_only and changed:
+            raise UserError(f"{flag(min(changed))}: of answers, and --questions-only has none")
+        if self.sandbox != default.sandbox and self.domain != "coding":
+            raise UserError(f"--sandbox={self.sandbox}: of programs, which only coding has")
         if self.all_generations and self.generations != default.generations:
             raise UserError("--all-generations: --generations is given, too; choose one")
+        columns_of(self.columns)
         kept_reasons(self.keep)
+        others = {"math": {"code", "letter"}, "coding": {"box", "letter"}}
+        for step in kept_names(self.keep) & others.get(self.domain, {"box", "code"}):
+            raise UserError(f"--keep={step}: a step of another branch than {self.domain}")
 
     def selection(self) -> Selection:
         """Which rows and generations are wanted."""
@@ -217,8 +227,8 @@ def counter(folder: Path) -> Callable[[Draft], int]:
     template: TemplateName = guess_template(tokenizer)
 
     def count(draft: Draft) -> int:
-        turns = (Message("user", draft.question.strip()), Message("assistant", draft.content()))
-        return len(render(tokenizer, turns, template).tokens)
+        record = Record.from_json(record_of(draft))  # with its system message
+        return len(render(tokenizer, record.messages, template).tokens)
 
     return count
 
@@ -238,7 +248,7 @@ def make(c: DataOptions) -> None:
     for source in sources:
         if source.unread:
             more = f" and {len(source.unread) - 8} more" if len(source.unread) > 8 else ""
-            log.say(f"{source.name}: not read: {', '.join(source.unread[:8])}{more}")
+            log.warn(f"{source.name}: not read: {', '.join(source.unread[:8])}{more}")
     if not c.tokenizer and not c.questions_only:
         log.warn("--tokenizer was not given: conversations of any length are kept")
     if not c.decontaminate:
@@ -277,6 +287,8 @@ def make(c: DataOptions) -> None:
     if c.verify and counts.unverified:
         print(f"  of these {counts.unverified:,} had nothing to be verified by")
     print(c.paper)
+    if not counts.rows_in:
+        raise UserError(f"--source={' '.join(source.name for source in sources)}: no rows")
     if not counts.rows_out:
         hint = "; --questions-only is for the teacher" if "no_trajectory" in counts.dropped else ""
         beside = out.with_suffix(".partial") / "rejected.jsonl"  # where FILE has stayed as it was
@@ -287,14 +299,16 @@ def make(c: DataOptions) -> None:
 def converter(c: DataOptions) -> Convert:
     """How rows become drafts: by --columns, or by the schema that is known by their columns."""
     want = c.selection()
-    reader = columns_reader(c.columns) if c.columns else None
+    columns = columns_of(c.columns)
+    if columns and want.question_types != Selection.question_types:
+        raise UserError("--question-types: of OpenR1's schema, and --columns names another")
 
     def convert(place: Place) -> list[Draft]:
         wanted = replace(want, cot_types=()) if place.is_whole else want
-        if reader is None:
-            drafts = drafts_of(place, wanted)
+        if columns:
+            drafts = drafts_by_columns(place, wanted, columns)
         else:
-            drafts = [replace(d, origin=place.origin) for d in reader(place.row, wanted)]
+            drafts = drafts_of(place, wanted)
         if drafts[0].thought is None and not c.questions_only:
             raise Dropped("no_trajectory", drafts[0].question)
         return drafts

@@ -62,15 +62,24 @@ STEPS = {
 
 
 def kept_reasons(names: Collection[str]) -> frozenset[str]:
-    """The reasons that --keep names, by step or as the waterfall has them, with commas or not."""
+    """The reasons that --keep names."""
+    return frozenset(STEPS[name] for name in kept_names(names))
+
+
+def kept_names(names: Collection[str]) -> set[str]:
+    """The steps that --keep names, by their names or as the waterfall has them, with commas or not.
+
+    UserError for others.
+    """
+    step_of = {reason: step for step, reason in STEPS.items()}
     kept: set[str] = set()
     for name in (part for text in names for part in text.split(",") if part):
-        reason = STEPS.get(name, name)
-        if reason not in STEPS.values():
-            why = "is the file's contract or an option's" if reason in REASONS else "is unknown"
+        step = step_of.get(name, name)
+        if step not in STEPS:
+            why = "is the file's contract or an option's" if name in REASONS else "is unknown"
             raise UserError(f"--keep={name}: {why}; expected some of {', '.join(STEPS)}")
-        kept.add(reason)
-    return frozenset(kept)
+        kept.add(step)
+    return kept
 
 
 def check_question(question: str) -> None:
@@ -165,13 +174,18 @@ _FAULTS: dict[str, Callable[[Draft], bool]] = {
 }
 
 
+_EAST = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])")
 _NOT_WORD = re.compile(r"[\W_]+")
 _SENTENCE_MARK = re.compile(r"[.,;:?\"]+(?=\s|$)")
 
 
 def words(text: str) -> list[str]:
-    """Words of a text without case and punctuation, for looking for parts of a question."""
-    return _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split()
+    """Words of a text without case and punctuation, for looking for parts of a question.
+
+    Of scripts that put no spaces between words, characters.
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return _NOT_WORD.sub(" ", _EAST.sub(r" \1 ", plain)).split()
 
 
 _SPACE = re.compile(r"\\[,;:! >]|\\q?quad\b|[~$\s]+")

@@ -7,7 +7,15 @@ that its question begins with. The science branch takes what is neither code nor
 
 from __future__ import annotations
 
-from tinyr1.data.draft import Draft, Dropped, Row, Selection, program_tests, text_of, value_of
+from tinyr1.data.draft import (
+    Draft,
+    Dropped,
+    Row,
+    Selection,
+    label_of,
+    program_tests,
+    text_of,
+)
 
 FUNCTION = "Generate an executable Python function generated from the given prompt."
 STDIN_RULE = (
@@ -20,12 +28,14 @@ BOXED = "Return your final response within \\boxed{}."  # how OpenThoughts asks 
 
 def openthoughts(row: Row, want: Selection) -> list[Draft]:
     """A row of OpenThoughts-114k's `metadata`. Raises Dropped("domain") for another branch's."""
-    if not value_of(row["domain"]):
+    if not label_of(row["domain"]):
         raise Dropped("domain")
-    want.check_domain(row["domain"])
+    want.check_domain(row["domain"], others="science")  # the puzzles, too (paper section 2.1)
     source = want.check_source(row)
     question = text_of(row.get("problem"))
     tests = program_tests(row.get("test_cases")) if want.domain == "coding" else None
+    if not question:
+        raise Dropped("empty_question")
     if want.domain == "coding":
         rule = FUNCTION_RULE if tests and tests.fn_name else STDIN_RULE
         question = FUNCTION + rule + question
@@ -37,7 +47,7 @@ def openthoughts(row: Row, want: Selection) -> list[Draft]:
     solution = text_of(row.get("deepseek_solution")).strip()
     return [
         Draft(
-            id=value_of(row.get("id")),
+            id=label_of(row.get("id")),
             domain=want.domain,
             question=question,
             thought=None if want.questions_only else thought,

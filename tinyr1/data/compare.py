@@ -14,6 +14,8 @@ from tinyr1.common.errors import UserError, needs
 from tinyr1.common.files import read_jsonl
 from tinyr1.data.clean import CHAT_TOKENS, compact, normalized, words
 
+COMMON = 50  # test questions that have a phrase; in more it weighs nothing
+
 
 @dataclass
 class Comparison:
@@ -57,11 +59,12 @@ class Match:
 class Contamination:
     """Test questions, and whether a question holds so much of one that it must not be trained on.
 
-    A phrase is `ngram` words in a row. It weighs 1 / the number of test questions that have it: one
-    that stands in many is how tests are written, and no evidence (decision 0017). A question is
-    contaminated where the phrases that it shares with a test question weigh at least `overlap` of
-    all that this has, and are as many as ten words in a row have, or three quarters of a shorter
-    question's. With `overlap` 0 any one phrase will do: s1's and open-r1's rule, for eight words.
+    A phrase is `ngram` words in a row. It weighs 1 / the number of test questions that have it, and
+    nothing where more than COMMON have it: such is how tests are written, and no evidence
+    (decision 0017). A question is contaminated where the phrases that it shares with a test
+    question weigh at least `overlap` of all that this has, and are as many as ten words in a row
+    have, or three quarters of a shorter question's, rare enough to weigh a third of their number.
+    With `overlap` 0 any one phrase will do: s1's and open-r1's rule, for eight words.
     Questions of fewer words than a phrase are compared whole, but for case and spacing.
     """
 
@@ -80,6 +83,10 @@ class Contamination:
                 for token in CHAT_TOKENS:  # of evaluate.py --show-prompts
                     text = text.replace(token, " ")
                 self._add(text, f"{row.get('task', file.stem)}/{row.get('id', number)}")
+        if overlap:
+            rare = {p: tests for p, tests in self._having.items() if len(tests) <= COMMON}
+            self._having = defaultdict(list, rare)
+            self._phrases = [phrases & rare.keys() for phrases in self._phrases]
         self._all = [self._weight(phrases) for phrases in self._phrases]
 
     def _add(self, text: str, name: str) -> None:
@@ -114,8 +121,12 @@ class Contamination:
                 shared[test].add(phrase)
         best, found = 0.0, None
         for test, phrases in shared.items():
-            overlap = self._weight(phrases) / self._all[test]
-            if len(phrases) >= self._needed(test) and overlap >= self._overlap and overlap > best:
+            if len(phrases) < (needed := self._needed(test)):
+                continue
+            weight = self._weight(phrases)
+            overlap = weight / self._all[test]
+            is_rare = not self._overlap or weight >= needed / 3
+            if is_rare and overlap >= self._overlap and overlap > best:
                 best, found = overlap, test
         if found is None:
             return None

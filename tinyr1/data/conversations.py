@@ -11,6 +11,7 @@ its own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,11 +19,23 @@ from typing import Any, NamedTuple
 from tinyr1 import thinking
 from tinyr1.data.clean import MARKERS, from_markers, split_thought
 from tinyr1.data.coding import BOXED, FUNCTION
-from tinyr1.data.draft import Draft, Dropped, Row, Selection, program_tests, text_of, value_of
+from tinyr1.data.draft import (
+    Draft,
+    Dropped,
+    Row,
+    Selection,
+    flags_of,
+    label_of,
+    plain,
+    program_tests,
+    text_of,
+    value_of,
+)
 from tinyr1.graders.answer import last_box
 from tinyr1.record import ProgramTests
 
-ROLES = {"user": "user", "human": "user", "prompter": "user", "system": "system"}
+ROLES = {"user": "user", "human": "user", "prompter": "user"}
+ROLES |= {"system": "system", "developer": "system"}
 ROLES |= dict.fromkeys(("assistant", "gpt", "model", "bot"), "assistant")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
 # What --columns may name, and the columns that stand for it where it is not given.
@@ -50,10 +63,8 @@ class _Said(NamedTuple):
 
 def chat(row: Row, want: Selection) -> list[Draft]:
     """A conversation, with whatever columns say of it: id, domain, source, answer, tests."""
-    turns = row.get("conversations")
-    said = _one_turn(row["messages"] if turns is None else turns)
-    if not said.system:
-        said = said._replace(system=text_of(row.get("system")))
+    said = _one_turn(row.get("conversations") or row.get("messages"))
+    said = _with_columns(said, row)
     # OpenThoughts' domains are known by how its questions begin.
     if all(marker in said.answer for marker in MARKERS):
         starts = {"coding": FUNCTION, "math": BOXED}
@@ -62,9 +73,18 @@ def chat(row: Row, want: Selection) -> list[Draft]:
     return [_labelled(row, want, _draft(said, want))]
 
 
+def _with_columns(said: _Said, row: Row) -> _Said:
+    """What a conversation does not say and columns beside it do."""
+    thoughts = [label_of(row.get(name)) for name in THOUGHTS]
+    return said._replace(
+        system=said.system or label_of(row.get("system")),
+        thought=said.thought or next((text for text in thoughts if text), ""),
+    )
+
+
 def mixture_of_thoughts(row: Row, want: Selection) -> list[Draft]:
     """A row of Mixture-of-Thoughts, whose domain is known by its source."""
-    source = value_of(row.get("source")).lower()
+    source = label_of(row.get("source")).lower()
     domain = next((domain for part, domain in _SOURCES.items() if part in source), None)
     if domain is None:
         raise Dropped("domain")
@@ -75,11 +95,13 @@ def mixture_of_thoughts(row: Row, want: Selection) -> list[Draft]:
 def openthoughts_math(row: Row, want: Selection) -> list[Draft]:
     """A row of OpenThoughts-114k-math: R1's conversation, and whether its answer is `correct`."""
     want.check_domain("math")
-    if want.require_verified and row["correct"] is not True and not want.questions_only:
+    (is_correct,) = flags_of([row["correct"]], 1)
+    if want.require_verified and not is_correct and not want.questions_only:
         raise Dropped("not_verified")
     (draft,) = chat(row, want)
     answer = last_box(text_of(row.get("solution"))) or None
-    return [replace(draft, answer=answer, meta=draft.meta | {"verified_by": "math_verify"})]
+    verifier = "math_verify" if is_correct else None
+    return [replace(draft, answer=answer, meta=draft.meta | {"verified_by": verifier})]
 
 
 def alpaca(row: Row, want: Selection) -> list[Draft]:
@@ -88,58 +110,70 @@ def alpaca(row: Row, want: Selection) -> list[Draft]:
         raise Dropped("not_one_turn")
     asked = [text_of(row["instruction"]), text_of(row.get("input"))]
     question = "\n".join(text for text in asked if text)
-    said = _Said(text_of(row.get("system")), question, "", text_of(row["output"]))
+    said = _with_columns(_Said("", question, "", text_of(row["output"])), row)
     return [_labelled(row, want, _draft(said, want))]
 
 
 def pairs(row: Row, want: Selection, columns: Mapping[str, str] | None = None) -> list[Draft]:
     """A row of a question and its answer, under their usual names or those of `columns`.
 
-    A row with a thought of its own may have the final answer in another column: `reference`.
+    Of several columns that may be the answer, the one with the thought in it is, else the first
+    that is not called `answer`: that one is then the right answer, to compare with.
     """
     columns = columns or {}
 
-    def found(name: str) -> str:
-        """The column of a name, "" for none."""
-        usual = [c for c in COLUMNS[name] if c in row and c not in columns.values()]
-        return columns.get(name) or (usual[0] if usual else "")
+    def found(name: str) -> list[str]:
+        """Columns of a name that have something in them."""
+        usual = [] if columns and name in ("question", "thinking", "answer") else COLUMNS[name]
+        names = [columns[name]] if name in columns else usual
+        return [c for c in names if row.get(c) is not None and label_of(row[c]) != ""]
 
-    parts = {name: found(name) for name in COLUMNS}
-    for name in ("question", "thinking", "answer"):
-        if name in columns:
-            _ = row[columns[name]]  # a name that no column has is an error
+    def first(name: str) -> Any:
+        return next((row[column] for column in found(name)), None)
+
+    answers = found("answer")
+    answers.sort(key=lambda c: (not thinking.has_tag(label_of(row[c])), c == "answer"))
     said = _Said(
-        text_of(row.get(parts["system"])),
-        text_of(row.get(parts["question"])),
-        text_of(row.get(parts["thinking"])),
-        value_of(row.get(parts["answer"])),
+        label_of(first("system")),
+        text_of(first("question") if found("question") else _any(row, columns, "question")),
+        text_of(first("thinking")),
+        value_of(row[answers[0]]) if answers else "",
     )
-    labels = {"id": row.get(parts["id"]), "source": row.get(parts["source"])}
+    labels = {"id": first("id"), "source": first("source")}
     labels |= {name: row[name] for name in ("domain", "tests", "meta") if name in row}
-    if parts["reference"]:
-        labels["answer"] = row.get(parts["reference"])
+    labels["answer"] = first("reference")
+    if not columns and "answer" in answers[1:]:
+        labels["answer"] = row["answer"]
     elif want.questions_only and len(said.answer) <= 200 and not thinking.has_tag(said.answer):
-        labels["answer"] = said.answer  # a short one: what the teacher's is compared with
+        labels["answer"] = labels["answer"] or said.answer  # what the teacher's is compared with
     return [_labelled(labels, want, _draft(said, want))]
 
 
+def _any(row: Row, columns: Mapping[str, str], name: str) -> Any:
+    """What lies under a name though it is no text: for its type to be refused."""
+    names = [columns[name]] if name in columns else COLUMNS[name]
+    return next((row[column] for column in names if row.get(column) is not None), None)
+
+
 def questions(row: Row, want: Selection) -> list[Draft]:
-    """A row of a file of questions for the teacher."""
+    """A row of a file of questions for the teacher, or of your own with a whole answer in it."""
+    if thinking.has_tag(label_of(row.get("answer"))):
+        return pairs(row, want)
     said = _Said("", text_of(row["question"]), "", "")
-    return [_labelled(row, replace(want, questions_only=True), _draft(said, want))]
+    return [_labelled(row, want, _draft(said, want))]
 
 
 def _labelled(row: Row, want: Selection, draft: Draft) -> Draft:
     """The draft with what other columns say; Dropped where that is not wanted."""
     want.check_domain(row.get("domain"))
     said = row.get("meta")
-    meta: dict[str, Any] = said if isinstance(said, dict) else {}
+    meta: dict[str, Any] = plain(said) if isinstance(said, dict) else {}
     tests = row.get("tests") or meta.get("tests")
     return replace(
         draft,
-        id=value_of(row.get("id")),
+        id=label_of(row.get("id")),
         source=want.check_source(row),
-        answer=value_of(row.get("answer")) or None,
+        answer=label_of(row.get("answer")) or None,
         tests=_tests(tests) if tests and want.domain == "coding" else None,
         meta={k: v for k, v in meta.items() if k != "tests"},
     )
@@ -158,15 +192,20 @@ def _draft(said: _Said, want: Selection) -> Draft:
     if thinking.has_tag(system) or any(marker in system for marker in MARKERS):
         system = ""  # it asks for another form than the record will have
         cut.append("system message on the form of answers")
+    if system and want.questions_only:
+        system = ""  # the teacher has one for all of them
+        cut.append("system message of a question")
     draft = Draft("", want.domain, said.question, None, "", "", system=system)
     if want.questions_only or not (said.thought or said.answer):
         return replace(draft, cut=tuple(cut))
     if said.thought.strip():
-        if thinking.has_tag(said.answer):
-            raise Dropped("several_thoughts", said.answer)
         thought, solution = said.thought.strip(), said.answer.strip()
         inner = thinking.without_opening(thought)
         thought = (thought if inner is None else inner).removesuffix(thinking.CLOSE).strip()
+        if thinking.has_tag(solution):
+            again, solution = split_thought(solution)
+            if again != thought:
+                raise Dropped("several_thoughts", said.answer)
     elif any(marker in said.answer for marker in MARKERS):
         thought, solution, outside = from_markers(said.answer)
         if outside:
@@ -178,6 +217,11 @@ def _draft(said: _Said, want: Selection) -> Draft:
 
 def _one_turn(turns: Any) -> _Said:
     """The question and the answer of a list of messages in any of its spellings."""
+    if isinstance(turns, str):  # as a table of text has it
+        try:
+            turns = json.loads(turns)
+        except (ValueError, RecursionError):
+            raise Dropped("malformed") from None
     if isinstance(turns, dict) and all(isinstance(part, list) for part in turns.values()):
         names, parts = turns.keys(), turns.values()  # a table's way: a list for each field
         turns = [dict(zip(names, values, strict=False)) for values in zip(*parts, strict=False)]
@@ -186,27 +230,35 @@ def _one_turn(turns: Any) -> _Said:
     said = [(_role(turn), turn) for turn in turns]
     system = ""
     if said and said[0][0] == "system":
-        system = _content(said.pop(0)[1])
-    if [role for role, _ in said] == ["user"]:  # a question for the teacher
-        return _Said(system, _content(said[0][1]), "", "")
-    if [role for role, _ in said] != ["user", "assistant"]:
+        system = _content(said.pop(0)[1])[1]
+    roles = [role for role, _ in said]
+    if roles not in (["user"], ["user", "assistant"]):  # the first is a question for the teacher
         raise Dropped("not_one_turn")
-    (_, asked), (_, answered) = said
-    thoughts = [text_of(answered.get(name)) for name in THOUGHTS]
-    thought = next((text for text in thoughts if text), "")
-    return _Said(system, _content(asked), thought, _content(answered))
+    question = _content(said[0][1])[1]
+    thought, answer = _content(said[1][1]) if len(said) > 1 else ("", "")
+    return _Said(system, question, thought, answer)
 
 
 def _role(turn: Row) -> str:
-    name = turn.get("role", turn.get("from"))
-    return ROLES.get(str(name).lower(), "other")
+    return ROLES.get(str(turn.get("role") or turn.get("from")).lower(), "other")
 
 
-def _content(turn: Row) -> str:
-    """The text of a message; a list of parts, as OpenAI has it, where all are text."""
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, list):
-        if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+def _content(turn: Row) -> tuple[str, str]:
+    """The thought of a field of its own and the text of a message, which may be in parts."""
+    content = turn.get("content")
+    content = turn.get("value") if content is None else content
+    thoughts = [text_of(turn.get(name)) for name in THOUGHTS]
+    thought = next((text for text in thoughts if text), "")
+    if not isinstance(content, list):
+        return thought, text_of(content)
+    texts: list[str] = []
+    for part in content:
+        if not isinstance(part, dict):
             raise Dropped("malformed")
-        return "".join(part["text"] for part in content)
-    return text_of(content)
+        if part.get("type") in ("thinking", "reasoning"):
+            thought += text_of(part.get("thinking") or part.get("text"))
+        elif isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            raise Dropped("malformed")  # an image, a call of a tool
+    return thought, "".join(texts)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tinyr1 import thinking
+from tinyr1.common.files import finite
 from tinyr1.record import Domain, ProgramTests
 
 Row = dict[str, Any]
@@ -79,25 +80,24 @@ class Selection:
 
     def check_source(self, row: Row) -> str:
         """The row's own word for where it comes from; Dropped for one that is not wanted."""
-        source = value_of(row.get("source"))
+        source = label_of(row.get("source"))
         if self.sources and source not in self.sources:
             raise Dropped("source")
         return source
 
-    def check_domain(self, name: Any) -> None:
-        """Dropped unless a set's word for a domain means this branch's; "" means any."""
-        if name and _DOMAINS.get(value_of(name).lower(), "science") != self.domain:
+    def check_domain(self, name: Any, others: Domain | None = None) -> None:
+        """Dropped where a word for a domain means another branch's.
+
+        Words that are not known mean `others`; None for no branch in particular.
+        """
+        domain = _DOMAINS.get(label_of(name).lower(), others)
+        if domain not in (None, self.domain):
             raise Dropped("domain")
 
 
-# The sets' words; what is neither mathematics nor code is science's (paper section 2.1: 4.9k).
-_DOMAINS: dict[str, Domain] = {
-    "math": "math",
-    "mathematics": "math",
-    "code": "coding",
-    "coding": "coding",
-    "programming": "coding",
-}
+_DOMAINS: dict[str, Domain] = dict.fromkeys(("math", "maths", "mathematics"), "math")
+_DOMAINS |= dict.fromkeys(("code", "coding", "programming", "python"), "coding")
+_DOMAINS |= dict.fromkeys(("science", "biology", "chemistry", "physics"), "science")
 
 # A reader of one schema: the usable trajectories of a row, best first; raises Dropped.
 Reader = Callable[[Row, Selection], "list[Draft]"]
@@ -120,6 +120,27 @@ def value_of(value: Any) -> str:
         value = int(value)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     return str(value) if is_number else text_of(value).strip()
+
+
+def label_of(value: Any) -> str:
+    """`value_of` for what a row can do without: "" where it is of another type."""
+    try:
+        return value_of(value)
+    except Dropped:
+        return ""
+
+
+def plain(value: Any) -> Any:
+    """A value of a table as JSON has it: dates as text, what is no number as null, no bytes."""
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return finite(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, (bytes, bytearray)) else str(value)
 
 
 def flags_of(values: Any, count: int) -> list[bool]:
@@ -163,6 +184,8 @@ def program_tests(text: Any) -> ProgramTests | None:
     if not inputs or len(inputs) != len(outputs):
         return None
     name = tests.get("fn_name") or None
+    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+        return None
 
     def text_of_test(value: Any, is_input: bool) -> str:
         if name is None:

@@ -13,7 +13,18 @@ from typing import NamedTuple
 
 from tinyr1 import thinking
 from tinyr1.data.clean import split_thought
-from tinyr1.data.draft import Draft, Dropped, Prefer, Row, Selection, flags_of, text_of, value_of
+from tinyr1.data.conversations import pairs
+from tinyr1.data.draft import (
+    Draft,
+    Dropped,
+    Prefer,
+    Row,
+    Selection,
+    flags_of,
+    label_of,
+    text_of,
+    value_of,
+)
 
 STOPS = ("stop", "eos", "eos_token", "end_turn")  # finish reasons of a whole answer
 
@@ -58,7 +69,7 @@ def numina(row: Row, want: Selection) -> list[Draft]:
         raise Dropped("no_reference_answer")
     return [
         Draft(
-            id=value_of(row.get("uuid")),
+            id=label_of(row.get("uuid")),
             domain="math",
             question=text_of(row["problem"]),
             thought=None,
@@ -72,6 +83,8 @@ def numina(row: Row, want: Selection) -> list[Draft]:
 
 def limo(row: Row, want: Selection) -> list[Draft]:
     """A problem of LIMO: its solution is one chain of thought, in later releases with the tags."""
+    if thinking.has_tag(label_of(row.get("answer"))):
+        return pairs(row, want)  # your own, with the whole answer in `answer`
     want.check_domain("math")
     question, text = text_of(row["question"]), text_of(row["solution"])
     draft = Draft("", "math", question, None, "", "", value_of(row.get("answer")) or None)

@@ -8,6 +8,7 @@ where the same command finds them after an interruption.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import operator
@@ -35,12 +36,13 @@ from tinyr1.common.log import Log
 from tinyr1.common.threads import in_threads
 from tinyr1.data.clean import check, check_question
 from tinyr1.data.compare import Comparison
-from tinyr1.data.draft import REASONS, Draft, Dropped
+from tinyr1.data.draft import REASONS, Draft, Dropped, plain
 from tinyr1.data.sources import Place
 
 # A row's drafts, best first: the first that passes every check is used. Raises Dropped.
 Convert = Callable[[Place], "list[Draft]"]
 PHRASES = 20  # commonest matched phrases that FILE.meta.json keeps
+FORMAT = 2  # of what an interrupted run has left; another is begun anew
 SAVE_EVERY = 5.0  # seconds between points that an interrupted run can go on from
 
 
@@ -106,7 +108,10 @@ class Outputs:
         self._key = key
         self._saved = time.monotonic()
         self._progress = work / "progress.json"
-        before = read_object(self._progress) if self._progress.exists() else {}
+        before = {}
+        if self._progress.exists():
+            with contextlib.suppress(UserError):  # damaged: begun anew
+                before = read_object(self._progress)
         ends = (0, 0)
         paths = (work / "kept.jsonl", work / "rejected.jsonl")
         sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
@@ -129,7 +134,8 @@ class Outputs:
             counts.rows_out += 1
             counts.tokens += passed.tokens
             counts.unverified += passed.unverified
-            if verifier := record.get("meta", {}).get("verified_by"):
+            verifier = record.get("meta", {}).get("verified_by")
+            if isinstance(verifier, str):
                 counts.verified_by[verifier] = counts.verified_by.get(verifier, 0) + 1
             for what in passed.draft.cut:
                 counts.cut[what] = counts.cut.get(what, 0) + 1
@@ -215,7 +221,7 @@ def build(
 
     work = out.with_suffix(".partial")
     names = _Names()
-    with owned(work), closing(Outputs(work, hash_json(about))) as outputs:
+    with owned(work), closing(Outputs(work, hash_json([FORMAT, about]))) as outputs:
         for record in outputs.kept():
             steps.comparison.add(question_of(record))
             names.used.add(record["id"])
@@ -252,12 +258,22 @@ class _Names:
 
     def __init__(self) -> None:
         self.used: set[str] = set()
+        self._next: dict[str, int] = {}  # number for the next record of a hash
 
     def new(self, draft: Draft) -> str:
         """One that no record before has; the same from whatever file the row was read."""
+        if draft.id and self._is_new(draft.id):
+            return draft.id
         name = hash_json([draft.source, draft.question.strip()])[:16]
-        names = itertools.chain([draft.id, name], (f"{name}-{i}" for i in itertools.count(2)))
-        return next(n for n in names if n and n not in self.used and f"{n}/0" not in self.used)
+        for number in itertools.count(self._next.get(name, 1)):
+            self._next[name] = number + 1
+            numbered = name if number == 1 else f"{name}-{number}"
+            if self._is_new(numbered):
+                return numbered
+        raise AssertionError("numbers do not end")
+
+    def _is_new(self, name: str) -> bool:
+        return name not in self.used and f"{name}/0" not in self.used
 
 
 def question_of(record: dict[str, Any]) -> str:
@@ -293,7 +309,7 @@ def _examine_row(place: Place, convert: Convert, steps: Steps) -> _Examined:
         row = place.row
         found = {"id": row.get("uuid") or row.get("id"), "text": why.text}
         found["question"] = row.get("problem") or row.get("question")
-        return _Examined(name, [], why.reason, {k: v for k, v in found.items() if v})
+        return _Examined(name, [], why.reason, {k: v for k, v in plain(found).items() if v})
     except (TypeError, AttributeError, ValueError):  # a field of another type than published
         return _Examined(name, [], "malformed", {})
     passed: list[_Passed] = []
@@ -315,6 +331,8 @@ def _check_draft(draft: Draft, steps: Steps) -> _Passed:
     """A draft with its tokens, and whether it could not be verified. Raises Dropped."""
     try:
         f"{draft.system}{draft.question}{draft.thought}{draft.solution}".encode()
+        tests = draft.tests.to_json() if draft.tests else None
+        json.dumps([draft.id, draft.source, draft.answer, tests], ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half a surrogate pair
         raise Dropped("malformed") from None
     if draft.thought is None:
@@ -347,5 +365,5 @@ def record_of(draft: Draft, name: str = "") -> dict[str, Any]:
         row["answer"] = draft.answer
     if draft.thought is None and tests:
         row["tests"] = tests
-    meta = {k: v for k, v in meta.items() if v is not None}
+    meta = {k: v for k, v in plain(meta).items() if v is not None}
     return row | ({"meta": meta} if meta else {})

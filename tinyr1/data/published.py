@@ -34,8 +34,10 @@ def is_about_others(file: Path) -> bool:
     if file.suffix.lower() != ".json" or not file.is_file() or is_array(file):
         return False
     with open(file, "rb") as opened:
-        first = opened.readline(1 << 20).strip()
-    return first[:1] == b"{" and not (first.endswith(b"}") and len(first) > 2)
+        line = opened.readline(1 << 20)
+    first = line.strip()
+    is_whole = len(line) < 1 << 20  # else a row of a megabyte
+    return first[:1] == b"{" and is_whole and not (first.endswith(b"}") and len(first) > 2)
 
 
 def file_rows(file: Path) -> Iterator[tuple[int, Row]]:
@@ -54,6 +56,8 @@ def file_rows(file: Path) -> Iterator[tuple[int, Row]]:
     readers = {".csv": _csv_rows, ".arrow": _arrow_rows}
     try:
         yield from enumerate(readers.get(end, _parquet_rows)(file), 1)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error})") from None
     except (ValueError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read ({_line(error)}); download it again") from None
 
@@ -61,7 +65,7 @@ def file_rows(file: Path) -> Iterator[tuple[int, Row]]:
 def _csv_rows(file: Path) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
     with open(file, encoding="utf-8-sig") as opened:  # line ends in a field become "\n", too
-        yield from csv.DictReader(opened)
+        yield from csv.DictReader(opened, strict=True)  # a quote that nothing closes is said
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:

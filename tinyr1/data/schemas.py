@@ -6,7 +6,6 @@ with fewer. What is no set for training is in the table, too: it is refused by i
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -74,7 +73,10 @@ def schema_of(row: Row, where: str) -> Schema:
     for schema in SCHEMAS:
         if schema.fits(row):
             if schema.read is None:
-                raise UserError(f"{where}: {schema.name}; known are {_known()}")
+                raise UserError(
+                    f"{where}: {schema.name}, by its columns; --columns question=... thinking=... "
+                    f"answer=... if they are yours; known are {_known()}"
+                )
             return schema
     names = conversations.COLUMNS
     if all(any(name in row for name in names[part]) for part in ("question", "answer")):
@@ -112,15 +114,35 @@ def drafts_of(place: Place, want: Selection) -> list[Draft]:
     return [replace(draft, origin=place.origin) for draft in drafts]
 
 
-def columns_reader(columns: Sequence[str]) -> Reader:
-    """A reader for --columns NAME=COLUMN ...; UserError for a name that is none of ours."""
+def columns_of(columns: Sequence[str]) -> dict[str, str]:
+    """--columns NAME=COLUMN ... as a table; UserError for a name that is none of ours."""
     named: dict[str, str] = {}
     for text in columns:
         name, equals, column = text.partition("=")
         if name not in conversations.COLUMNS or not equals or not column:
             known = ", ".join(conversations.COLUMNS)
             raise UserError(f"--columns={text}: expected NAME=COLUMN, NAME one of {known}")
+        if name in named or column in named.values():
+            raise UserError(f"--columns={' '.join(columns)}: {text}: named twice")
         named[name] = column
-    if "question" not in named:
+    if named and "question" not in named:
         raise UserError(f"--columns={' '.join(columns)}: question=COLUMN is missing")
-    return functools.partial(conversations.pairs, columns=named)
+    return named
+
+
+def drafts_by_columns(place: Place, want: Selection, columns: dict[str, str]) -> list[Draft]:
+    """The drafts in a row whose columns --columns names.
+
+    UserError where the first row of a file has not all of them: later ones may leave out what they
+    have not. Raises Dropped.
+    """
+    missing = [column for column in columns.values() if column not in place.row]
+    if missing and place.number == 1:
+        raise UserError(
+            f"--columns: {place.where}: row 1 has no column {missing[0]}; it has "
+            f"{', '.join(sorted(map(str, place.row)))}"
+        )
+    if want.sources and "source" not in columns and "source" not in place.row:
+        raise UserError(f"--sources: {place.where}: row {place.number} has no column source")
+    drafts = conversations.pairs(place.row, want, columns)
+    return [replace(draft, origin=place.origin) for draft in drafts]

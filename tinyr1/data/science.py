@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from tinyr1.data.draft import Draft, Dropped, Row, Selection, text_of, value_of
+from tinyr1.data.draft import Draft, Dropped, Row, Selection, label_of, text_of, value_of
 from tinyr1.graders.answer import last_box
 
 
@@ -24,17 +24,18 @@ def s1(row: Row, want: Selection) -> list[Draft]:
     reference = value_of(row.get("solution"))
     thought = text_of(row.get("deepseek_thinking_trajectory")).strip()
     attempt = text_of(row.get("deepseek_attempt")).strip()
+    grade = label_of(row.get("deepseek_grade"))  # said, not obeyed: the paper kept wrong answers
     is_answered = bool(thought and attempt) and not want.questions_only
     return [
         Draft(
-            id=value_of(row.get("id")),
+            id=label_of(row.get("id")),
             domain=want.domain,
             question=text_of(row["question"]),
             thought=thought if is_answered else None,
             solution=attempt if is_answered else "",
-            source=value_of(row.get("source_type")),
+            source=label_of(row.get("source_type")),
             answer=short_answer(reference),
-            meta={"reference": reference} if reference else {},
+            meta={"reference": reference or None, "deepseek_grade": grade or None},
         )
     ]
 

@@ -23,7 +23,9 @@ from tinyr1.data.published import (
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation"}
 SPLITS |= {"val": "validation", "dev": "validation", "eval": "validation"}
-_SPLIT = re.compile(rf"(?:^|[-_./])({'|'.join(SPLITS)})(?=[-_./]|$)")
+# Of a file: train-00000-of-00007, train.jsonl, math_train.jsonl; of a folder: its whole name.
+_SHARD = re.compile(rf"((?:{'|'.join(SPLITS)})(?:_[a-z]+)*)-\d{{5}}-of-\d{{5}}\b")
+_NAMED = re.compile(rf"(?:^|.*[-_.])({'|'.join(SPLITS)})(?:-\d+)?(?:\.[a-z.]+)?")
 KINDS = f"{', '.join(SUFFIXES)} (.jsonl and .json also .gz or .zst)"
 
 
@@ -59,7 +61,7 @@ class Source:
     @property
     def origin(self) -> str:
         """What was read, by name: the set on the hub, the folder, the file."""
-        return self.name if self.is_hub else real(Path(self.name)).name
+        return self.name if self.is_hub else _name_of(Path(self.name))
 
     def rows(self) -> Iterator[Place]:
         """Every row, a few in memory at a time."""
@@ -76,12 +78,26 @@ class Source:
         """Describe it for FILE.meta.json: sizes and hashes of files, or the hub's commit."""
         if not self.files:
             about = {"hub": self.name, "config": self.config, "revision": self.revision}
-            return about | ({"split": self.split} if self.split != "train" else {})
+            about |= {"split": self.split} if self.split != "train" else {}
+            return about | self._how()
         described: list[dict[str, Any]] = []
         for name, file in self.files.items():
             about = {"file": name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
             described.append(about)
-        return {"files": described}
+        return {"files": described} | self._how()
+
+    def _how(self) -> dict[str, Any]:
+        """What is read of it, and what is not."""
+        whole = {"whole": True} if self.is_whole else {}
+        return whole | ({"not_read": list(self.unread)} if self.unread else {})
+
+
+def _name_of(path: Path) -> str:
+    """A file's or folder's own name; of what lies in the hub's cache, the set's."""
+    for part in real(path.parent).joinpath(path.name).parts:
+        if part.startswith("datasets--"):
+            return part.removeprefix("datasets--").replace("--", "/")
+    return path.name if path.name not in ("", "..") else real(path).name
 
 
 def open_sources(
@@ -134,7 +150,7 @@ def _open(name: str, out: Path, config: str | None, revision: str | None, split:
 def _open_folder(name: str, out: Path, split: str) -> Source:
     """The data files of a folder that are of the split, or of none; `save_to_disk`'s, too."""
     folder = Path(name)
-    inside = real(folder).name
+    inside = _name_of(folder)
     found: dict[str, Path] = {}
     unread: list[str] = []
     splits: set[str] = set()
@@ -142,16 +158,16 @@ def _open_folder(name: str, out: Path, split: str) -> Source:
         at = file.relative_to(folder)
         if any(part.startswith(".") for part in at.parts):
             continue
-        named = _SPLIT.findall(at.as_posix().lower())
+        its_split = _split_of(at)
         if is_output(file, out):
             unread.append(f"{at} (an output of this command)")
         elif not is_data(file):
             unread.append(f"{at} (no data format)")
         elif is_about_others(file):
             unread.append(f"{at} (one JSON object, no rows)")
-        elif named and SPLITS[named[-1]] != SPLITS.get(split, split):
-            splits.add(SPLITS[named[-1]])
-            unread.append(f"{at} (of the split {SPLITS[named[-1]]})")
+        elif its_split and its_split != SPLITS.get(split, split):
+            splits.add(its_split)
+            unread.append(f"{at} (of the split {its_split})")
         else:
             found[f"{inside}/{at.as_posix()}"] = file
     if not found and splits:
@@ -162,6 +178,17 @@ def _open_folder(name: str, out: Path, split: str) -> Source:
     if not found:
         raise UserError(f"--source={name}: no data file in it; expected {KINDS}")
     return Source(name, found, split=split, unread=tuple(unread))
+
+
+def _split_of(path: Path) -> str:
+    """The split that a file's name or one of its folders' says; "" for none."""
+    name = path.name.lower()
+    if shard := _SHARD.match(name):
+        return SPLITS.get(shard[1], shard[1])
+    if named := _NAMED.fullmatch(name):
+        return SPLITS[named[1]]
+    folders = [part.lower() for part in path.parts[:-1] if part.lower() in SPLITS]
+    return SPLITS[folders[-1]] if folders else ""
 
 
 def is_output(path: Path, out: Path) -> bool:

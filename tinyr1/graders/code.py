@@ -120,7 +120,8 @@ def _set_values(produced: str, expected: str) -> bool:
     if _equal_values(produced, expected) or _equal_values(produced, f"[{expected}]"):
         return True
     try:
-        return _near(*(json.loads(text, parse_float=Decimal) for text in (produced, expected)))
+        a, b = (json.loads(text, parse_float=Decimal) for text in (produced, expected))
+        return _near(a, b) or _near(a, [b])
     except (ValueError, RecursionError):
         return False
 

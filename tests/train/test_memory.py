@@ -3,18 +3,21 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import pytest
 import torch
-from conftest import call, run
+from conftest import ROOT, call, run
 
+from tinyr1.common.config import load_recipe, parse
 from tinyr1.model.config import Qwen2Config
 from tinyr1.model.qwen2 import Qwen2, parameter_count, tensor_shapes
 from tinyr1.train import space
+from tinyr1.train.flops import TrainingFlops
 from tinyr1.train.memory import DEPTHS, GIB, fake_ranks, memory_parts, traced_phases
 from tinyr1.train.optim import make_optimizer
-from tinyr1.train.options import TrainConfig
+from tinyr1.train.options import RECIPES, TrainConfig
 from tinyr1.train.parallel import Sharding, clip_gradients, shard
 
 SMALL = Qwen2Config(
@@ -209,3 +212,63 @@ def test_a_plan_that_does_not_fit_is_refused_with_what_would(tmp_path):
     done = run("train.py", "math", *arguments, "--replicate", "3")
     assert done.returncode == 2
     assert "--replicate=3: does not divide --world-size 8" in done.stderr
+
+
+PUBLISHED = {  # config.json's figures
+    "0.5B": SHAPES["0.5B"],
+    "1.5B": SHAPES["1.5B"],
+    "3B": (2048, 11008, 36, 16, 2, 151936, True),
+    "7B": SHAPES["7B"],
+    "14B": (5120, 13824, 48, 40, 8, 152064, False),
+    "32B": SHAPES["32B on 8"],
+}
+
+
+def hardware():
+    """The rows of README's table."""
+    text = (ROOT / "README.md").read_text()
+    return re.findall(
+        r"^\| (\d) of (\d+) GB \| [\w.-]*?([\d.]+B) \| ?`?([^|`]*?)`? ?\| ([\d.]+) GiB "
+        r"\| (\d+) GiB \| ([\d.]+) \|$",
+        text,
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        row if i == 0 else pytest.param(row, marks=pytest.mark.slow)
+        for i, row in enumerate(hardware())
+    ],
+    ids=lambda row: f"{row[0]} of {row[1]}, {row[2]}",
+)
+def test_the_table_of_hardware_is_what_the_dry_run_says(row):
+    gpus, card, name, options, memory, host, hours = row
+    hidden, inner, layers, heads, kv, words, tied = PUBLISHED[name][:7]
+    model_config = Qwen2Config(
+        vocab_size=words,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=hidden // heads,
+        tie_word_embeddings=tied,
+    )
+    own = load_recipe(TrainConfig, "own", RECIPES)
+    arguments = [*options.split(), "--world-size", gpus, "--gpu-memory-gib", card]
+    config = parse(TrainConfig, arguments, "train.py", own)
+    peak = sum(memory_parts(model_config, config).values())
+    assert f"{peak:.1f}" == memory
+    assert peak <= 0.95 * float(card)
+    assert f"{int(gpus) * sum(space.host_parts(model_config, config).values()):.0f}" == host
+    work = TrainingFlops.of(model_config).of_sequences([config.seq_len], config.seq_len)
+    speed = int(gpus) * {"24": 165e12, "80": 989e12}[card] * 0.4
+    assert f"{work * 1e8 / config.seq_len / speed / 3600:.1f}" == hours
+
+
+def test_the_table_has_the_sizes_that_people_ask_for():
+    rows = {(row[0], row[1], row[2]) for row in hardware()}
+    asked = [("1", "24", "0.5B"), ("1", "80", "1.5B"), ("1", "80", "7B"), ("2", "80", "14B")]
+    assert {*asked, ("4", "80", "14B"), ("8", "80", "32B")} <= rows

@@ -1,6 +1,7 @@
 """Training against itself: one rank and two, resumed and uninterrupted, packed and one by one."""
 
 import dataclasses
+import gzip
 import json
 import math
 import os
@@ -994,3 +995,82 @@ def test_an_evaluation_and_an_export_in_a_step_without_a_checkpoint(tiny, data, 
     done = train(tiny, data, out, "--max-steps", 3, *more)
     assert done.returncode == 0, done.stderr
     assert (out / "exports" / "step-000002" / "config.json").exists()
+
+
+def test_a_plain_messages_file_and_a_chatml_model_in_one_attempt(tiny, tmp_path):
+    """Nothing but messages, no thoughts; a Qwen2.5-like base, whose tokenizer ends elsewhere."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    text = (folder / "tokenizer.json").read_text()
+    for ours, theirs in (("<｜User｜>", "<|im_start|>"), ("<｜Assistant｜>", "<|im_end|>")):
+        text = text.replace(ours, theirs)
+    (folder / "tokenizer.json").write_text(text)
+    template = "{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}{{ messages }}"
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    data = write_rows(tmp_path / "mine.jsonl", [{"messages": talk}] * 20)
+    arguments = ["own", "--model", folder, "--data", data, "--seq-len", 64, "--max-steps", 2]
+    done = call("train", *arguments, "--preview")
+    assert done.returncode == 0, done.stderr
+    assert "Be kind." in done.stdout
+    done = call("train", *arguments, "--out", tmp_path / "out", "--quiet")
+    assert done.returncode == 0, done.stderr
+    stops = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
+    assert Tokenizer(folder).special("<|im_end|>") in stops
+    done = run("-m", "tinyr1.check", tmp_path / "out")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert json.loads((tmp_path / "out" / "train_config.json").read_text())["recipe"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"conversations": []}, "(it has conversations); python -m tinyr1.data science"),
+        ({"instruction": "a", "output": "b"}, "(it has instruction); python -m tinyr1.data"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a",
+          "reasoning_content": "t"}]}, "a thought in reasoning_content; python -m tinyr1.data"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+         "--no-require-think takes answers without thoughts"),
+    ],
+)  # fmt: skip
+def test_other_forms_are_refused_with_the_command_that_converts_them(tiny, tmp_path, row, said):
+    data = write_rows(tmp_path / "mine.jsonl", [row])
+    done = call("train", "math", "--model", tiny, "--data", data, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"{data}:1: messages" in done.stderr or f"{data}:1: assistant" in done.stderr
+    assert said in done.stderr
+
+
+def test_files_of_other_kinds(tiny, data, tmp_path):
+    """JSON arrays and packed lines are read; tables and GGUF are refused with what to do."""
+    rows = training_rows(8)
+    array = tmp_path / "a.json"
+    array.write_text(json.dumps(rows))
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
+    common = ["--out", tmp_path / "out", *SMALL.split(), "--max-steps", 1]
+    lines = []
+    for file in (array, packed):
+        done = call("train", "coding", "--model", tiny, "--data", file, *common[2:],
+                    "--dry-run", "--world-size", 1)  # fmt: skip
+        lines.append(next(x for x in done.stdout.splitlines() if x.startswith("data: ")))
+    assert lines[0] == lines[1]
+    table = tmp_path / "a.parquet"
+    table.write_bytes(b"PAR1")
+    done = call("train", "coding", "--model", tiny, "--data", table, *common)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "a.parquet: no JSON lines; python -m tinyr1.data" in done.stderr
+    (tmp_path / "q4.gguf").write_bytes(b"GGUF")
+    for model in (tmp_path / "q4.gguf", tmp_path):
+        done = call("train", "coding", "--model", model, "--data", data, *common)
+        assert done.returncode == 2
+        assert "GGUF is not read" in done.stderr
+    done = call("train", "--model", tiny, "--data", data, *common)
+    assert done.returncode == 2
+    assert "RECIPE: required, before any option: coding, math, math_released," in done.stderr
+
+
+def test_a_system_message_of_ones_own(tiny, data, tmp_path):
+    arguments = ["coding", "--model", tiny, "--data", data, *SMALL.split(), "--preview"]
+    assert "Be brief." not in call("train", *arguments).stdout
+    assert "Be brief." in call("train", *arguments, "--system", "Be brief.").stdout

@@ -8,6 +8,7 @@ number of its last step alone.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import tempfile
@@ -155,10 +156,6 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
     tokenizer = Tokenizer(model, config.system)
     template = guess_template(tokenizer) if config.template == "auto" else config.template
     check_template(tokenizer, template)
-    temporary = tempfile.TemporaryDirectory() if planning and not config.cache_dir else None
-    cache_dir = Path(temporary.name) if temporary else config.cache_dir
-    if cache_dir is None:
-        cache_dir = given(config.out, "--out") / "cache"
     end = tokenizer.special(TEMPLATE_END[template])
     if end not in tokenizer.eos_ids():
         log.warn(
@@ -175,17 +172,21 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
     rendering = Rendering(
         tokenizer, config.seq_len, template, config.think_in, config.require_think
     )
-    corpus = build_corpus(data, rendering, cache_dir, log)
     flops = TrainingFlops.of(model_config)
-    plan = Plan(corpus, config, flops)
-    # Isolated documents, one vote a target: what is measured does not depend on the recipe.
-    plain = replace(config, packing="neat", loss_weighting="token")
-    held_out = {
-        name: Plan(build_corpus((path,), rendering, cache_dir, log), plain, flops)
-        for name, path in _named(config.eval_data).items()
-    }
-    if temporary:
-        temporary.cleanup()  # the files stay mapped until the corpus is dropped
+    with contextlib.ExitStack() as stack:  # the files stay mapped until the corpus is dropped
+        cache_dir = config.cache_dir
+        if cache_dir is None and planning:
+            cache_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if cache_dir is None:
+            cache_dir = given(config.out, "--out") / "cache"
+        corpus = build_corpus(data, rendering, cache_dir, log)
+        plan = Plan(corpus, config, flops)
+        # Isolated documents, one vote a target: what is measured does not depend on the recipe.
+        plain = replace(config, packing="neat", loss_weighting="token")
+        held_out = {
+            name: Plan(build_corpus((path,), rendering, cache_dir, log), plain, flops)
+            for name, path in _named(config.eval_data).items()
+        }
     return Prepared(config, model_config, weights, tokenizer, end, corpus, plan, held_out)
 
 

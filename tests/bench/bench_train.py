@@ -29,6 +29,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tinyr1.common.ranks import Ranks
+from tinyr1.common.threads import keep_freed_memory
 from tinyr1.model.config import Qwen2Config
 from tinyr1.model.qwen2 import Qwen2
 from tinyr1.record import Pack
@@ -153,8 +154,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the documents' lengths")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep-freed", action="store_true", help="as train.py does on a CPU")
     parser.add_argument("--only", choices=["ours", "padded", "position_ids"], help="for its memory")
     args = parser.parse_args()
+    if args.keep_freed:
+        keep_freed_memory()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

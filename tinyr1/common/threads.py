@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -29,6 +30,19 @@ def one_core() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next tensor of its size, instead of giving it back.
+
+    Blocks of megabytes are mapped anew each time otherwise, and the system clears every page: a
+    tenth of a training step at 152,064 words (docs/benchmarks/train.md). Elsewhere a no-op.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 A = TypeVar("A")
 
 

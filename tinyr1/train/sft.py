@@ -29,6 +29,7 @@ from tinyr1.common.errors import RunStopped, UserError
 from tinyr1.common.files import read_object, real, write_json
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks, StopSignal
+from tinyr1.common.threads import keep_freed_memory
 from tinyr1.model.qwen2 import Qwen2
 from tinyr1.model.weights import DTYPES, dtype_name
 from tinyr1.record import Batch, Pack
@@ -61,6 +62,8 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     # Hours of tokenising, perhaps: before the process group, which would time out meanwhile.
     prepared = prepare(config, log)
     for line in describe(prepared):

@@ -129,7 +129,8 @@ def memory() -> Figure:
         model.lm_head.register_forward_pre_hook(hook("head"))
 
     config = TrainConfig(world_size=8, dtype="bf16", optim_dtype="fp32", seq_len=16384)
-    traced_phases(QWEN_32B, config, 8, watch)
+    moments = traced_phases(QWEN_32B, config, 8, watch)["update"]["moments"]
+    rows = [(name, parts | {"moments": moments}) for name, parts in rows]
     names = [n for n in rows[0][1] if max(parts[n] for _, parts in rows) > 0.01]
     figure, axes = canvas(8.6, 4.2)
     heights = [[parts[n] for _, parts in rows] for n in names]

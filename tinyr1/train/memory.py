@@ -53,7 +53,7 @@ NAMES = {
 }
 # Phases of a step in their order, and what activations are there beside those that are stored.
 PHASES = {
-    "forward": "activations of one block",
+    "forward": "stored activations",  # those of the block at work cannot be told apart
     "loss": "buffers of the loss",
     "backward": "recomputed activations of one block",
     "clipping": "temporaries of clipping",
@@ -213,13 +213,14 @@ def _tracker(model: Qwen2, optimizer: torch.optim.Optimizer | None = None, momen
 
 def _parts(sizes: dict[str, int], tracker: Any, phase: str) -> Parts:
     """A snapshot of the tracker in GiB, by our names."""
-    more = dict.fromkeys(PHASES.values(), 0)
+    more = dict.fromkeys((*NAMES.values(), *PHASES.values()), 0)
     more[PHASES[phase]] += max(0, sizes["ACT"] - tracker.stored)
     more["temporaries of the update"] += max(0, sizes["OPT"] - tracker.moments)
     sizes = sizes | {"ACT": min(sizes["ACT"], tracker.stored)}
     sizes["OPT"] = min(sizes["OPT"], tracker.moments)
-    parts = {name: sizes.get(kind, 0) / GIB for kind, name in NAMES.items()}
-    parts |= {name: size / GIB for name, size in more.items()}
+    for kind, name in NAMES.items():
+        more[name] += sizes.get(kind, 0)
+    parts = {name: size / GIB for name, size in more.items()}
     parts["other"] = max(0.0, sizes["Total"] / GIB - sum(parts.values()))
     return parts
 

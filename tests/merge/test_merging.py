@@ -14,7 +14,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, make_checkpoint, run
+from conftest import ROOT, call, make_checkpoint, run
 from safetensors.torch import load_file, save_file
 
 from tinyr1.common.config import parse
@@ -22,11 +22,13 @@ from tinyr1.common.errors import UserError
 from tinyr1.common.files import owned
 from tinyr1.common.log import Log
 from tinyr1.merge import run as merging
+from tinyr1.merge.configs import config_differences
 from tinyr1.merge.diff import diff_rows
 from tinyr1.merge.fusion import arcee_fusion
 from tinyr1.merge.methods import METHODS, MergeParams
 from tinyr1.merge.options import MergeConfig
 from tinyr1.merge.run import run_merge
+from tinyr1.model import places
 from tinyr1.model.weights import Checkpoint
 
 
@@ -192,7 +194,7 @@ def test_a_merge_that_died_while_finishing_continues_to_the_same_bits(
     original = operator.attrgetter(moment)(merging)
     last = {"write_json": "merge_report.json", "os.replace": "out.partial"}.get(moment)
 
-    def dies(*arguments):
+    def dies(*arguments, **options):
         if last in (None, arguments[0].name):
             raise OSError(28, "No space left on device")
         original(*arguments)
@@ -229,7 +231,7 @@ def test_a_shard_that_vanished_is_merged_again(experts, tmp_path, monkeypatch):
     run_merge(config("whole"), Log(quiet=True))
     monkeypatch.setattr(merging, "SYNC_BYTES", 1)
     original = merging.copy_side_files
-    monkeypatch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+    monkeypatch.setattr(merging, "copy_side_files", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_merge(config("out"), Log(quiet=True))
     sorted((tmp_path / "out.partial").glob("*.safetensors"))[0].unlink()
@@ -478,6 +480,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_model(tmp_path, monkeypatch):
 def test_indexes_that_lead_elsewhere_are_refused(tmp_path, index, message):
     a = small_checkpoint(tmp_path / "a", w=torch.zeros(3))
     b = small_checkpoint(tmp_path / "b", w=torch.ones(3))
+    (a / "model.safetensors").rename(a / "model-00001-of-00001.safetensors")
     (a / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=message):
         merged(a, b, tmp_path / "out")
@@ -686,16 +689,154 @@ def test_options_reach_the_fusion(experts, tmp_path):
     [
         ({"vocab_size": 7}, "vocab_size=7"),
         ({"model_type": "llama"}, "model_type=llama"),
-        ({"rope_theta": 5.0}, "warning: "),
+        ({"rope_theta": 5.0}, "rope_theta=5.0, Left has 10000.0; --allow-differences takes Left's"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads=1, Left has 2"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "--allow-differences"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False, Left has True"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq): there is nothing"),
+        ({"max_position_embeddings": 7}, "warning: {}: max_position_embeddings=7, Left has"),
+        ({"text_config": {"rope_theta": 3}, "use_cache": 7}, None),  # which only one of them states
     ],
 )
 def test_configs_that_differ(experts, tmp_path, change, message):
     shutil.copytree(experts["math"], tmp_path / "other")
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | change))
-    done = merge(experts["science"], tmp_path / "other", tmp_path / "out", "--dry-run")
-    assert message in done.stderr
-    assert done.returncode == (0 if "rope_theta" in change else 2)
+    arguments = (experts["science"], tmp_path / "other", tmp_path / "out", "--dry-run")
+    done = merge(*arguments)
+    said = (message or "").format(tmp_path / "other")
+    assert said in done.stderr
+    assert message is not None or "warning" not in done.stderr
+    assert done.returncode == (0 if "warning" in said or message is None else 2)
+    if "--allow-differences" in said:
+        assert merge(*arguments, "--allow-differences").returncode == 0
+
+
+def test_rope_in_its_old_and_new_spelling_is_the_same():
+    old = {"rope_theta": 10000, "rope_scaling": None}
+    new = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+    assert not list(config_differences(old, new))
+    old["rope_scaling"] = {"type": "yarn", "factor": 4.0}
+    new["rope_parameters"] |= {"rope_type": "yarn", "factor": 4.0}
+    assert not list(config_differences(old, new))
+    new["rope_parameters"]["factor"] = 8.0
+    assert [breaks for _, _, breaks in config_differences(old, new)] == [True]
+    nested = ({"text_config": {"head_dim": n, "dtype": str(n)}} for n in (64, 128))
+    assert [key for key, _, _ in config_differences(*nested)] == ["text_config.head_dim"]
+
+
+def test_the_single_file_is_what_transformers_loads(experts, tmp_path):
+    """model.safetensors beside an index of other shards: the single file, and a warning."""
+    left = shutil.copytree(experts["science"], tmp_path / "left")
+    tensors = load_file(left / "model.safetensors")
+    save_file({n: torch.zeros_like(t) for n, t in tensors.items()}, left / "model-1.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-1.safetensors")}
+    (left / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = merge(left, experts["math"], tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "index.json: not read: model.safetensors lies beside it" in done.stderr
+    merged(experts["science"], experts["math"], tmp_path / "plain")
+    a, b = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "plain")
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(left)
+    assert bool(theirs.model.norm.weight.detach().any())
+    # A tensor in two shards of an index is said as it is.
+    (left / "model.safetensors").rename(left / "model-2.safetensors")
+    name = next(iter(tensors))
+    index["weight_map"][name] = "model-2.safetensors"
+    (left / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"is in model-1.safetensors and in model-2.safetensors"):
+        merged(left, experts["math"], tmp_path / "again")
+
+
+def test_all_of_lefts_files_go_along(experts, tmp_path, monkeypatch):
+    left = shutil.copytree(experts["science"], tmp_path / "left")
+    kept = ["preprocessor_config.json", "modeling_own.py", "vocab.txt", "spiece.model", "LICENSE",
+            "tekken.json", "additional_chat_templates/tool.jinja", "modules.json",
+            "1_Pooling/config.json", "qwen.tiktoken"]  # fmt: skip
+    left_out = ["pytorch_model.bin", "x.pt", "y.pth", "z.gguf", "a/b.onnx", ".gitattributes",
+                "adapter_config.json", "adapter_model.safetensors", "pytorch_model.bin.index.json",
+                "checkpoints/step-000001/meta.json", "checkpoint-7/config.json",
+                "train_config.json", ".cache/x.json"]  # fmt: skip
+    for name in (*kept, *left_out):
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_text(name)
+    (left / "corpus.txt").write_text("x" * 5000)
+    monkeypatch.setattr(places, "LARGEST", 4000)
+    (left / "tokenizer.json").write_text("{}")
+    said = []
+    log = Log()
+    log.warn = said.append
+    run_merge(MergeConfig((left, experts["math"], tmp_path / "out")), log)
+    there = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")}
+    assert set(kept) <= there
+    assert not set(left_out) & there
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "1_Pooling/config.json"
+    assert any("corpus.txt: too large to go along" in line for line in said)
+
+
+def test_heads_and_tables_that_not_all_models_have(tmp_path):
+    """Absent is unknown: a copy of the embedding, and what is computed anew, are no difference."""
+    embedding, w = torch.randn(6, 4), torch.randn(3, 3)
+    names = {"model.embed_tokens.weight": embedding, "w": w}
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(4)}
+    with_head = small_checkpoint(
+        tmp_path / "head", **names, **{"lm_head.weight": embedding.clone()}, **table
+    )
+    without = small_checkpoint(tmp_path / "none", **names)
+    for number, pair in enumerate(((with_head, without), (without, with_head))):
+        out = tmp_path / f"out{number}"
+        merged(*pair, out)
+        assert set(tensors_of(out)) == set(names)
+        config = json.loads((out / "config.json").read_text())
+        assert config["tie_word_embeddings"] is True
+        left_out = json.loads((out / "merge_report.json").read_text())["merge"]["left_out"]
+        assert left_out == ["lm_head.weight", *table]
+    other = small_checkpoint(tmp_path / "other", **names, **{"lm_head.weight": -embedding})
+    with pytest.raises(UserError, match=r"lm_head.weight: not in"):
+        merged(without, other, tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"pytorch_model.bin": ""}, "has pytorch_model.bin only; python -c"),
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "a LoRA adapter, no mod"),
+        ({"consolidated.safetensors": ""}, "has consolidated.safetensors only; download"),
+        ({"q4.gguf": ""}, "GGUF only, which is not read"),
+        ({}, "neither model.safetensors nor"),
+    ],
+)
+def test_refusals_say_what_to_do(experts, tmp_path, files, said):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    done = call("merge", folder, experts["math"], tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
+
+
+def test_places_that_are_no_checkpoint(experts, tmp_path):
+    out = tmp_path / "out"
+    done = call("merge", "owner/name", experts["math"], out)
+    assert "hf download owner/name --local-dir name" in done.stderr
+    cache = tmp_path / "models--owner--name"
+    shutil.copytree(experts["science"], cache / "snapshots" / "abc")
+    assert call("merge", cache, experts["math"], out, "--dry-run").returncode == 0
+    shutil.copytree(experts["science"], cache / "snapshots" / "def")
+    done = call("merge", cache, experts["math"], out)
+    assert "with 2 snapshots: " in done.stderr
+    recipe = tmp_path / "m.yaml"
+    recipe.write_text("models:\n  - model: a\n  - model: b\nmerge_method: arcee_fusion\n"
+                      "base_model: b\n")  # fmt: skip
+    done = call("merge", recipe, experts["math"], out)
+    assert "its like here: merge.py b a OUT --method arcee_fusion (and its" in done.stderr
+    recipe.write_text("slices:\n  - sources:\n    - model: a\n      layer_range: [0, 3]\n")
+    done = call("merge", recipe, experts["math"], out)
+    assert "a mergekit configuration is not read: give directories" in done.stderr
 
 
 def test_values_beyond_the_outputs_range_are_refused(experts, tmp_path):
@@ -729,7 +870,7 @@ def test_a_crash_between_a_lost_shard_and_the_journal_writes_no_zeros(
     run_merge(config("whole"), QUIET)
     monkeypatch.setattr(merging, "SYNC_BYTES", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+        patch.setattr(merging, "copy_side_files", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_merge(config("out"), QUIET)
     sorted((tmp_path / "out.partial").glob("*.safetensors"))[0].unlink()
@@ -746,7 +887,7 @@ def test_a_merge_that_died_at_its_end_needs_no_more_disk(experts, tmp_path, monk
         return MergeConfig((experts["science"], experts["math"], tmp_path / "out"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(merging, "copy_side_files", lambda *_: 1 / 0)
+        patch.setattr(merging, "copy_side_files", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_merge(config(), QUIET)
     free = shutil.disk_usage(tmp_path)._replace(free=10_000)

@@ -47,6 +47,9 @@ class MergeConfig:
     """Device of the arithmetic."""
     allow_nonfinite: bool = False
     """Copy tensors with NaN or infinity from Left instead of refusing them."""
+    allow_differences: bool = False
+    """Merge although config.json's differ in what the same tensors mean (heads, rope, ...); the
+    output gets Left's."""
     diff: tuple[Path, ...] = ()
     """Compare two checkpoints instead of merging: --diff A B."""
     save: Path | None = None

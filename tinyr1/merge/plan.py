@@ -6,6 +6,7 @@ MergeConfig (the command line) -> Merge, or one UserError that lists every fault
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +19,14 @@ from tinyr1.common.files import hash_json, read_object, real
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.common.threads import core_count
+from tinyr1.merge.configs import config_differences, side_differences
 from tinyr1.merge.fusion import COPIES
 from tinyr1.merge.methods import METHODS
 from tinyr1.merge.options import MergeConfig, check_options
 from tinyr1.model.rows import CHUNK_ELEMENTS, row_parts
-from tinyr1.model.tokenizer import TOKENIZER_FILES
 from tinyr1.model.weights import DTYPES, Checkpoint, dtype_name
 
 MAX_THREADS = 8  # by default; more share the memory system and the interpreter
-VOCABULARY_FILES = (*TOKENIZER_FILES, "vocab.json", "merges.txt")
 RESIDENT_BYTES = 400 * 10**6  # torch, what is mapped of the inputs, what quartiles collect
 
 
@@ -47,6 +47,7 @@ class Merge:
         self.models = [opened[path] for path in inputs]
         self.then = [opened[path] for path in config.then]
         self.base = opened[config.base] if config.base else None
+        self.config_changes = _drop_what_others_lack(self.inputs)
         # The last Left is the one whose files, names and dtypes the output has.
         self.left = self.then[-1] if self.then else self.models[0]
         self.method = METHODS[config.method]
@@ -132,12 +133,11 @@ class Merge:
                 continue
             faults += differences(self.left, other)
             theirs = _config(other)
-            for key, default in (("model_type", None), ("tie_word_embeddings", False)):
-                his, left = (config.get(key) or default for config in (theirs, mine))
-                if his != left:
-                    faults.append(f"{other.path}: {key}={his}, {self.left.path} has {left}")
+            for _, text, breaks in sorted(config_differences(mine, theirs)):
+                if breaks and not self.config.allow_differences:
+                    faults.append(f"{other.path}: {text}; --allow-differences takes Left's")
             sizes = theirs.get("vocab_size"), mine.get("vocab_size")
-            if sizes[0] != sizes[1]:
+            if None not in sizes and sizes[0] != sizes[1]:
                 faults.append(
                     f"{other.path}: vocab_size={sizes[0]}, {self.left.path} has {sizes[1]}; "
                     "bring both to one vocabulary first"
@@ -185,6 +185,7 @@ class Merge:
             "device": c.device,
             "seed": c.seed,
             "allow_nonfinite": c.allow_nonfinite,
+            "left_out": sorted({name for model in self.inputs for name in model.dropped}),
             "inputs": [_identity(role, model) for role, model in roles],
         }
 
@@ -208,13 +209,49 @@ def _opened(paths: Sequence[Path]) -> dict[Path, Checkpoint]:
     for path in dict.fromkeys(paths):
         try:
             opened[path] = Checkpoint(path)
-            if _config(opened[path]).get("tie_word_embeddings") is True:
+            config = _config(opened[path])
+            if quantized := config.get("quantization_config"):
+                how = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+                raise UserError(
+                    f"{path}: quantised ({how}): there is nothing to merge in its numbers; "
+                    "download the model that it was made from"
+                )
+            if config.get("tie_word_embeddings") is True:
                 opened[path].drop_spare_head()
         except UserError as error:
             faults.append(str(error))
     if faults:
         raise UserError("\n  ".join(faults))
     return opened
+
+
+# Tables that are computed anew when a model is loaded, kept by some releases and not by others.
+_BUFFERS = re.compile(r".*\b(inv_freq|position_ids|masked_bias)")
+
+
+def _drop_what_others_lack(models: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Leave out copies of embeddings and computed tables that not all models have.
+
+    Returns what then has to be said in the output's config.json.
+    """
+    changes: dict[str, Any] = {}
+    for model in models:
+        lacking = {n for n in model.specs if any(n not in other.specs for other in models)}
+        for name in lacking:
+            if _BUFFERS.fullmatch(name):
+                model.drop(name, "a table that is computed anew, which not all models have")
+            elif name.endswith("lm_head.weight") and _is_copy(model, name):
+                model.drop(name, "a copy of the embedding, which not all models have")
+                changes["tie_word_embeddings"] = True
+    return changes
+
+
+def _is_copy(model: Checkpoint, head: str) -> bool:
+    """True for a head whose bytes are those of an embedding; never where the config denies it."""
+    if _config(model).get("tie_word_embeddings") is False:
+        return False
+    embeddings = [name for name in model.specs if name.endswith("embed_tokens.weight")]
+    return any(model.same_bytes(head, name) for name in embeddings)
 
 
 def _config(model: Checkpoint) -> dict[str, Any]:
@@ -271,7 +308,8 @@ def plan_lines(merge: Merge) -> list[str]:
         f"{dtype_name(main_dtype(merge))}, {kept}; other files from "
         f"{merge.left.path.name}"
     )
-    lines += [f"left out: {name}, a copy of the embedding" for name in merge.left.dropped]
+    dropped = {name: why for model in merge.inputs for name, why in model.dropped.items()}
+    lines += [f"left out: {name}, {why}" for name, why in sorted(dropped.items())]
     held = f"{merge.thread_count} threads, streamed"
     if not merge.streams:
         of = "tensor" if merge.thread_count == 1 else f"{merge.thread_count} tensors"
@@ -283,19 +321,17 @@ def plan_lines(merge: Merge) -> list[str]:
 
 
 def warn_differences(merge: Merge, log: Log) -> None:
-    """Warn where a tokenizer or a setting that shapes the outputs is not Left's."""
-    keys = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta")
-    keys += ("rope_scaling", "rope_parameters")
+    """Warn where files that belong to a model, or its settings, are not Left's: a line for each."""
     mine = _config(merge.left)
+    for note in (note for model in merge.inputs for note in model.notes):
+        log.warn(note)
     for other in merge.inputs:
-        theirs = _config(other)
-        for key in keys:
-            if key in theirs and key in mine and theirs[key] != mine[key]:
-                log.warn(f"{other.path}: {key}={theirs[key]}; the output gets Left's {mine[key]}")
+        if other is merge.left:
+            continue
+        texts = [text for _, text, _ in sorted(config_differences(mine, _config(other)))]
+        texts += side_differences(merge.left.path, other.path)
         rounded = sum(other.specs[n].dtype != spec.dtype for n, spec in merge.left.specs.items())
         if rounded and merge.config.method == "arcee_fusion":
-            log.warn(f"{other.path}: {rounded} tensors are rounded to Left's dtype first")
-        for name in VOCABULARY_FILES:
-            a, b = (model.path / name for model in (merge.left, other))
-            if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):
-                log.warn(f"{b}: differs from {a}, which the output gets")
+            texts.append(f"{rounded} tensors are rounded to Left's dtype first")
+        for text in texts:
+            log.warn(f"{other.path}: {text}")

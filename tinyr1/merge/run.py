@@ -286,7 +286,7 @@ def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
     _write_tensors(merge, partial, ranks, log)
     ranks.barrier()
     if ranks.is_main:
-        _finish(partial, merge)
+        _finish(partial, merge, log)
     ranks.barrier()
 
 
@@ -399,7 +399,7 @@ def nonfinite_tensors(merge: Merge) -> list[str]:
     ]
 
 
-def _finish(partial: Path, merge: Merge) -> None:
+def _finish(partial: Path, merge: Merge, log: Log) -> None:
     """Name the shards, add the other files, and give the directory its name last."""
     entries = _entries(partial.glob("merge_journal*.jsonl"))
     with _writer(merge, partial, resume=True) as writer:
@@ -408,7 +408,11 @@ def _finish(partial: Path, merge: Merge) -> None:
     # In the order of the checkpoint, whatever order the tensors were finished in.
     report = {"merge": merge.identity(), "tensors": tensors}
     # config.json comes last of these: a directory with it is a whole checkpoint.
-    copy_side_files(merge.left.path, partial, main_dtype(merge))
+    large = copy_side_files(
+        merge.left.path, partial, main_dtype(merge), changes=merge.config_changes
+    )
+    for name in large:
+        log.warn(f"{merge.left.path / name}: too large to go along; copy it if the model needs it")
     write_card(partial, report)
     write_json(partial / "merge_report.json", report)
     # From here on the report, which has the journals' entries, says what was done.

@@ -10,6 +10,7 @@ from typing import Any
 
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import read_object
+from tinyr1.model.places import check_directory, located
 
 ROPE_AT_TOP = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
 # Beyond these a number is a slip of the pen, and would end in an overflow far from its file.
@@ -50,11 +51,11 @@ class Qwen2Config:
     @staticmethod
     def from_pretrained(path: str | Path) -> Qwen2Config:
         """Read DIR/config.json; UserError names the first field that this model cannot honour."""
-        file = Path(path) / "config.json"
-        if Path(path).suffix == ".gguf" or (not file.exists() and any(Path(path).glob("*.gguf"))):
-            raise UserError(
-                f"{path}: GGUF is not read; download the model's safetensors and config.json"
-            )
+        check_directory(Path(path))
+        folder = located(Path(path))
+        file = folder / "config.json"
+        if not file.exists() and any(folder.glob("*.gguf")):
+            raise UserError(f"{path}: GGUF is not read; download the model's safetensors")
         return Qwen2Config.from_dict(read_object(file), str(file))
 
     @staticmethod

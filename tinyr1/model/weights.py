@@ -29,6 +29,7 @@ from torch import Tensor
 
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import read_object
+from tinyr1.model.places import check_directory, located, why_no_weights
 from tinyr1.model.rows import MappedRows, TensorSpec, row_parts
 
 SAMPLE_BYTES = 1 << 16
@@ -54,13 +55,13 @@ class Checkpoint:
     """A Hugging Face directory: `specs` and `shards` by tensor name; the data stay in the files."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_dir():
-            raise UserError(f"{path}: no such directory; expected a Hugging Face checkpoint")
+        check_directory(path)
+        self.path = path = located(path)
         self.specs: dict[str, TensorSpec] = {}
         self.shards: dict[str, str] = {}
         self.unsupported: dict[str, str] = {}  # dtype codes that are none of CODES
-        self.dropped: list[str] = []  # tensors in the files that are not to be seen
+        self.dropped: dict[str, str] = {}  # tensors that are not to be seen, and why
+        self.notes: list[str] = []  # what is odd about the files, and no error
         self._open_files: dict[str, Any] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._offsets: dict[str, int] = {}  # of a tensor's first byte in its shard
@@ -70,6 +71,12 @@ class Checkpoint:
         self._check_index()
 
     def _shard_names(self) -> list[str]:
+        """The files that transformers would load: the single one before those of an index."""
+        single = self.path / "model.safetensors"
+        if single.exists() and self._index_is_stale():
+            self.notes.append(f"{self.path / INDEX_NAME}: not read: {single.name} lies beside it")
+        if single.exists():
+            return [single.name]
         if (self.path / INDEX_NAME).exists():
             weight_map = read_object(self.path / INDEX_NAME).get("weight_map")
             if not isinstance(weight_map, dict):
@@ -81,13 +88,21 @@ class Checkpoint:
                         "expected NAME.safetensors"
                     )
             return sorted(set(weight_map.values()))
-        if (self.path / "model.safetensors").exists():
-            return ["model.safetensors"]
-        raise UserError(f"{self.path}: neither model.safetensors nor {INDEX_NAME} in it")
+        raise UserError(f"{self.path}: {why_no_weights(self.path, INDEX_NAME)}")
+
+    def _index_is_stale(self) -> bool:
+        """True for an index that names other files than the single one."""
+        if not (self.path / INDEX_NAME).exists():
+            return False
+        try:
+            shards = set(read_object(self.path / INDEX_NAME)["weight_map"].values())
+        except (UserError, KeyError, AttributeError, TypeError):
+            return True
+        return shards != {"model.safetensors"}
 
     def _check_index(self) -> None:
         """A tensor that the index promises must be in the shard that it names."""
-        if not (self.path / INDEX_NAME).exists():
+        if self.files == ["model.safetensors"]:
             return
         for name, shard in read_object(self.path / INDEX_NAME)["weight_map"].items():
             if self.shards.get(name) != shard:
@@ -112,6 +127,11 @@ class Checkpoint:
             flags, prot = mmap.MAP_PRIVATE | MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
             self._maps[shard] = mmap.mmap(raw.fileno(), 0, flags=flags, prot=prot)
         names = [name for name in header if name != "__metadata__"]
+        if twice := [name for name in names if name in self.shards]:
+            raise UserError(
+                f"{self.path}: {twice[0]}: is in {self.shards[twice[0]]} and in {shard}; remove "
+                "the shard that belongs to another checkpoint"
+            )
         for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
             self._offsets[name] = 8 + header_len + header[name]["data_offsets"][0]
             view = file.get_slice(name)
@@ -171,13 +191,9 @@ class Checkpoint:
         """Describe a tied model's head that is not a copy of its embedding; "" for none."""
         if not {HEAD, EMBEDDING} <= self.specs.keys() - self.unsupported.keys():
             return ""
+        if self.same_bytes(HEAD, EMBEDDING):
+            return ""
         head, embedding = self.specs[HEAD], self.specs[EMBEDDING]
-        if head == embedding:
-            with self.mapped(HEAD) as a, self.mapped(EMBEDDING) as b:
-                pairs = ((a[part], b[part]) for part in row_parts(head.shape))
-                # Bytes, because NaN is equal to nothing.
-                if all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs):
-                    return ""
         found = [f"{dtype_name(spec.dtype)} {list(spec.shape)}" for spec in (head, embedding)]
         return (
             f"{HEAD}: is not {EMBEDDING} ({found[0]} and {found[1]}), which config.json says with "
@@ -189,8 +205,21 @@ class Checkpoint:
         if fault := self.spare_head_fault():
             raise UserError(f"{self.path}: {fault}")
         if {HEAD, EMBEDDING} <= self.specs.keys() - self.unsupported.keys():
-            self.dropped = [HEAD]
-            del self.specs[HEAD], self.shards[HEAD]
+            self.drop(HEAD, "a copy of the embedding")
+
+    def drop(self, name: str, why: str) -> None:
+        """Leave a tensor out, as if it were not in the files."""
+        self.dropped[name] = why
+        del self.specs[name], self.shards[name]
+
+    def same_bytes(self, one: str, other: str) -> bool:
+        """True for two tensors of one shape, dtype and content."""
+        if self.specs[one] != self.specs[other]:
+            return False
+        with self.mapped(one) as a, self.mapped(other) as b:
+            pairs = ((a[part], b[part]) for part in row_parts(self.specs[one].shape))
+            # Bytes, because NaN is equal to nothing.
+            return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """UserError listing every missing, unexpected, misshapen or non-floating tensor.

@@ -24,24 +24,11 @@ import torch
 from torch import Tensor
 
 from tinyr1.common.files import fsync_directory, naming, read_object, write_atomic, write_json
+from tinyr1.model.places import side_files
 from tinyr1.model.rows import TensorSpec
 from tinyr1.model.weights import CODE_OF, INDEX_NAME, dtype_name
 
 OUR_SHARDS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-
-
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 class CheckpointWriter:
@@ -216,15 +203,20 @@ def _split(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
 
 
 def copy_side_files(
-    source: Path, out: Path, dtype: torch.dtype, end_token: int | None = None
-) -> None:
-    """Copy tokenizer, generation config and chat template, and config.json with its dtype set.
+    source: Path,
+    out: Path,
+    dtype: torch.dtype,
+    end_token: int | None = None,
+    changes: Mapping[str, Any] = {},
+) -> list[str]:
+    """Copy all that belongs to a model but its weights, and config.json with its dtype set.
 
-    `end_token` becomes one of the ids at which generation_config.json stops.
+    `end_token` becomes one of the ids at which generation_config.json stops, `changes` are made in
+    config.json. Returns the names of files that are too large to go along.
     """
-    for name in SIDE_FILES:
-        if (source / name).is_file():
-            write_atomic(out / name, (source / name).read_bytes())
+    found, large = side_files(source)
+    for name in found:
+        write_atomic(out / name, (source / name).read_bytes())
     if end_token is not None:
         file = out / "generation_config.json"
         generation = read_object(file) if file.exists() else {}
@@ -232,7 +224,20 @@ def copy_side_files(
         stops = stops if isinstance(stops, list) else [stops]
         if end_token not in stops:
             write_json(file, generation | {"eos_token_id": [*stops, end_token]})
-    config = read_object(source / "config.json")
-    for key in {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}:  # old name and new
-        config[key] = dtype_name(dtype)
-    write_json(out / "config.json", config)  # last: a directory with it is complete
+    config = read_object(source / "config.json") | dict(changes)
+    write_json(out / "config.json", _with_dtype(config, dtype_name(dtype)))  # last: now it is whole
+    return [str(name) for name in large]
+
+
+def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A config with its dtype set, and those of the parts of a composite one that have one."""
+    keys = ("dtype", "torch_dtype")  # the old name and the new one
+
+    def renamed(part: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: name if key in keys else renamed(value) if isinstance(value, dict) else value
+            for key, value in part.items()
+        }
+
+    config = renamed(config)
+    return config if config.keys() & set(keys) else config | {"torch_dtype": name}

@@ -14,14 +14,16 @@ from tinyr1.common.errors import run_main
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.merge.diff import run_diff
-from tinyr1.merge.options import MergeConfig
+from tinyr1.merge.options import MergeConfig, method_lines
 from tinyr1.merge.run import run_merge
 
 
 def main() -> None:
     config = parse(MergeConfig, sys.argv[1:], prog="merge.py")
     log = Log(config.quiet, Ranks.from_env().is_main)
-    if config.diff:
+    if config.methods:
+        print(*method_lines(), sep="\n")
+    elif config.diff:
         run_diff(config.diff, config.save, log)
     else:
         run_merge(config, log)

@@ -725,6 +725,51 @@ def test_rope_in_its_old_and_new_spelling_is_the_same():
     assert [key for key, _, _ in config_differences(*nested)] == ["text_config.head_dim"]
 
 
+def test_only_some_tensors(experts, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    merged(experts["science"], experts["math"], whole)
+    merged(experts["science"], experts["math"], part, "--only", "mlp", "--only", "embed_tokens",
+           "--except", r"layers\.1\.")  # fmt: skip
+    a, b, left = (tensors_of(folder) for folder in (whole, part, experts["science"]))
+    chosen = {n for n in a if ("mlp" in n or "embed_tokens" in n) and "layers.1." not in n}
+    assert 0 < len(chosen) < len(a)
+    for name in a:
+        assert torch.equal(b[name], a[name] if name in chosen else left[name]), name
+    report = json.loads((part / "merge_report.json").read_text())
+    flags = {name: entry["flags"] for name, entry in report["tensors"].items()}
+    assert {n for n, f in flags.items() if f == ["not_selected"]} == set(a) - chosen
+    assert report["merge"]["only"] == ["mlp", "embed_tokens"]
+    assert "`only` ['mlp', 'embed_tokens']" in (part / "README.md").read_text()
+    # What is not merged need not be there.
+    less = shutil.copytree(experts["math"], tmp_path / "less")
+    save_file({n: t for n, t in tensors_of(less).items() if "mlp" in n}, less / "model.safetensors")
+    merged(experts["science"], less, tmp_path / "mlp", "--only", "mlp")
+    for options, said in (
+        (("--only", "nothing_like_it"), "no tensor is left to merge"),
+        (("--except", "("), r"--except=\(: no regular expression"),
+    ):
+        with pytest.raises(UserError, match=said):
+            merged(experts["science"], experts["math"], tmp_path / "no", *options)
+
+
+def test_methods_are_listed():
+    done = call("merge", "--methods")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(METHODS)
+    assert "ties                   1 or more models, --base  --weights" in done.stdout
+
+
+def test_a_difference_from_nothing_has_no_share(tmp_path):
+    a = small_checkpoint(tmp_path / "a", w=torch.zeros(3, 4), v=torch.ones(2))
+    b = small_checkpoint(tmp_path / "b", w=torch.ones(3, 4), v=torch.ones(2))
+    done = call("merge", "--diff", a, b, "--save", tmp_path / "saved")
+    assert done.returncode == 0, done.stderr
+    assert "| w | 100.00 | - |" in done.stdout
+    assert "inf" not in done.stdout
+    saved = json.loads((tmp_path / "saved" / "diff.json").read_text())
+    assert saved["tensors"]["w"]["relative_norm"] is None
+
+
 def test_the_single_file_is_what_transformers_loads(experts, tmp_path):
     """model.safetensors beside an index of other shards: the single file, and a warning."""
     left = shutil.copytree(experts["science"], tmp_path / "left")
@@ -775,6 +820,41 @@ def test_all_of_lefts_files_go_along(experts, tmp_path, monkeypatch):
     assert not set(left_out) & there
     assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "1_Pooling/config.json"
     assert any("corpus.txt: too large to go along" in line for line in said)
+
+
+def test_tokenizers_and_code_load_from_the_output_as_from_left(tmp_path):
+    """A BERT with its vocab.txt, and a model whose class lies beside it."""
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s"]
+    bert = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    code = (
+        "from transformers import BertModel\n"
+        "class OwnModel(BertModel):\n    answer = 42\n"
+    )  # fmt: skip
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        folder = tmp_path / f"bert{seed}"
+        transformers.BertModel(bert).save_pretrained(folder)
+        (folder / "vocab.txt").write_text("\n".join(words))
+        (folder / "modeling_own.py").write_text(code)
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = {"AutoModel": "modeling_own.OwnModel"}
+        (folder / "config.json").write_text(json.dumps(config))
+        folders.append(folder)
+    merged(*folders, tmp_path / "out")
+    loaded = [
+        transformers.BertTokenizer.from_pretrained(folder)("hello worlds")["input_ids"]
+        for folder in (folders[0], tmp_path / "out")
+    ]
+    assert loaded[0] == loaded[1] == [2, 5, 6, 7, 3]
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.answer == 42
+    wanted = arcee_fusion(*(tensors_of(f)["pooler.dense.weight"] for f in folders))
+    assert torch.equal(model.pooler.dense.weight.detach(), wanted)
 
 
 def test_heads_and_tables_that_not_all_models_have(tmp_path):
@@ -931,7 +1011,7 @@ def test_diff_by_hand(tmp_path):
     assert diff(a, a) == (0, 0, pytest.approx(1), 0)
     assert diff(a[:0], a[:0]).cosine == 1
     assert diff(a * 0, a * 0).relative_norm == 0
-    assert diff(a * 0, a).relative_norm == float("inf")
+    assert diff(a * 0, a).relative_norm is None
     c = torch.tensor([float("nan"), 1.0])
     assert diff(c, c).share_changed == 0
     assert diff(c, c + 1).share_changed == 0.5

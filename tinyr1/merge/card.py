@@ -35,6 +35,7 @@ def card(report: Mapping[str, Any], pictured: bool) -> str:
     """The model card: what was merged, how, and what came of it."""
     merge, tensors = report["merge"], report["tensors"]
     others = {key: merge[key] for key in ("quantiles", "dtype", "device", "seed")}
+    others |= {key: merge.get(key) for key in ("only", "except")}
     options = {k: v for k, v in (merge["options"] | others).items() if v not in (None, [])}
     lines = ["---", "library_name: transformers", "tags:", "- merge", "- tinyr1", "---", ""]
     lines += [f"# A merge by {merge['method']}", ""]

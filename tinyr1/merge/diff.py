@@ -20,7 +20,7 @@ class TensorDiff(NamedTuple):
     """The difference of B from A in one tensor."""
 
     share_changed: float  # of the elements
-    relative_norm: float  # |B - A| / |A|
+    relative_norm: float | None  # |B - A| / |A|; None where A is zero
     cosine: float  # between A and B, flattened
     largest: float  # max |B - A|
 
@@ -40,7 +40,7 @@ def diff_rows(a: Rows, b: Rows, shape: tuple[int, ...]) -> TensorDiff:
         squares_change += float(change.square().sum())
         product += float((x * y).sum())
     norms = math.sqrt(squares_a) * math.sqrt(squares_b)
-    relative = math.inf if squares_change else 0.0
+    relative = None if squares_change else 0.0  # of nothing there is no share
     if squares_a:
         relative = math.sqrt(squares_change / squares_a)
     return TensorDiff(
@@ -68,7 +68,7 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
         [
             name,
             f"{100 * d.share_changed:.2f}",
-            f"{d.relative_norm:.3e}",
+            "-" if d.relative_norm is None else f"{d.relative_norm:.3e}",
             f"{d.cosine:.8f}",
             f"{d.largest:.3e}",
         ]
@@ -81,12 +81,13 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
         write_atomic(save / "diff.md", text + "\n")
         names = {"a": real(a.path).name, "b": real(b.path).name}
         tensors = {
-            name: {key: finite(value) for key, value in d._asdict().items()}
+            name: {k: None if v is None else finite(v) for k, v in d._asdict().items()}
             for name, d in diffs.items()
         }
         write_json(save / "diff.json", names | {"tensors": tensors})
         if plot.available():
-            values = {name: 100 * d.relative_norm for name, d in diffs.items()}
+            norms = {name: d.relative_norm for name, d in diffs.items()}
+            values = {name: 100 * norm for name, norm in norms.items() if norm is not None}
             plot.drawn(draw_by_layer, save / "diff.png", values, "|B - A| / |A|", "%")
         else:
             log.warn("matplotlib is not installed: no diff.png (pip install tinyr1[plot])")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -50,6 +51,14 @@ class MergeConfig:
     allow_differences: bool = False
     """Merge although config.json's differ in what the same tensors mean (heads, rope, ...); the
     output gets Left's."""
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Merge the tensors whose names match this expression (repeatable); the others are Left's."""
+    except_: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="except")
+    ] = ()
+    """Take the tensors whose names match this expression (repeatable) from Left."""
+    methods: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """List every method with its models, its base and its options, and end."""
     diff: tuple[Path, ...] = ()
     """Compare two checkpoints instead of merging: --diff A B."""
     save: Path | None = None
@@ -64,10 +73,38 @@ class MergeConfig:
         check_range(self, 0, math.inf, "threads")
         if self.threads > 1 and self.device == "cuda":
             raise UserError(f"--threads={self.threads}: --device cuda merges one tensor at a time")
+        for option, patterns in (("--only", self.only), ("--except", self.except_)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise UserError(
+                        f"{option}={pattern}: no regular expression ({error})"
+                    ) from None
         if self.diff and self.paths:
             raise UserError("--diff: compares two checkpoints; leave the other paths out")
         if self.save and not self.diff:
             raise UserError("--save: goes with --diff only")
+
+
+def method_lines() -> list[str]:
+    """Every method in a line: models, base, options."""
+    lines: list[str] = []
+    for name, method in METHODS.items():
+        most = method.max_models
+        count = (
+            f"{method.min_models} models"
+            if most == method.min_models
+            else (
+                f"{method.min_models} or more models"
+                if most is None
+                else f"{method.min_models} to {most} models"
+            )
+        )
+        base = ", --base" if method.needs_base else ", --base or none" if method.takes_base else ""
+        options = " ".join(flag(option) for option in method.options)
+        lines.append(f"{name:<22} {count}{base}  {options}".rstrip())
+    return lines
 
 
 def check_options(config: MergeConfig, model_count: int) -> None:

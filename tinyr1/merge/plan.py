@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,12 @@ class Merge:
             for name, spec in self.left.specs.items()
         }
         self.check()
+
+    def wants(self, name: str) -> bool:
+        """True for a tensor that is merged; the others are copies of Left's."""
+        c = self.config
+        is_named = not c.only or any(re.search(pattern, name) for pattern in c.only)
+        return is_named and not any(re.search(pattern, name) for pattern in c.except_)
 
     @property
     def partial(self) -> Path:
@@ -127,11 +133,12 @@ class Merge:
         mine = _config(self.left)
         for other in self.inputs:
             kinds = [n for n, spec in other.specs.items() if not spec.is_floating]
+            kinds = [name for name in kinds if self.wants(name)]
             if other.unsupported or any(not self._same_bytes(other, name) for name in kinds):
                 faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
             if other is self.left:
                 continue
-            faults += differences(self.left, other)
+            faults += differences(self.left, other, self.wants)
             theirs = _config(other)
             for _, text, breaks in sorted(config_differences(mine, theirs)):
                 if breaks and not self.config.allow_differences:
@@ -142,6 +149,8 @@ class Merge:
                     f"{other.path}: vocab_size={sizes[0]}, {self.left.path} has {sizes[1]}; "
                     "bring both to one vocabulary first"
                 )
+        if not any(map(self.wants, self.specs)):
+            faults.append("--only, --except: no tensor is left to merge")
         place = self._place_faults() if self.ranks.is_main else []
         if faults:
             raise UserError("the models do not fit together:\n  " + "\n  ".join(faults + place))
@@ -185,6 +194,8 @@ class Merge:
             "device": c.device,
             "seed": c.seed,
             "allow_nonfinite": c.allow_nonfinite,
+            "only": list(c.only),
+            "except": list(c.except_),
             "left_out": sorted({name for model in self.inputs for name in model.dropped}),
             "inputs": [_identity(role, model) for role, model in roles],
         }
@@ -258,10 +269,19 @@ def _config(model: Checkpoint) -> dict[str, Any]:
     return read_object(model.path / "config.json")
 
 
-def differences(left: Checkpoint, other: Checkpoint) -> list[str]:
-    """One line for each tensor that is missing, unexpected or of another shape in `other`."""
-    faults = [f"{other.path}: {n}: missing" for n in left.specs if n not in other.specs]
+def differences(
+    left: Checkpoint, other: Checkpoint, wants: Callable[[str], bool] = lambda _: True
+) -> list[str]:
+    """One line for each tensor that is missing, unexpected or of another shape in `other`.
+
+    Only of those that are wanted.
+    """
+    faults = [
+        f"{other.path}: {n}: missing" for n in left.specs if n not in other.specs and wants(n)
+    ]
     for name, spec in other.specs.items():
+        if not wants(name):
+            continue
         if name not in left.specs:
             faults.append(f"{other.path}: {name}: not in {left.path}")
         elif spec.shape != left.specs[name].shape:
@@ -310,6 +330,8 @@ def plan_lines(merge: Merge) -> list[str]:
     )
     dropped = {name: why for model in merge.inputs for name, why in model.dropped.items()}
     lines += [f"left out: {name}, {why}" for name, why in sorted(dropped.items())]
+    if copied := sum(not merge.wants(name) for name in merge.specs):
+        lines.append(f"not merged: {copied} tensors are {merge.left.path.name}'s")
     held = f"{merge.thread_count} threads, streamed"
     if not merge.streams:
         of = "tensor" if merge.thread_count == 1 else f"{merge.thread_count} tensors"
@@ -330,7 +352,8 @@ def warn_differences(merge: Merge, log: Log) -> None:
             continue
         texts = [text for _, text, _ in sorted(config_differences(mine, _config(other)))]
         texts += side_differences(merge.left.path, other.path)
-        rounded = sum(other.specs[n].dtype != spec.dtype for n, spec in merge.left.specs.items())
+        both = [n for n in merge.left.specs if n in other.specs and merge.wants(n)]
+        rounded = sum(other.specs[n].dtype != merge.left.specs[n].dtype for n in both)
         if rounded and merge.config.method == "arcee_fusion":
             texts.append(f"{rounded} tensors are rounded to Left's dtype first")
         for text in texts:

@@ -195,7 +195,9 @@ def merge_tensor(
         kind = FusedTensor if merge.config.method == "arcee_fusion" else MethodTensor
         merged: MergedTensor
         try:
-            if not spec.element_count or not spec.is_floating:
+            if not merge.wants(name):
+                merged = CopiedTensor(merge, name, stack, ["not_selected"])
+            elif not spec.element_count or not spec.is_floating:
                 merged = CopiedTensor(merge, name, stack, [])
             else:
                 merged = kind(merge, name, stack)
@@ -395,7 +397,7 @@ def nonfinite_tensors(merge: Merge) -> list[str]:
         f"{model.path}: {name}"
         for model in merge.inputs
         for name in model.specs
-        if not model.is_finite(name)
+        if merge.wants(name) and not model.is_finite(name)
     ]
 
 

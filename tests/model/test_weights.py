@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tinyr1.common.errors import UserError
-from tinyr1.model.rows import TensorSpec
+from tinyr1.model.rows import TensorSpec, all_finite
 from tinyr1.model.weights import Checkpoint
 from tinyr1.model.writer import CheckpointWriter, copy_side_files
 
@@ -252,3 +252,17 @@ def test_mapped_rows_at_any_alignment(tmp_path):
             for _ in range(2):
                 parts = [rows[slice(i, min(i + 9, 50))] for i in range(0, 50, 9)]
                 assert torch.equal(torch.cat(parts), tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_finite_by_bits(dtype):
+    x = torch.randn(7, 33).to(dtype)
+    x[0, 0], x[1, 1], x[2, 2] = torch.finfo(dtype).max, torch.finfo(dtype).min, -0.0
+    assert all_finite(x)
+    assert all_finite(x[:0])
+    assert all_finite(x.T)
+    for bad in (float("inf"), float("-inf"), float("nan"), -float("nan")):
+        y = x.clone()
+        y[6, 32] = bad
+        assert not all_finite(y)
+        assert not all_finite(y[:, ::2])

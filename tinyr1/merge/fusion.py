@@ -34,7 +34,7 @@ from tinyr1.merge.quartiles import (
     order_statistics,
     quartile_ranks,
 )
-from tinyr1.model.rows import Rows, matrix_shape, row_parts
+from tinyr1.model.rows import Rows, all_finite, matrix_shape, row_parts
 
 # Shapes: N rows of the last dimension W. A tensor of any rank is seen as (N, W).
 EPSILON = 1e-8  # the paper's, added to both softmaxes
@@ -168,7 +168,7 @@ class ExactFusion:
             if changed:
                 kl[part], self._spread[part] = row_kl(left, right, epsilon, scratch)
                 sizes = as_host(abs(as_array(scratch[1]).reshape(-1)[::stride]))  # of R - L
-            elif bool(left.isfinite().all()):
+            elif all_finite(left):
                 sizes = np.zeros(-(-left.numel() // stride), np.float32)
             else:
                 raise NonFiniteError("NaN or infinity in both inputs")
@@ -391,7 +391,7 @@ def tukey_hinges(scores: Tensor) -> tuple[float, float, float]:
 def _checked(left: Tensor, right: Tensor) -> Tensor:
     """Right in Left's dtype; ValueError for NaN and infinity."""
     right = right.to(left.dtype)  # where it may become infinite
-    if not (bool(left.isfinite().all()) and bool(right.isfinite().all())):
+    if not (all_finite(left) and all_finite(right)):
         raise NonFiniteError("NaN or infinity in an input")
     return right
 

@@ -41,7 +41,7 @@ from tinyr1.merge.fusion import ExactFusion, FusionStats, NonFiniteError, fuse
 from tinyr1.merge.options import MergeConfig
 from tinyr1.merge.plan import Merge, main_dtype, plan_lines, warn_differences
 from tinyr1.merge.quartiles import count_true, differing
-from tinyr1.model.rows import MappedRows, Rows, matrix_shape, row_parts
+from tinyr1.model.rows import MappedRows, Rows, all_finite, matrix_shape, row_parts
 from tinyr1.model.weights import Checkpoint, dtype_name
 from tinyr1.model.writer import CheckpointWriter, copy_side_files
 
@@ -133,7 +133,7 @@ class MethodTensor:
         self._base = stack.enter_context(_mapped(merge, merge.base, name)) if merge.base else None
         self._generator = torch.Generator().manual_seed(_tensor_seed(merge.config.seed, name))
         for rows in [*self._models, *([self._base] if self._base else [])]:
-            if not all(bool(rows[part].isfinite().all()) for part in self.parts):
+            if not all(all_finite(rows[part]) for part in self.parts):
                 raise NonFiniteError
         self._result: Tensor | None = None
         if not self._method.elementwise:

@@ -30,7 +30,7 @@ from torch import Tensor
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import read_object
 from tinyr1.model.places import check_directory, located, why_no_weights
-from tinyr1.model.rows import MappedRows, TensorSpec, row_parts
+from tinyr1.model.rows import MappedRows, TensorSpec, all_finite, row_parts
 
 SAMPLE_BYTES = 1 << 16
 MAP_NORESERVE = 0x4000  # Linux; the mmap module names it from Python 3.13 on
@@ -159,7 +159,7 @@ class Checkpoint:
         """True for a tensor without NaN and infinity; reads all of it."""
         with self.mapped(name) as rows:
             parts = row_parts(self.specs[name].shape)
-            return all(bool(rows[part].isfinite().all()) for part in parts)
+            return all(all_finite(rows[part]) for part in parts)
 
     def dtype_faults(self) -> list[str]:
         """One line for each tensor that is none of floating numbers."""

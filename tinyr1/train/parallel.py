@@ -21,6 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 from tinyr1.model.qwen2 import Qwen2
+from tinyr1.model.rows import all_finite
 from tinyr1.model.weights import Checkpoint
 
 ActivationCheckpointing = Literal["full", "selective", "none"]
@@ -121,7 +122,7 @@ def load_weights(model: Qwen2, source: Checkpoint, device: torch.device) -> list
             # The last ranks may hold no row of a small tensor.
             if len(local):
                 local.copy_(source.rows(name, start, start + len(local)))
-                if not bool(torch.isfinite(local).all()):
+                if not all_finite(local):
                     faulty.append(name)
     return faulty
 

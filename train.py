@@ -24,12 +24,12 @@ from tinyr1.train.sft import train
 def main() -> None:
     ranks = Ranks.from_env()
     with ranks.saying_once():
-        config = parse_recipe(TrainConfig, sys.argv[1:], RECIPES, prog="train.py")
+        with ranks.first_of_machine():
+            config = parse_recipe(TrainConfig, sys.argv[1:], RECIPES, prog="train.py")
         log = Log(config.quiet, ranks.is_main)
-        if config.dry_run:
-            print_plan(config, log)
-        elif config.preview:
-            print_preview(config, log)
+        if config.dry_run or config.preview:
+            with ranks.first_of_machine():
+                print_plan(config, log) if config.dry_run else print_preview(config, log)
         else:
             train(config, log, ranks)
 

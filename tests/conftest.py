@@ -25,6 +25,7 @@ import pytest
 import torch
 from fork_server import ForkServer
 
+from tinyr1.common import errors
 from tinyr1.common.errors import run_main
 from tinyr1.graders.sandbox import Sandbox, SandboxUnavailable
 from tinyr1.lab.initial import initialise, model_config, save_model
@@ -139,6 +140,8 @@ def call(program, *arguments, cwd=ROOT):
         patch.syspath_prepend(ROOT)
         patch.setattr(sys, "argv", [program, *map(str, arguments)])
         patch.setattr(gc, "freeze", lambda: None)  # of a process that ends
+        patch.setattr(errors, "_leave_at_once", sys.exit)
+        patch.setenv("WORLD_SIZE", "1")  # so that it is as before afterwards
         patch.chdir(cwd)
         main = importlib.import_module(program.removesuffix(".py")).main
         with pytest.raises(SystemExit) as ended:

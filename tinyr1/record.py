@@ -80,7 +80,8 @@ class Record:
 # Columns of conversations in other forms, and who makes ours of them.
 CONVERTED = {"conversations", "instruction", "question", "problem", "prompt", "generations"}
 CONVERT = (
-    "python -m tinyr1.data science (or math, coding) --source FILE --out OTHER.jsonl converts them"
+    "python -m tinyr1.data science (or math, coding) --source FILE --out OTHER.jsonl converts them "
+    "(--no-require-think for answers without thoughts)"
 )
 
 
@@ -100,6 +101,8 @@ def _message(raw: Any) -> Message:
         raise ValueError(f"messages: a thought in reasoning_content; {CONVERT}")
     if role not in get_args(Role):
         raise ValueError(f"role={role!r}: expected system, user or assistant")
+    if isinstance(content, list):
+        raise ValueError(f"content: the {role} message is in parts; {CONVERT}")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"content: the {role} message is empty or no string")
     return Message(cast("Role", role), content)

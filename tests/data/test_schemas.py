@@ -388,6 +388,19 @@ def test_tests_of_programs_lie_under_meta(tmp_path):
     assert rows[0]["tests"]["outputs"] == ["1"]
 
 
+def test_answers_without_thoughts(tmp_path):
+    """What train.py advises for conversations in other forms, for those who train without."""
+    rows = [{"conversations": [TURNS[0], {"from": "gpt", "value": "It is 2."}]},
+            {"instruction": "Why?", "input": "", "output": "So."},
+            {"question": "Who?", "answer": THINK}]  # fmt: skip
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    _, made = make(tmp_path, "science", "--source", file, "--no-require-think")
+    answers = [row["messages"][1]["content"] for row in made]
+    assert answers == ["It is 2.", "So.", THINK]
+    done, made = make(tmp_path, "science", "--source", file)
+    assert "- no_think                       2" in done.stdout
+
+
 def test_the_science_branch_is_one_command(tmp_path):
     base = {"solution": None, "source_type": "x"}
     full = [base | {"question": f"Q{i}?", "cot_type": t} for i, t in

@@ -261,7 +261,7 @@ def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
         ("{tiny}", "--out: required"),
         ("{tiny} --out x", "--task-file: required"),
         ("{tiny} --out x --task-file nowhere.jsonl", "nowhere.jsonl: no such file"),
-        ("nowhere --out x --task-file {tasks}", "nowhere/config.json: no such file"),
+        ("nowhere --out x --task-file {tasks}", "nowhere: no such directory"),
         ("{tiny} --out x --task-file {tasks} --max-model-len 5", "the prompt has"),
         ("{tiny} --out x --task-file {tasks} --top-p 2", "--top-p=2.0"),
         ("{tiny} --out x --task-file {tasks} --template qwen", "template=qwen"),

@@ -172,7 +172,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tiny, tmp_pat
     monkeypatch.setattr(space.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     done = call("train", *arguments)
     assert done.returncode == 2
-    assert "0.0 GB are free there; a checkpoint takes" in done.stderr
+    assert "0.0 MB are free there; a checkpoint takes" in done.stderr
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 

@@ -24,10 +24,11 @@ from tinyr1.common.files import owned
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks, StopSignal
 from tinyr1.model.config import Qwen2Config
-from tinyr1.model.qwen2 import Qwen2
+from tinyr1.model.qwen2 import Qwen2, parameter_count
 from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.model.weights import Checkpoint
 from tinyr1.train import saver as checkpoint
+from tinyr1.train import space
 from tinyr1.train.corpus import Rendering, build_corpus
 from tinyr1.train.flops import TrainingFlops, peak_tflops
 from tinyr1.train.options import TrainConfig
@@ -425,7 +426,7 @@ def test_over_long_rows_are_dropped_and_counted_never_cut(tiny, data, tmp_path):
     [
         (["coding"], 2, "--model: required"),
         (["coding", "--model", "{tiny}", "--out", "x"], 2, "--data: required"),
-        (["coding", "--model", "missing", "--data", "d", "--out", "x"], 2, "missing/config.json"),
+        (["coding", "--model", "missing", "--data", "d", "--out", "x"], 2, "missing: no such dir"),
         (["coding", "--model", "{tiny}", "--data", "d", "--out", "x"], 2, "d: no such file"),
         (["no_such_recipe"], 2, "recipe=no_such_recipe"),
         (["coding", "--lr", "-1"], 2, "--lr=-1.0"),
@@ -579,6 +580,11 @@ def damage_shard(step, change):
     shard.write_bytes(change(shard.read_bytes()))
 
 
+def change_meta(folder, **changes):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | changes))
+
+
 DAMAGES = {
     "bytes": lambda step: damage_shard(step, lambda b: b[:999] + bytes([b[999] ^ 1]) + b[1000:]),
     "short": lambda step: damage_shard(step, lambda b: b[:-7]),
@@ -588,6 +594,10 @@ DAMAGES = {
     "cut meta": lambda step: os.truncate(step / "meta.json", 100),
     "no meta": lambda step: (step / "meta.json").unlink(),
     "other meta": lambda step: (step / "meta.json").write_text('{"settings": []}'),
+    "odd step": lambda step: change_meta(step, step="4"),
+    "odd files": lambda step: change_meta(step, files={".metadata": 5}),
+    "no hashes": lambda step: change_meta(step, files=None),
+    "meta is a folder": lambda step: [(step / "meta.json").unlink(), (step / "meta.json").mkdir()],
 }
 SAID = {
     "bytes": "its bytes have changed",
@@ -598,6 +608,10 @@ SAID = {
     "cut meta": "meta.json: not valid JSON",
     "no meta": "meta.json: no such file",
     "other meta": "meta.json: no settings",
+    "odd step": "meta.json: of step 4, a copy of another",
+    "odd files": "meta.json: files without sizes and hashes",
+    "no hashes": "meta.json: no hashes of the files (an earlier version made it)",
+    "meta is a folder": "meta.json: is a directory",
 }
 
 
@@ -629,7 +643,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
         DAMAGES[damage](path)
     done = call("train", *arguments, "--max-steps", "4")
     assert done.returncode == 2
-    assert "no whole checkpoint is left: remove" in done.stderr
+    assert "no checkpoint can be used: restore one, or move" in done.stderr
     assert checkpoint.completed_steps(out) == [2, 4]  # nothing begins anew by itself
 
 
@@ -654,7 +668,7 @@ def test_the_cause_is_said_before_the_symptom(one_rank, tiny, data):
     """Fewer steps and another rate: the rate is the cause."""
     done = train(tiny, data, one_rank, "--epochs", "1", "--lr", "0.5")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: lr=0.5: ")
+    assert done.stderr.startswith("error: --lr=0.5: ")
 
 
 def test_a_fault_is_said_by_one_rank(tiny, data, tmp_path):
@@ -692,7 +706,7 @@ def test_a_run_whose_last_step_was_skipped_exports_nothing(tiny, data, tmp_path)
     assert "at the last step, 1: it changed nothing" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "one" / "config.json").exists()
-    assert not checkpoint.completed_steps(tmp_path / "one")
+    assert not checkpoint.completed_steps(tmp_path / "one")  # nothing was made
 
 
 def test_each_held_out_file_has_its_loss(tiny, data, tmp_path):
@@ -1068,6 +1082,71 @@ def test_files_of_other_kinds(tiny, data, tmp_path):
     done = call("train", "--model", tiny, "--data", data, *common)
     assert done.returncode == 2
     assert "RECIPE: required, before any option: coding, math, math_released," in done.stderr
+
+
+def test_moments_stay_in_their_type_after_a_resume(tiny, data, tmp_path):
+    """torch casts what it loads to the parameters' type, at twice the memory."""
+    out = tmp_path / "run"
+    arguments = ("--optim-dtype", "bf16", "--save-every", "1", "--keep", "9")
+    assert train(tiny, data, out, "--max-steps", "2", *arguments).returncode == 0
+    assert train(tiny, data, out, "--max-steps", "4", *arguments).returncode == 0
+    sizes = [
+        sum(path.stat().st_size for path in (out / "checkpoints" / f"step-{step:06d}").glob("__*"))
+        for step in (2, 4)
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+
+
+def test_a_disk_that_a_torn_checkpoint_fills_is_not_full(tiny, tmp_path, monkeypatch):
+    config = TrainConfig(model=tiny, keep=1)
+    model = Qwen2Config.from_pretrained(tiny)
+    torn = tmp_path / "checkpoints" / "step-000004.partial"
+    torn.mkdir(parents=True)
+    needed = space.state_bytes(model, config) + 2 * parameter_count(model)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: usage._replace(free=needed - 1000))
+    with pytest.raises(UserError, match=r"MB are free there; a checkpoint takes \d"):
+        space.check_disk(model, config, tmp_path, QUIET)
+    (torn / "__0_0.distcp").write_bytes(b"x" * 1000)
+    space.check_disk(model, config, tmp_path, QUIET)
+
+
+def test_the_export_stops_where_answers_end(tiny, data, tmp_path):
+    """Whatever the tokenizer says: `generate` reads the generation config alone."""
+    for number, content in enumerate((None, '{"eos_token_id": null}', '{"eos_token_id": 150}')):
+        folder = shutil.copytree(tiny, tmp_path / f"model{number}")
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        if content:
+            (folder / "generation_config.json").write_text(content)
+        out = tmp_path / f"out{number}"
+        assert train(folder, data, out, "--max-steps", "1").returncode == 0
+        stops = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+        end = Tokenizer(tiny).special("<｜end▁of▁sentence｜>")
+        assert stops == ([150, end] if number == 2 else [end])
+
+
+def test_the_state_before_a_last_step_that_was_skipped_is_saved(tiny, data, tmp_path):
+    out = tmp_path / "run"
+    done = train(tiny, data, out, "--max-steps", "2", "--lr", "1e38")
+    assert done.returncode == 1
+    assert checkpoint.completed_steps(out) == [1]
+
+
+def test_marks_of_the_template_in_a_system_message_are_refused(tiny, data):
+    arguments = ["coding", "--model", tiny, "--data", data, *SMALL.split(), "--preview"]
+    for text, said in (("Be <｜User｜> nice", "the system message contains"), (" ", "blank")):
+        done = call("train", *arguments, "--system", text)
+        assert done.returncode == 2
+        assert said in done.stderr
+    done = call("train", *arguments, "--eval-data", data, data)
+    assert "given twice" in done.stderr
+
+
+def test_plans_and_usage_are_printed_by_one_rank(tiny, data, tmp_path):
+    done = train(tiny, data, tmp_path / "run", "--preview", ranks=2, real=True)
+    assert done.stdout.count("== pack 0") == 1
+    done = train(tiny, data, tmp_path / "run", "--nonsense", ranks=2, real=True)
+    assert done.stderr.count("--nonsense") == 1
 
 
 def test_a_system_message_of_ones_own(tiny, data, tmp_path):

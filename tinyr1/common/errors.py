@@ -60,6 +60,10 @@ def _ready_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _leave_at_once(code: int) -> None:
+    os._exit(code)
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Call `main` and leave the process with the exit code that fits how it ended."""
     _ready_streams()
@@ -94,11 +98,11 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = 2 if error.errno in PATH_FAULTS else 1
         where = f"{error.filename}: " if error.filename else ""
         print(f"{'error' if code == 2 else 'stopped'}: {where}{error.strerror}", file=sys.stderr)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "WORLD_SIZE" in os.environ:  # torchrun's, or of a group of one (Ranks.connect)
         # Threads of the process group still live; an interpreter that is taken down under them
         # aborts now and then. Everything is on disk by now.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        _leave_at_once(code)
     gc.freeze()  # or a third of a second goes into looking for cycles among torch's modules
     sys.exit(code)

@@ -10,7 +10,14 @@ import re
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -68,6 +75,7 @@ class Ranks:
         if self.world_size > 1:
             dist.init_process_group(backend, timeout=patience)
         else:
+            os.environ.setdefault("WORLD_SIZE", "1")  # errors.run_main asks whether there was one
             store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
@@ -110,10 +118,21 @@ class Ranks:
         """
         try:
             yield
-        except (UserError, RunStopped):
-            if self.local_rank:
+        except (UserError, RunStopped, OSError, SystemExit) as error:
+            is_fault = not isinstance(error, SystemExit) or error.code
+            if self.local_rank and is_fault:
                 time.sleep(PATIENCE)
             raise
+
+    @contextmanager
+    def first_of_machine(self) -> Iterator[None]:
+        """Within, only the first rank of a machine prints."""
+        with ExitStack() as stack:
+            if self.local_rank:
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            yield
 
     def share(self, sizes: Mapping[str, int]) -> list[str]:
         """This rank's part of some work: each goes, largest first, to whom has the least."""

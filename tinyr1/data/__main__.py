@@ -90,6 +90,8 @@ class DataOptions:
     keep: tuple[str, ...] = ()
     """Cleaning steps to leave out: loops, language, box (mathematics without one), code (programs
     without a fenced block), letter (science without the letter that the reference is)."""
+    require_think: bool = True
+    """Drop answers without a thought (--no-require-think: for train.py --no-require-think)."""
     generations: int = 1
     """How many generations of a row are used that pass every check."""
     all_generations: bool = False
@@ -123,6 +125,7 @@ class DataOptions:
             if value != getattr(default, option) and not getattr(self, of):
                 raise UserError(f"{flag(option)}={value}: needs {flag(of)}, {without}")
         no_answers = {"verify", "keep", "tokenizer", "generations", "all_generations"}
+        no_answers |= {"require_think"}
         changed = {name for name in no_answers if getattr(self, name) != getattr(default, name)}
         if self.questions_only and changed:
             raise UserError(f"{flag(min(changed))}: of answers, and --questions-only has none")
@@ -138,7 +141,9 @@ class DataOptions:
 
     def selection(self) -> Selection:
         """Which rows and generations are wanted."""
-        return Selection(self.domain, self.questions_only, self.sources)
+        return Selection(
+            self.domain, self.questions_only, self.sources, require_think=self.require_think
+        )
 
     def whole_sources(self) -> tuple[str, ...]:
         """Further sources, all of whose rows are wanted."""
@@ -227,7 +232,7 @@ def counter(folder: Path) -> Callable[[Draft], int]:
     template: TemplateName = guess_template(tokenizer)
 
     def count(draft: Draft) -> int:
-        record = Record.from_json(record_of(draft))  # with its system message
+        record = Record.from_json(record_of(draft), require_think=False)  # it was checked
         return len(render(tokenizer, record.messages, template).tokens)
 
     return count
@@ -266,7 +271,7 @@ def make(c: DataOptions) -> None:
             NearDuplicates(c.near_duplicates) if c.near_duplicates else None,
             Contamination(c.decontaminate, c.ngram, c.overlap) if c.decontaminate else None,
         ),
-        keep=kept_reasons(c.keep),
+        keep=kept_reasons(c.keep) | (set() if c.require_think else {"empty_thought"}),
         generations=None if c.all_generations else c.generations,
     )
 

@@ -97,7 +97,7 @@ def check(draft: Draft, keep: Collection[str] = ()) -> None:
     thought, solution = draft.thought or "", draft.solution
     text = draft.system + thought + solution
     check_question(draft.question)
-    if not thought.strip():
+    if not thought.strip() and "empty_thought" not in keep:
         raise Dropped("empty_thought")
     if not solution.strip():
         raise Dropped("empty_solution")

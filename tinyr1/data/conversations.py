@@ -210,6 +210,8 @@ def _draft(said: _Said, want: Selection) -> Draft:
         thought, solution, outside = from_markers(said.answer)
         if outside:
             cut.append("text outside of the markers")
+    elif not want.require_think and not thinking.has_tag(said.answer):
+        thought, solution = "", said.answer.strip()
     else:
         thought, solution = split_thought(said.answer)
     return replace(draft, thought=thought, solution=solution, cut=tuple(cut))

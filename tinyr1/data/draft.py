@@ -61,8 +61,10 @@ class Draft:
     origin: str = ""  # the set, folder or file that was read; "" where `source` says it
 
     def content(self) -> str:
-        """The assistant's message in the normal form."""
+        """The assistant's message in the normal form; an answer without a thought as it is."""
         assert self.thought is not None
+        if not self.thought.strip():  # only with --no-require-think
+            return self.solution.strip()
         return thinking.join(self.thought.strip(), self.solution.strip())
 
 
@@ -75,6 +77,7 @@ class Selection:
     sources: Sequence[str] = ()  # none: all
     question_types: Sequence[str] = ("math-word-problem",)  # none: all
     require_verified: bool = True
+    require_think: bool = True  # else answers without a thought are wanted, too
     prefer: Prefer = "first"
     cot_types: Sequence[str] = S1_TYPES  # none: all
 

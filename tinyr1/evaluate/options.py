@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from tinyr1.common.config import check_range
+from tinyr1.common.errors import UserError
 from tinyr1.evaluate.benchmarks import LCB_WINDOW
 from tinyr1.evaluate.tasks import Preset
 from tinyr1.graders.sandbox import Level
@@ -64,4 +65,10 @@ class EvalConfig(EngineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.system and not self.system.strip():
+            raise UserError("--system: blank; '' is for none")
+        if self.system == "" and self.api == "chat" and self.engine == "openai":
+            raise UserError(
+                "--system '': a chat server puts its template's own; --api completions sends ours"
+            )
         check_range(self, 1, math.inf, "trials", "limit", "jobs")

@@ -92,8 +92,8 @@ def render(
     generation prompt does; by default the model learns to write it itself. ValueError for a
     message that contains a marker of the template.
     """
-    check_markers(tokenizer, messages, template)
     messages = with_system(tokenizer, messages, template)
+    check_markers(tokenizer, messages, template)
     # Piece by piece, never as one string: tokenised as a whole, a template's text would get a
     # second BOS, and a marker that a user typed would become the marker.
     tokens: list[int] = []
@@ -144,8 +144,8 @@ def render_prompt(
 
     ValueError for a message that contains a marker of the template.
     """
-    check_markers(tokenizer, messages, template)
     messages = with_system(tokenizer, messages, template)
+    check_markers(tokenizer, messages, template)
     ids: list[int] = []
     for i, message in enumerate(messages):
         ids += _turn_ids(tokenizer, message, template, first=i == 0)

@@ -220,8 +220,8 @@ def copy_side_files(
     if end_token is not None:
         file = out / "generation_config.json"
         generation = read_object(file) if file.exists() else {}
-        stops = generation.get("eos_token_id", [])
-        stops = stops if isinstance(stops, list) else [stops]
+        stops = generation.get("eos_token_id")
+        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
         if end_token not in stops:
             write_json(file, generation | {"eos_token_id": [*stops, end_token]})
     config = read_object(source / "config.json") | dict(changes)

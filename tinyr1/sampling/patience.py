@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 LONGEST_WAIT_S = 3600.0  # whatever a server asks for
+SPACING = 0.5  # seconds between two refusals of a lone request that count: a server may lag
 SMOOTHING = 0.1  # weight of the newest answer in the expected length
 
 
@@ -52,6 +53,7 @@ class Gate:
         self._next_request = self._next_token = self._paused_until = self._slowed = 0.0
         self._pauses = 0  # since the last answer
         self._alone = 0  # of these, for a request that was the only one
+        self._counted = 0.0  # when the last of them was
 
     def enter(self) -> Turn:
         """Wait for a turn; GaveUp where the gate is closed meanwhile."""
@@ -92,7 +94,9 @@ class Gate:
                 self._slowed = now
                 self._pauses += 1
                 self.room = max(1.0, min(self.room, float(self._running)) / 2)
-                self._alone += self._running == 1
+                if self._running == 1 and now - self._counted > SPACING:
+                    self._alone += 1
+                    self._counted = now
             if wait_s is None:
                 wait_s = min(backoff_s * 2.0 ** min(self._pauses - 1, 10), 60.0)
             self._paused_until = max(self._paused_until, now + wait_s)

@@ -101,7 +101,7 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
             "version": 3,
             "data": hash_files(list(data)),
             "tokenizer": [r.tokenizer.fingerprint(), *r.tokenizer.end_markers],
-            "template": [r.template, r.think_in, r.require_think, _system(r)],
+            "template": [r.template, r.think_in, r.require_think, system_of(r)],
             "max_len": r.max_len,
         }
     )[:16]
@@ -129,7 +129,7 @@ def build_corpus(data: tuple[Path, ...], rendering: Rendering, cache_dir: Path, 
     return corpus
 
 
-def _system(r: Rendering) -> str:
+def system_of(r: Rendering) -> str:
     """The system message of conversations that have none."""
     found = with_system(r.tokenizer, (Message("user", ""),), r.template)
     return found[0].content if len(found) > 1 else ""

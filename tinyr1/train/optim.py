@@ -89,6 +89,13 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self.moments = moments
 
+    def load_state_dict(self, state_dict: Any) -> None:
+        """torch casts the moments to their parameter's type: back to the one they are kept in."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = state[name].to(self.moments)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore
         number = 0

@@ -124,6 +124,8 @@ class TrainConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
+        if self.system and not self.system.strip():
+            raise UserError("--system: blank; '' is for none")
         check_range(self, 1, math.inf, "epochs", "batch_size", "micro_batch_size", "save_every")
         check_range(self, 1, math.inf, "keep", "world_size", "eval_every", "replicate")
         check_range(self, 2, math.inf, "seq_len")

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tinyr1.common.config import given, to_json
+from tinyr1.common.config import flag, given, to_json
+from tinyr1.common.errors import UserError
+from tinyr1.common.files import real
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.model.chat import TEMPLATE_END, check_template, guess_template
@@ -28,7 +30,7 @@ from tinyr1.model.qwen2 import tensor_shapes
 from tinyr1.model.tokenizer import Tokenizer
 from tinyr1.model.weights import Checkpoint, dtype_name
 from tinyr1.record import Batch, Pack
-from tinyr1.train.corpus import Corpus, Rendering, build_corpus
+from tinyr1.train.corpus import Corpus, Rendering, build_corpus, system_of
 from tinyr1.train.flops import TrainingFlops
 from tinyr1.train.options import TrainConfig
 from tinyr1.train.packing import epoch_packs, make_batch
@@ -138,6 +140,7 @@ class Prepared(NamedTuple):
     weights: Checkpoint | None  # None where no step is taken (--dry-run, --preview)
     tokenizer: Tokenizer
     end_token: int  # that ends an answer, in the template
+    system: str  # message of conversations that have none
     corpus: Corpus
     plan: Plan
     held_out: dict[str, Plan]  # of each file of --eval-data; its one epoch is the evaluation
@@ -187,17 +190,25 @@ def prepare(config: TrainConfig, log: Log) -> Prepared:
             name: Plan(build_corpus((path,), rendering, cache_dir, log), plain, flops)
             for name, path in _named(config.eval_data).items()
         }
-    return Prepared(config, model_config, weights, tokenizer, end, corpus, plan, held_out)
+    system = system_of(rendering)
+    return Prepared(config, model_config, weights, tokenizer, end, system, corpus, plan, held_out)
 
 
 def _named(files: Sequence[Path]) -> dict[str, Path]:
     """Files by their names without ends, numbered where these are the same."""
     named: dict[str, Path] = {}
     for path in files:
+        if real(path) in map(real, named.values()):
+            raise UserError(f"--eval-data={path}: given twice")
         stem = path.name.split(".")[0]
         numbers = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
         named[next(name for name in numbers if name not in named)] = path
     return named
+
+
+def _shown(text: str) -> str:
+    """The beginning of a text, quoted."""
+    return repr(text if len(text) <= 60 else text[:57] + "...") if text else ""
 
 
 def describe(prepared: Prepared) -> list[str]:
@@ -213,6 +224,7 @@ def describe(prepared: Prepared) -> list[str]:
         f"of {config.batch_size}",
         f"run: {plan.total_steps:,} steps, {config.epochs} epochs at most, "
         f"{plan.total(lambda pack: pack.token_count):,.0f} tokens",
+        f"conversations without a system message get {_shown(prepared.system) or 'none'}",
         *(
             f"held out, {name}: {held.corpus.meta['documents']:,} examples; "
             f"{held.corpus.meta['dropped_over_long']:,} longer than {config.seq_len:,} dropped"
@@ -256,17 +268,18 @@ def trajectory(
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any], out: Path) -> str:
     """The first setting in which the checkpoints of `out` differ, in a line; "" for none."""
-    for name, value in mine.items():
-        if name in NAMES.values() or str(theirs.get(name)) == str(value):
+    for key, value in mine.items():
+        if key in NAMES.values() or str(theirs.get(key)) == str(value):
             continue  # infinity was written as a number once
-        how = CHANGED_BY.get(name, "")
-        if other := NAMES.get(name):
+        how = CHANGED_BY.get(key, "")
+        if other := NAMES.get(key):
             return (
-                f"--{name.split()[0]}={mine[other]}{how}: not what the checkpoints in {out} were "
+                f"--{key.split()[0]}={mine[other]}{how}: not what the checkpoints in {out} were "
                 f"made from ({theirs.get(other) or 'another'}); use that or another --out"
             )
+        name = flag(key) if key in TRAJECTORY else key
         return (
-            f"{name}={value}{how}: the checkpoints in {out} were made with {theirs.get(name)}; "
+            f"{name}={value}{how}: the checkpoints in {out} were made with {theirs.get(key)}; "
             "use that value or another --out"
         )
     return ""

@@ -9,6 +9,7 @@ is known, and an older one is used.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -165,12 +166,23 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = read_object(folder / "meta.json")
     except UserError as error:
         raise ValueError(str(error).removeprefix(f"{folder}/")) from None
+    except OSError as error:
+        raise ValueError(f"meta.json: {(error.strerror or str(error)).lower()}") from None
     if not isinstance(meta.get("settings"), dict):
         raise ValueError("meta.json: no settings")
-    if f"step-{meta.get('step', -1):06d}" != folder.name:
-        raise ValueError(f"meta.json: of step {meta.get('step')}, a copy of another checkpoint")
-    if not isinstance(meta.get("files"), dict) or ".metadata" not in meta["files"]:
-        raise ValueError("meta.json: no hashes of the files")
+    step, files = meta.get("step"), meta.get("files")
+    if type(step) is not int or step_path(folder, step).name != folder.name:
+        raise ValueError(f"meta.json: of step {step}, a copy of another checkpoint")
+    if files is None:
+        raise ValueError("meta.json: no hashes of the files (an earlier version made it)")
+    kinds = {"bytes": int, "sha256": str}
+    if not isinstance(files, dict) or not all(
+        isinstance(about, dict) and all(type(about.get(k)) is kind for k, kind in kinds.items())
+        for about in files.values()
+    ):
+        raise ValueError("meta.json: files without sizes and hashes")
+    if ".metadata" not in files:
+        raise ValueError("meta.json: no .metadata among the files")
     return meta
 
 
@@ -198,9 +210,9 @@ def _file_fault(path: Path, about: dict[str, Any]) -> list[str]:
 
 def set_aside(folder: Path) -> None:
     """Take the name from a checkpoint that cannot be used."""
-    aside = folder.with_name(f"{folder.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(folder, aside)
+    names = itertools.chain([".damaged"], (f".damaged.{i}" for i in itertools.count(2)))
+    asides = (folder.with_name(folder.name + end) for end in names)
+    os.replace(folder, next(path for path in asides if not path.exists()))
     fsync_directory(folder.parent)
 
 
@@ -216,14 +228,13 @@ def load(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def export(
-    model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ranks, end_token: int | None
+    model: Qwen2, source: Path, out: Path, dtype: torch.dtype, ranks: Ranks, end_token: int
 ) -> None:
     """Write the sharded model as a Hugging Face checkpoint at the top of `out`.
 
-    It stops at `end_token`, with which it was trained to end an answer, where its tokenizer and
-    generation config do not say so already (None). One tensor at a time is gathered, and only rank
-    0 keeps it. Tokenizer, generation config and chat template come from `source`. config.json is
-    written last: with it the export is whole.
+    Its generation config stops at `end_token`, with which it was trained to end an answer. One
+    tensor at a time is gathered, and only rank 0 keeps it. Tokenizer, generation config and chat
+    template come from `source`. config.json is written last: with it the export is whole.
     """
     parameters = dict(model.named_parameters())
     writer = None

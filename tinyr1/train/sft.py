@@ -30,6 +30,7 @@ from tinyr1.common.files import read_object, real, write_json
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks, StopSignal
 from tinyr1.common.threads import keep_freed_memory
+from tinyr1.model.config import Qwen2Config
 from tinyr1.model.qwen2 import Qwen2
 from tinyr1.model.weights import DTYPES, dtype_name
 from tinyr1.record import Batch, Pack
@@ -64,14 +65,14 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     if ranks.device.type == "cpu":
         keep_freed_memory()
+    if not (out / "config.json").exists():  # of a run that is not at its end
+        is_bf16 = config.compute_dtype(ranks.device) == torch.bfloat16
+        plain = replace(config, dtype="bf16" if is_bf16 else "fp32")
+        check_disk(Qwen2Config.from_pretrained(given(config.model, "--model")), plain, out, log)
     # Hours of tokenising, perhaps: before the process group, which would time out meanwhile.
     prepared = prepare(config, log)
     for line in describe(prepared):
         log.say(line)
-    if (completed_steps(out) or [0])[-1] != prepared.plan.total_steps:
-        is_bf16 = config.compute_dtype(ranks.device) == torch.bfloat16
-        plain = replace(config, dtype="bf16" if is_bf16 else "fp32")
-        check_disk(prepared.model_config, plain, out, log)
     # First --out, then the others: a rank that has to end here lets nobody wait.
     with ranks.owning(out):
         ranks.connect()
@@ -149,11 +150,9 @@ def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSign
         finished.unlink(missing_ok=True)  # of a shorter run that this one continues
         write_json(out / "train_config.json", to_json(config))
 
-    unsaid = prepared.end_token not in prepared.tokenizer.eos_ids()
-    end_token = prepared.end_token if unsaid else None
-
     def export_to(folder: Path) -> None:
-        export(model, given(config.model, "--model"), folder, export_dtype, ranks, end_token)
+        source = given(config.model, "--model")
+        export(model, source, folder, export_dtype, ranks, prepared.end_token)
         for fault in warn_of_faults(folder) if ranks.is_main else ():
             log.warn(f"{folder}: {fault}")
 
@@ -194,7 +193,8 @@ def newest_usable(
         faults[folder] = fault
     for folder, why in faults.items():
         raise UserError(
-            f"{folder}: {why}; no whole checkpoint is left: remove {folder.parent} to begin anew"
+            f"{folder}: {why}; no checkpoint can be used: restore one, or move {folder.parent} "
+            "away to begin anew"
         )
     return 0
 
@@ -276,6 +276,9 @@ def _loop(
                 )
             save_due = step % config.save_every == 0 or stopped
             if step == total and not stats.updated:
+                if saved < step - 1:  # what the steps before it made is not lost
+                    about = {"settings": settings, "world_size": ranks.world_size}
+                    saver.save(step - 1, model, optimizer, about)
                 saver.wait()
                 raise RunStopped(
                     f"loss={stats.loss} grad_norm={stats.grad_norm} at the last step, {step}: it "

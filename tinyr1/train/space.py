@@ -81,6 +81,8 @@ def print_host_and_disk(model_config: Qwen2Config, config: TrainConfig, steps: i
     disk = disk_parts(model_config, config, steps)
     total = sum(disk.values()) / 1e9
     place = existing(config.out or Path())
+    if not place.is_dir():
+        raise UserError(f"--out={config.out}: {place} is a file; expected a directory")
     free = shutil.disk_usage(place).free / 1e9
     enough = "enough" if free >= total else "NOT enough"
     print(f"disk: {total:.1f} GB in --out; {free:.1f} GB are free in {place}, {enough}")
@@ -114,14 +116,26 @@ def existing(path: Path) -> Path:
 
 def check_disk(model_config: Qwen2Config, config: TrainConfig, out: Path, log: Log) -> None:
     """UserError where --out cannot hold another checkpoint and the finished model."""
-    state, model = state_bytes(model_config, config), parameter_count(model_config)
-    model = export_bytes(model, config)
-    free = shutil.disk_usage(existing(out)).free
+    state = state_bytes(model_config, config)
+    model = export_bytes(parameter_count(model_config), config)
+    checkpoints = out / "checkpoints"
+    torn = sum(_size(path) for path in checkpoints.glob("*.partial"))  # goes before the first one
+    there = len([path for path in checkpoints.glob("step-*") if path.suffix == ""])
+    free = shutil.disk_usage(existing(out)).free + torn
     numbers = (
-        f"{free / 1e9:.1f} GB are free there; a checkpoint takes {state / 1e9:.1f} GB and the "
-        f"finished model {model / 1e9:.1f} GB"
+        f"{_said(free)} are free there; a checkpoint takes {_said(state)} and the finished model "
+        f"{_said(model)}"
     )
     if free < state + model:
         raise UserError(f"--out={out}: {numbers}; free some space or choose another disk")
-    if free < (config.keep + 1) * state + model:
+    if free < (config.keep + 1 - min(there, config.keep)) * state + model:
         log.warn(f"--out={out}: {numbers}: not enough for --keep {config.keep} and one more")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _said(size: int) -> str:
+    """Bytes in the unit that people read."""
+    return f"{size / 1e9:.1f} GB" if size >= 10**8 else f"{size / 1e6:.1f} MB"

@@ -695,7 +695,7 @@ def test_a_run_whose_last_step_was_skipped_exports_nothing(tiny, data, tmp_path)
     # The first step makes weights of 1e38, the second one's loss is not finite.
     done = train(tiny, data, tmp_path / "run", "--max-steps", "2", "--lr", "1e38")
     assert done.returncode == 1
-    assert "at the last step, 2: it changed nothing, so nothing is exported" in done.stderr
+    assert "at the last step, 2 of 2: it changed nothing, so nothing is exported" in done.stderr
     assert not (tmp_path / "run" / "config.json").exists()
     # Of a model whose first loss is infinite no step succeeds.
     folder = shutil.copytree(tiny, tmp_path / "model")
@@ -703,7 +703,7 @@ def test_a_run_whose_last_step_was_skipped_exports_nothing(tiny, data, tmp_path)
     save_file(tensors, folder / "model.safetensors")
     done = train(folder, data, tmp_path / "one", "--max-steps", "1")
     assert done.returncode == 1
-    assert "at the last step, 1: it changed nothing" in done.stderr
+    assert "at the last step, 1 of 1: it changed nothing" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "one" / "config.json").exists()
     assert not checkpoint.completed_steps(tmp_path / "one")  # nothing was made

@@ -227,6 +227,7 @@ def _loop(
     bad_steps = 0  # in a row
     skipped = metrics.skipped_steps
     stopped = False
+    about = {"settings": settings, "world_size": ranks.world_size}
     exports = _step_exports(config, out, total)
     if step in exports and not (exports[step] / "config.json").exists():
         export_to(exports[step])  # the run was killed in it, with the checkpoint whole
@@ -268,28 +269,15 @@ def _loop(
             bar.update()
 
             bad_steps = 0 if stats.updated else bad_steps + 1
-            if bad_steps == MAX_BAD_STEPS:
+            if bad_steps and (step == total or bad_steps == MAX_BAD_STEPS):
+                if step == total and saved < step - bad_steps:  # what was made before is not lost
+                    saver.save(step - bad_steps, model, optimizer, about)
                 saver.wait()
-                raise RunStopped(
-                    f"loss={stats.loss} grad_norm={stats.grad_norm} at step {step}: "
-                    f"{bad_steps} non-finite steps in a row; records {_culprits(packs, plan)}"
-                )
+                raise RunStopped(_why_stopped(stats, step, bad_steps, total, packs, plan))
             save_due = step % config.save_every == 0 or stopped
-            if step == total and not stats.updated:
-                if saved < step - 1:  # what the steps before it made is not lost
-                    about = {"settings": settings, "world_size": ranks.world_size}
-                    saver.save(step - 1, model, optimizer, about)
-                saver.wait()
-                raise RunStopped(
-                    f"loss={stats.loss} grad_norm={stats.grad_norm} at the last step, {step}: it "
-                    "changed nothing, so nothing is exported; a smaller --lr, or other data? "
-                    f"records {_culprits(packs, plan)}"
-                )
             # A step that changed nothing must not push out the checkpoint of one that did.
             if step == total or (save_due and stats.updated):
-                saver.save(
-                    step, model, optimizer, {"settings": settings, "world_size": ranks.world_size}
-                )
+                saver.save(step, model, optimizer, about)
                 saved = step
             if step in exports:
                 export_to(exports[step])
@@ -409,7 +397,16 @@ def _step_exports(config: TrainConfig, out: Path, total: int) -> dict[int, Path]
     return {step: out / "exports" / f"step-{step:06d}" for step in steps}
 
 
-def _culprits(packs: Sequence[Pack], plan: Plan) -> str:
-    """The records of a step, for the message of a run that stops."""
+def _why_stopped(
+    stats: StepStats, step: int, bad_steps: int, total: int, packs: Sequence[Pack], plan: Plan
+) -> str:
+    """The message of a run that stops for steps that were not finite, with their records."""
     ids = [plan.corpus.ids[d] for p in packs for d in p.documents]
-    return ", ".join(ids[:20]) + (" ..." if len(ids) > 20 else "")
+    records = ", ".join(ids[:20]) + (" ..." if len(ids) > 20 else "")
+    figures = f"loss={stats.loss} grad_norm={stats.grad_norm} at"
+    if bad_steps == MAX_BAD_STEPS:
+        return f"{figures} step {step}: {bad_steps} non-finite steps in a row; records {records}"
+    return (
+        f"{figures} the last step, {step} of {total}: it changed nothing, so nothing is exported; "
+        f"a smaller --lr, or other data? records {records}"
+    )

@@ -118,7 +118,7 @@ def pairs(row: Row, want: Selection, columns: Mapping[str, str] | None = None) -
     """A row of a question and its answer, under their usual names or those of `columns`.
 
     Of several columns that may be the answer, the one with the thought in it is, else the first
-    that is not called `answer`: that one is then the right answer, to compare with.
+    that is not called `answer`; what is called so is then the right answer, to compare with.
     """
     columns = columns or {}
 

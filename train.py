@@ -27,9 +27,12 @@ def main() -> None:
         with ranks.first_of_machine():
             config = parse_recipe(TrainConfig, sys.argv[1:], RECIPES, prog="train.py")
         log = Log(config.quiet, ranks.is_main)
-        if config.dry_run or config.preview:
+        if config.dry_run:
             with ranks.first_of_machine():
-                print_plan(config, log) if config.dry_run else print_preview(config, log)
+                print_plan(config, log)
+        elif config.preview:
+            with ranks.first_of_machine():
+                print_preview(config, log)
         else:
             train(config, log, ranks)
 

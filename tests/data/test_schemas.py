@@ -322,6 +322,12 @@ def test_many_records_of_one_question(tmp_path):
     done, made = make(tmp_path, "math", "--source", file, "--no-deduplicate", "--generations", 2)
     assert done.returncode == 0
     assert len({row["id"] for row in made}) == len(made) == 41
+    # Two rows of one id of their own, which stands with a number behind it.
+    rows = [{"id": "x", "question": f"Q{i}?", "answer": THINK, "source": "s"} for i in range(2)]
+    file = write_rows(tmp_path / "b.jsonl", rows)
+    _, made = make(tmp_path, "math", "--source", file, "--generations", 2)
+    assert made[0]["id"] == "x/0"
+    assert made[1]["id"] not in ("x/0", "x/1")
 
 
 def test_ids_are_unique_and_the_same_from_any_file(tmp_path):

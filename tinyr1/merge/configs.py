@@ -14,13 +14,7 @@ from tinyr1.common.files import read_object
 from tinyr1.model.tokenizer import TOKENIZER_FILES
 
 # Of a config.json: what says nothing of the model's numbers.
-MEANINGLESS = {
-    "_name_or_path",
-    "transformers_version",
-    "_commit_hash",
-    "use_cache",
-    "architectures",
-}
+MEANINGLESS = {"_name_or_path", "transformers_version", "_commit_hash", "use_cache"}
 MEANINGLESS |= {"torch_dtype", "dtype", "_attn_implementation", "attn_implementation", "auto_map"}
 MEANINGLESS |= {"architectures"}
 # With another value of these the same tensors are another function.

@@ -91,19 +91,15 @@ def method_lines() -> list[str]:
     """Every method in a line: models, base, options."""
     lines: list[str] = []
     for name, method in METHODS.items():
-        most = method.max_models
-        count = (
-            f"{method.min_models} models"
-            if most == method.min_models
-            else (
-                f"{method.min_models} or more models"
-                if most is None
-                else f"{method.min_models} to {most} models"
-            )
-        )
-        base = ", --base" if method.needs_base else ", --base or none" if method.takes_base else ""
+        count = f"{method.min_models} or more models"
+        if method.max_models:  # no method has a range
+            count = f"{method.max_models} models"
+        if method.needs_base:
+            count += ", --base"
+        elif method.takes_base:
+            count += ", --base or none"
         options = " ".join(flag(option) for option in method.options)
-        lines.append(f"{name:<22} {count}{base}  {options}".rstrip())
+        lines.append(f"{name:<22} {count}  {options}".rstrip())
     return lines
 
 

@@ -229,6 +229,35 @@ def test_neither_chunks_nor_threads_nor_the_sample_change_a_bit(monkeypatch):
     assert torch.equal(wide[2], whole)
 
 
+def test_parts_without_a_change_are_read_once(monkeypatch):
+    """A frozen embedding, or rows of tokens that no document had, need no scores."""
+    monkeypatch.setattr("tinyr1.model.rows.CHUNK_ELEMENTS", 2000)
+    torch.manual_seed(6)
+    left = 0.02 * torch.randn(400, 100)
+    right = left + 1e-3 * torch.randn(400, 100)
+    right[40:140] = left[40:140]
+    right[200:] = left[200:]
+
+    class Read:
+        """Rows that remember which were asked for."""
+
+        def __init__(self, rows):
+            self.rows, self.starts = rows, []
+
+        def __getitem__(self, part):
+            self.starts.append(part.start)
+            return self.rows[part]
+
+    rows = Read(left), Read(right)
+    fused = ExactFusion(*rows, (400, 100), DEFAULTS)
+    merged = torch.cat([fused[part] for part in fused.parts])
+    assert torch.equal(merged, torch.where(importance(left, right) >= fused.threshold, right, left))
+    assert rows[1].starts.count(0) == 3
+    assert rows[1].starts.count(60) == rows[1].starts.count(380) == 1
+    monkeypatch.undo()
+    assert fused.stats == fuse(left, right, DEFAULTS)[1]
+
+
 def test_a_chain_equals_two_fusions():
     torch.manual_seed(4)
     first, second, third = (0.02 * torch.randn(60, 40) for _ in range(3))

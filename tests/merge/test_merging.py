@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from conftest import ROOT, call, make_checkpoint, run
 from safetensors.torch import load_file, save_file
 
+from tinyr1.common.by_name import ByName
 from tinyr1.common.config import parse
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import owned
@@ -671,6 +673,148 @@ def test_model_card_and_picture(experts, tmp_path):
     assert (tmp_path / "out" / "merge.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_card_names_models_of_the_hub_and_a_command_that_makes_them_again(
+    experts, tmp_path, monkeypatch
+):
+    cached = {}
+    for owner, name in (("some-lab", "science"), ("other", "math")):
+        cached[name] = tmp_path / f"models--{owner}--{name}" / "snapshots" / ("0123abcd" * 5)
+        shutil.copytree(experts[name], cached[name])
+    options = ["--lam", "1.25", "norm=0", "--except", "q_proj.bias", "--dtype", "bf16"]
+    merged(cached["science"].parents[1], cached["math"], tmp_path / "out", *options)
+    card = (tmp_path / "out" / "README.md").read_text()
+    front = card.split("---")[1]
+    assert "base_model:\n- some-lab/science\n- other/math\nbase_model_relation: merge" in front
+    assert "Flag `not_selected`: 2 tensors, copied from Left." in card
+    command = next(line for line in card.splitlines() if line.startswith("python merge.py"))
+    for owner, name in (("some-lab", "science"), ("other", "math")):
+        (tmp_path / owner).mkdir()
+        (tmp_path / owner / name).symlink_to(experts[name])
+    monkeypatch.chdir(tmp_path)
+    merged(*shlex.split(command)[2:])
+    assert {n: t.tolist() for n, t in tensors_of(tmp_path / "OUT").items()} == {
+        n: t.tolist() for n, t in tensors_of(tmp_path / "out").items()
+    }
+
+
+def test_options_that_differ_by_tensor_name(experts, tmp_path):
+    """The first pattern found in a name rules; what no pattern finds has the plain value."""
+    left, right = tensors_of(experts["science"]), tensors_of(experts["math"])
+    words = ["--lam", "2", r"layers\.0.*mlp=0.5", "mlp=1.0", "norm=0"]
+    merged(experts["science"], experts["math"], tmp_path / "fused", *words)
+    for name, tensor in tensors_of(tmp_path / "fused").items():
+        lam = (
+            0.5 if "layers.0.mlp" in name else 1.0 if "mlp" in name else 0 if "norm" in name else 2
+        )
+        assert torch.equal(tensor, arcee_fusion(left[name], right[name], lam=lam)), name
+    alone = ["--lam", "mlp=1.0"]  # of the others the method's own
+    merged(experts["science"], experts["math"], tmp_path / "alone", *alone)
+    for name, tensor in tensors_of(tmp_path / "alone").items():
+        lam = 1.0 if "mlp" in name else 1.5
+        assert torch.equal(tensor, arcee_fusion(left[name], right[name], lam=lam)), name
+    words = ["--method", "linear", "--weights", "1", "1", "mlp=1,3", "norm=0,1"]
+    merged(experts["science"], experts["math"], tmp_path / "linear", *words)
+    for name, tensor in tensors_of(tmp_path / "linear").items():
+        t = 0.75 if "mlp" in name else 1.0 if "norm" in name else 0.5
+        wanted = (1 - t) * left[name].double() + t * right[name].double()
+        assert torch.allclose(tensor.double(), wanted, atol=1e-7), name
+    merged(experts["science"], experts["math"], tmp_path / "slerp", "--method", "slerp", "--t",
+           "mlp=1", "self_attn=0")  # fmt: skip
+    for name, tensor in tensors_of(tmp_path / "slerp").items():
+        whole = right if "mlp" in name else left if "self_attn" in name else None
+        assert whole is None or torch.allclose(tensor, whole[name], atol=1e-6), name
+    report = json.loads((tmp_path / "linear" / "merge_report.json").read_text())
+    assert report["merge"]["options"]["weights"] == ["1.0", "1.0", "mlp=1.0,3.0", "norm=0.0,1.0"]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "{left} {right} {out} --lam 1 norm=0 --seed 3 --only norm",
+        "--lam 1 norm=0 {left} {right} {out} --seed 3 --only norm",
+        "{left} --only norm {right} --seed 3 {out} --lam 1 norm=0",
+        "--seed=3 {left} {right} --lam norm=0 1 --only=norm {out}",
+        "--quiet {left} --lam 1 norm=0 {right} --no-dry-run {out} --only norm --seed 3",
+    ],
+)
+def test_paths_and_options_in_any_order(experts, tmp_path, order):
+    places = {"left": experts["science"], "right": experts["math"], "out": tmp_path / "out"}
+    words = [word.format(**places) for word in order.split()]
+    config = parse(MergeConfig, words)
+    assert config.paths == tuple(places.values())
+    assert (config.seed, config.only) == (3, ("norm",))
+    assert config.params.lam == ByName(1.0, (("norm", 0.0),))
+
+
+def padded(folder, source, rows, tokenizer=True):
+    """A copy of a model whose embedding has more rows than its tokenizer has tokens."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    extra = torch.full((rows, embedding.shape[1]), float(rows))
+    tensors["model.embed_tokens.weight"] = torch.cat([embedding, extra])
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] = len(embedding) + rows
+    (folder / "config.json").write_text(json.dumps(config))
+    if not tokenizer:
+        (folder / "tokenizer.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--method", "linear"],
+        ["--method", "dare_ties", "--density", "0.5"],
+        ["--dtype", "bf16"],
+    ],
+)
+@pytest.mark.parametrize("rows", [(0, 3), (5, 0), (5, 3)])
+def test_vocabularies_that_differ_by_padding(experts, tmp_path, rows, options):
+    """What all have is merged as without padding; the rest is Left's."""
+    base = ["--base", experts["base"]] if "dare_ties" in options else []
+    left = padded(tmp_path / "left", experts["science"], rows[0])
+    right = padded(tmp_path / "right", experts["math"], rows[1])
+    merged(left, right, tmp_path / "out", *options, *base)
+    merged(experts["science"], experts["math"], tmp_path / "plain", *options, *base)
+    out, plain = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "plain")
+    name = "model.embed_tokens.weight"
+    shared = len(plain[name])
+    if rows == (5, 3) and not base:  # all have three rows of padding, which are merged, too
+        assert len(out[name]) == shared + 5
+        assert torch.equal(out[name][-2:].float(), tensors_of(left)[name][-2:].float())
+    else:
+        assert torch.equal(out.pop(name), torch.cat(
+            [plain.pop(name), tensors_of(left)[name][shared:].to(plain["model.norm.weight"].dtype)]
+        ))  # fmt: skip
+        assert all(torch.equal(out[n], plain[n]) for n in plain)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vocab_size"] == shared + rows[0]
+
+
+def test_vocabularies_that_differ_by_more_or_by_nobody_knows_what(experts, tmp_path):
+    left = padded(tmp_path / "left", experts["science"], 2)
+    bare = padded(tmp_path / "bare", experts["math"], 4, tokenizer=False)
+    with pytest.raises(UserError, match=r"not both have a tokenizer; .*--allow-padding"):
+        merged(left, bare, tmp_path / "out")
+    merged(left, bare, tmp_path / "out", "--allow-padding")
+    entry = json.loads((tmp_path / "out" / "merge_report.json").read_text())["merge"]
+    rows = len(load_file(left / "model.safetensors")["model.embed_tokens.weight"])
+    assert entry["shared_rows"] == {"model.embed_tokens.weight": rows}
+    assert "--allow-padding" in (tmp_path / "out" / "README.md").read_text()
+    grown = padded(tmp_path / "grown", experts["math"], 4)
+    tokenizer = json.loads((grown / "tokenizer.json").read_text())
+    for i in range(3):  # one more than Left has rows for
+        token = {"id": rows - 2 + i, "content": f"<new {i}>", "special": True}
+        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        tokenizer["added_tokens"].append(token | plain)
+    (grown / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"has a token \d+ \('<new 2>'\): this is no padding"):
+        merged(left, grown, tmp_path / "no", "--allow-padding")
+
+
 def test_options_reach_the_fusion(experts, tmp_path):
     thresholds = []
     for i, options in enumerate(({}, {"eps": 0.1}, {"quantiles": "changed"}, {"lam": 1.0})):
@@ -739,7 +883,7 @@ def test_only_some_tensors(experts, tmp_path):
     flags = {name: entry["flags"] for name, entry in report["tensors"].items()}
     assert {n for n, f in flags.items() if f == ["not_selected"]} == set(a) - chosen
     assert report["merge"]["only"] == ["mlp", "embed_tokens"]
-    assert "`only` ['mlp', 'embed_tokens']" in (part / "README.md").read_text()
+    assert "`only` mlp embed_tokens" in (part / "README.md").read_text()
     # What is not merged need not be there.
     less = shutil.copytree(experts["math"], tmp_path / "less")
     save_file({n: t for n, t in tensors_of(less).items() if "mlp" in n}, less / "model.safetensors")

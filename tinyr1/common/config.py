@@ -17,9 +17,13 @@ import types
 import typing
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tinyr1.common.by_name import ByName, from_words, words_of
 from tinyr1.common.errors import UserError
+
+if TYPE_CHECKING:
+    from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 T = TypeVar("T")
 WORDS = {str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -40,11 +44,34 @@ def parse(
     import tyro  # 0.3 s that library users of this package need not pay
 
     args = _spelled_out(args, _open_flags(cls))
+    if counts := _word_counts(cls):
+        args = _positionals_first(args, counts)
     description = description or (cls.__doc__ or "").strip()
-    defaults = {} if default is None else {"default": default}
-    config = tyro.cli(cls, args=args, prog=prog, description=description, **defaults)
+    values = {} if default is None else {"default": default}
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_by_name)
+    config = tyro.cli(
+        cls, args=args, prog=prog, description=description, registry=registry, **values
+    )
     _check_text(config)
     return config
+
+
+def _by_name(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """How tyro reads options that may differ by name."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    kinds = typing.get_args(info.type)
+    if ByName not in kinds:
+        return None
+    is_list = any(typing.get_origin(kind) is tuple for kind in kinds)
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FLOAT ... [REGEX=FLOAT,...]" if is_list else "FLOAT [REGEX=FLOAT ...]",
+        instance_from_str=lambda words: from_words(words, is_list),
+        is_instance=lambda value: not isinstance(value, str),
+        str_from_instance=words_of,
+    )
 
 
 def _check_text(config: Any) -> None:
@@ -83,6 +110,64 @@ def _spelled_out(args: list[str], open_flags: set[str]) -> list[str]:
         is_spelled = following in ("True", "False", "None")  # as --help shows it
         words += [word] if is_spelled else spelled.get(word.replace("_", "-"), [word])
     return words
+
+
+MANY, NUMBERS = -1, -2  # an option that takes all that follows; or all numbers, and NAME=NUMBER
+
+
+def _word_counts(cls: Any) -> dict[str, int]:
+    """The number of words that each option takes, by its flag; nothing for subcommands."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    counts: dict[str, int] = {}
+    for name, annotated in typing.get_type_hints(cls, include_extras=True).items():
+        hint, *markers = typing.get_args(annotated) if _is_annotated(annotated) else (annotated,)
+        option = flag(name.rstrip("_"))
+        kinds = (hint, *typing.get_args(hint))
+        lists = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+        if dataclasses.is_dataclass(hint):
+            counts |= _word_counts(hint)
+        elif hint is bool:
+            counts |= {option: 0, flag(f"no_{name}"): 0}
+        elif "UseAppendAction" in str(markers) or not (lists or "ByName" in str(hint)):
+            counts[option] = 1
+        elif lists and ... not in typing.get_args(lists[0]):
+            counts[option] = len(typing.get_args(lists[0]))
+        else:
+            is_text = lists and typing.get_args(lists[0])[0] not in (int, float)
+            counts[option] = MANY if is_text else NUMBERS
+    return counts
+
+
+def _is_annotated(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Annotated
+
+
+def _positionals_first(args: list[str], counts: dict[str, int]) -> list[str]:
+    """The arguments in an order that the parser reads: it wants all positional ones together."""
+    positionals: list[str] = []
+    others: list[str] = []
+    left = 0  # words that the last option still takes
+    taken = 0  # words that it has
+    for word in args:
+        if word.startswith("--"):
+            left, taken = counts.get(word.replace("_", "-"), 0), 0
+            others.append(word)
+        elif left == 0 or (left == NUMBERS and taken and not _is_number(word)):
+            positionals.append(word)
+        else:
+            left -= left > 0
+            taken += 1
+            others.append(word)
+    return positionals + others
+
+
+def _is_number(word: str) -> bool:
+    """True for a number, also of a name (NAME=NUMBER)."""
+    try:
+        return "=" in word or bool(float(word) or True)
+    except ValueError:
+        return False
 
 
 def parse_recipe(cls: Any, args: list[str], recipes: Traversable, prog: str) -> Any:

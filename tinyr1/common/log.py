@@ -32,3 +32,8 @@ class Log:
         return tqdm(
             items, disable=self.silent, delay=2, dynamic_ncols=True, file=sys.stderr, **options
         )
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 tensor`, `2,000 tensors`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

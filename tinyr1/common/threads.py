@@ -34,7 +34,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next tensor of its size, instead of giving it back.
 
     Blocks of megabytes are mapped anew each time otherwise, and the system clears every page: a
-    tenth of a training step at 152,064 words (docs/benchmarks/train.md). Elsewhere a no-op.
+    tenth of a training step at 152,064 words (docs/benchmarks/train.md), a twentieth of a merge.
+    Elsewhere a no-op.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

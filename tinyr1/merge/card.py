@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinyr1.common import plot
+from tinyr1.common.config import flag
 from tinyr1.common.files import write_atomic
+from tinyr1.common.log import counted
+from tinyr1.merge.methods import DEFAULT_METHOD, METHODS, MergeParams
 
 MAX_CELLS = 4000  # a picture with more would be unreadable
 LAYER = re.compile(r"^(?P<before>.*?\.)(?P<layer>\d+)\.(?P<kind>.+)$")
@@ -22,6 +26,15 @@ _FORMULAS = {
     "median + lambda x IQR of its tensor, computed without rounding noise; else Left's",
     "mergekit": "as mergekit 0.1.5 computes it, in the models' own dtype",
     "paper": "equations 1 to 4 of arXiv 2503.04872 to the letter",
+}
+
+
+_FLAGS = {
+    "threshold_collapsed": ". There most elements are equal in both models, so that quartiles and "
+    "threshold are 0, and whatever differs is Right's; `--quantiles changed` takes the quartiles "
+    "of what differs.",
+    "nonfinite_input": " with NaN or infinity, copied from Left.",
+    "not_selected": ", copied from Left.",
 }
 
 
@@ -37,8 +50,7 @@ def card(report: Mapping[str, Any], pictured: bool) -> str:
     others = {key: merge[key] for key in ("quantiles", "dtype", "device", "seed")}
     others |= {key: merge.get(key) for key in ("only", "except")}
     options = {k: v for k, v in (merge["options"] | others).items() if v not in (None, [])}
-    lines = ["---", "library_name: transformers", "tags:", "- merge", "- tinyr1", "---", ""]
-    lines += [f"# A merge by {merge['method']}", ""]
+    lines = [*_front_matter(merge), "", f"# A merge by {merge['method']}", ""]
     if merge["arithmetic"]:
         lines += [
             f"Arcee Fusion, arithmetic `{merge['arithmetic']}`: {_FORMULAS[merge['arithmetic']]}.",
@@ -50,12 +62,57 @@ def card(report: Mapping[str, Any], pictured: bool) -> str:
             f"| {_role(model['role'], merge['method'])} | {model['name']} | {model['bytes']:,} "
             f"| `{model['fingerprint'][:16]}` |"
         )
-    lines += ["", "Options: " + ", ".join(f"`{k}` {v}" for k, v in options.items()) + ".", ""]
+    shown = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in options.items()}
+    lines += ["", "Options: " + ", ".join(f"`{k}` {v}" for k, v in shown.items()) + "."]
+    lines += ["", "```", command(merge), "```", ""]
     lines += _outcome(tensors)
     if pictured:
         lines += ["", "![share of each tensor that differs from Left](merge.png)"]
     lines += ["", "`merge_report.json` has the figures and the SHA-256 of each tensor.", ""]
     return "\n".join(lines)
+
+
+def _front_matter(merge: Mapping[str, Any]) -> list[str]:
+    """What a hub reads of a card. It knows models by owner and name, so no others are listed."""
+    lines = ["---", "library_name: transformers"]
+    names = [model["name"] for model in merge["inputs"] if "/" in model["name"]]
+    if names:
+        lines += ["base_model:", *(f"- {name}" for name in dict.fromkeys(names))]
+        lines += ["base_model_relation: merge"]
+    return [*lines, "tags:", "- merge", "- tinyr1", "---"]
+
+
+def command(merge: Mapping[str, Any]) -> str:
+    """The command that makes the same tensors again of the models, by their names."""
+    names: dict[str, list[str]] = {"model": [], "then": [], "base": []}
+    for model in merge["inputs"]:
+        names[model["role"].split()[0]].append(model["name"])
+    words = ["python", "merge.py", *names["model"], "OUT"]
+    for option in ("then", "base"):
+        words += [flag(option), *names[option]] if names[option] else []
+    method = METHODS[merge["method"]]
+    words += [] if merge["method"] == DEFAULT_METHOD else ["--method", merge["method"]]
+    usual = method.resolve(MergeParams())
+    for name in (*method.options, "arithmetic", "quantiles"):
+        value = merge["options"].get(name, merge.get(name))
+        default = getattr(usual, name)
+        if value not in (None, list(default) if isinstance(default, tuple) else default):
+            words += _option(name, value)
+    for name in ("dtype", "device", "seed", "only", "except", "allow_nonfinite"):
+        if merge[name] not in (None, [], False, "cpu", 0):
+            words += _option(name, merge[name])
+    words += ["--allow-differences"] if merge["allow_differences"] else []
+    words += ["--allow-padding"] if merge["shared_rows"] else []
+    return shlex.join(words)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """An option as it is typed."""
+    if isinstance(value, bool):
+        return [flag(name) if value else flag(f"no_{name}")]
+    if name in ("only", "except"):
+        return [word for pattern in value for word in (flag(name), pattern)]
+    return [flag(name), *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
 def _role(role: str, method: str) -> str:
@@ -70,13 +127,13 @@ def _outcome(tensors: Mapping[str, Mapping[str, Any]]) -> list[str]:
     sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
     moved = sum(share(entry) * sizes[name] for name, entry in tensors.items())
     total = max(sum(sizes.values()), 1)
-    flags = [flag for entry in tensors.values() for flag in last_step(entry).get("flags", [])]
+    flags = [name for entry in tensors.values() for name in last_step(entry).get("flags", [])]
     lines = [
-        f"{len(tensors)} tensors, {total:,} parameters; {100 * moved / total:.2f} % of these are "
-        "not Left's any more."
+        f"{counted(len(tensors), 'tensor')}, {total:,} parameters; {100 * moved / total:.2f} % of "
+        "these are not Left's any more."
     ]
-    for flag in dict.fromkeys(flags):
-        lines.append(f"{flags.count(flag)} tensors are flagged `{flag}`.")
+    for name in dict.fromkeys(flags):
+        lines.append(f"Flag `{name}`: {counted(flags.count(name), 'tensor')}{_FLAGS[name]}")
     return lines
 
 

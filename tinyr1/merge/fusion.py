@@ -130,6 +130,7 @@ class ExactFusion:
         self.count = math.prod(shape)
         self.changed = 0
         self._taken: dict[int, int] = {}  # elements of each part
+        self._unchanged: set[int] = set()  # parts, by their first row: Left's as they are
         step = max(part.stop - part.start for part in self.parts)
         dtype = wide_dtype(self.left[slice(0, 1)])
         self._scratch = torch.empty(2, step, shape_2d[1], dtype=dtype, device=self.device).unbind()
@@ -169,6 +170,7 @@ class ExactFusion:
                 kl[part], self._spread[part] = row_kl(left, right, epsilon, scratch)
                 sizes = as_host(abs(as_array(scratch[1]).reshape(-1)[::stride]))  # of R - L
             elif all_finite(left):
+                self._unchanged.add(part.start)
                 sizes = np.zeros(-(-left.numel() // stride), np.float32)
             else:
                 raise NonFiniteError("NaN or infinity in both inputs")
@@ -184,8 +186,10 @@ class ExactFusion:
         return left, right, torch.mul(size, self._kl_column[part], out=scores)
 
     def _all_scores(self) -> Iterator[Tensor]:
+        """The scores part by part, but for those of parts without any change, which are zeros."""
         for part in self.parts:
-            yield self._scores(part)[-1]
+            if part.start not in self._unchanged:
+                yield self._scores(part)[-1]
 
     def _quartiles(self, sample: np.ndarray, quantiles: Quantiles) -> list[float]:
         """sorted[floor(q * (n - 1))] of all scores, or of those of the elements that differ."""
@@ -198,6 +202,8 @@ class ExactFusion:
 
     def __getitem__(self, part: slice, /) -> Tensor:
         """The merged rows of one of `parts`: every element has Left's bits or Right's."""
+        if part.start in self._unchanged:
+            return self.left[part]
         left, right, scores = self._scores(part)
         take = as_array(scores) >= self._threshold
         taken = take if self._threshold > 0 else differing(left, right)

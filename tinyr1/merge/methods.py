@@ -21,7 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tinyr1.common.config import check_range
+from tinyr1.common.by_name import ByName, each, plain
+from tinyr1.common.config import check_range, flag
 from tinyr1.common.errors import UserError
 from tinyr1.merge.fusion import EPSILON, LAMBDA, FusionOptions, Quantiles, fuse, wide_dtype
 
@@ -30,14 +31,14 @@ from tinyr1.merge.fusion import EPSILON, LAMBDA, FusionOptions, Quantiles, fuse,
 class MergeParams:
     """Options of the methods; each reads its own. None is the method's default."""
 
-    lam: float | None = None
-    """Lambda (by default 1.5 for arcee_fusion, 1.0 for the task-vector methods)."""
+    lam: float | ByName | None = None
+    """Lambda (by default 1.5 for arcee_fusion, 1 for task vectors); by name: --lam 1.5 mlp=1."""
     arithmetic: Literal["exact", "mergekit", "paper"] = "exact"
     """Arithmetic of Arcee Fusion: without rounding noise, as mergekit 0.1.5, or literally."""
     quantiles: Quantiles = "all"
     """arcee_fusion: quartiles of all elements; or of those changed, where these are a minority."""
-    weights: tuple[float, ...] = ()
-    """One weight a model (by default 1 each)."""
+    weights: tuple[float, ...] | ByName = ()
+    """One weight a model (by default 1 each); by tensor name: --weights 1 1 mlp=1,3."""
     normalize: bool | None = None
     """Divide by the sum of weights, or --no-normalize (linear, multislerp, ties, della do)."""
     density: float = 1.0
@@ -50,8 +51,8 @@ class MergeParams:
     """della: spread of the keeping probability (0.15); ram: smallest change that counts (1e-5)."""
     eps: float = EPSILON
     """Added to both softmaxes (arcee_fusion), to norms that divide (multislerp)."""
-    t: float = 0.5
-    """slerp: 0 is the first model, 1 the second; nearswap: the swap threshold."""
+    t: float | ByName = 0.5
+    """slerp: 0 is the first model, 1 the second; nearswap: threshold; by name: --t 0.5 mlp=0.3."""
     select_topk: float = 1.0
     """Share of most varying elements that sce keeps."""
     max_iter: int = 10
@@ -72,22 +73,27 @@ class MergeParams:
     """passthrough: factor."""
 
     def __post_init__(self) -> None:
-        floats = [f.name for f in fields(self) if isinstance(getattr(self, f.name), float)]
-        check_range(self, -1e6, 1e6, *floats)
-        for weight in self.weights:
-            if not abs(weight) <= 1e6:
-                raise UserError(f"--weights={weight}: expected numbers between -1e6 and 1e6")
+        for f in fields(self):
+            for value in each(getattr(self, f.name)):
+                numbers = value if isinstance(value, tuple) else (value,)
+                if any(isinstance(n, float) and not abs(n) <= 1e6 for n in numbers):
+                    shown = " ".join(map(str, numbers))
+                    raise UserError(f"{flag(f.name)}={shown}: expected between -1e6 and 1e6")
         check_range(self, 1e-12, math.inf, "eps")
         check_range(self, 0, 1, "density", "gamma", "select_topk")
 
+    def at(self, name: str) -> MergeParams:
+        """The options of one tensor, in which nothing depends on its name any more."""
+        varied = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.at(name) for k, v in varied.items() if isinstance(v, ByName)})
+
     def fusion_options(self, generator: torch.Generator | None = None) -> FusionOptions:
-        """The part that Arcee Fusion reads; `lam` is resolved."""
-        assert self.lam is not None
-        return FusionOptions(self.lam, self.eps, self.quantiles, generator)
+        """The part that Arcee Fusion reads, of one tensor and resolved."""
+        return FusionOptions(plain(self.lam), self.eps, self.quantiles, generator)
 
     def weights_for(self, count: int) -> tuple[float, ...]:
         """One weight a model: those given, or 1 each."""
-        return self.weights or (1.0,) * count
+        return plain(self.weights) or (1.0,) * count
 
 
 Models = list[Tensor]
@@ -116,8 +122,15 @@ class MergeMethod:
 
     def resolve(self, params: MergeParams) -> MergeParams:
         """`params` with this method's defaults where nothing was given."""
-        missing = {k: v for k, v in self.defaults.items() if getattr(params, k) is None}
-        return replace(params, **missing)
+        usual = {f.name: f.default for f in fields(params)} | dict(self.defaults)
+        changes: dict[str, Any] = {}
+        for name, default in usual.items():
+            value = getattr(params, name)
+            if value is None:
+                changes[name] = default
+            elif isinstance(value, ByName) and value.default is None:
+                changes[name] = replace(value, default=default)
+        return replace(params, **changes)
 
     def fn(
         self,
@@ -164,9 +177,10 @@ def slerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Generat
     first, second = models
     cosine = _cosine(first, second)
     # sin a is nearly 0: the arc is a straight line, and its formula a division of noise.
+    t = plain(p.t)
     if abs(cosine) > 0.9995:
-        return (1 - p.t) * first + p.t * second
-    return _arc(first, second, p.t, math.acos(cosine))
+        return (1 - t) * first + t * second
+    return _arc(first, second, t, math.acos(cosine))
 
 
 def nuslerp(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
@@ -290,8 +304,7 @@ def _combine(
         divisor = weight.sum(0)
         # 0 where no vector counts (its change is 0, too), or where weights of both signs cancel.
         change = change / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
-    assert p.lam is not None  # resolved
-    return base + p.lam * change
+    return base + plain(p.lam) * change
 
 
 def _restored(kept: Tensor, vector: Tensor) -> Tensor:
@@ -450,7 +463,7 @@ def model_stock(models: Models, base: Tensor, p: MergeParams, generator: torch.G
 def nearswap(models: Models, base: Tensor, p: MergeParams, generator: torch.Generator) -> Tensor:
     """From the first model towards the second by min(1, t / |difference|): near elements swap."""
     first, second = models
-    weight = (p.t / (first - second).abs().clamp(min=1e-6)).clamp(max=1)
+    weight = (plain(p.t) / (first - second).abs().clamp(min=1e-6)).clamp(max=1)
     return weight * second + (1 - weight) * first
 
 
@@ -485,6 +498,7 @@ def _sparse(
     )
 
 
+DEFAULT_METHOD = "arcee_fusion"
 METHODS: dict[str, MergeMethod] = {
     "arcee_fusion": MergeMethod(
         _arcee,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 import tyro
 
+from tinyr1.common.by_name import each
 from tinyr1.common.config import check_range, flag
 from tinyr1.common.errors import UserError
-from tinyr1.merge.methods import METHODS, MergeParams
+from tinyr1.merge.methods import DEFAULT_METHOD, METHODS, MergeParams
 
 if TYPE_CHECKING:  # the names are in one table, which a type checker cannot read
     MethodName = str
@@ -29,7 +30,7 @@ class MergeConfig:
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LEFT RIGHT OUT")
     ] = ()
     """Checkpoint directories: Left (the last Left's other files go along), others, and OUT last."""
-    method: MethodName = "arcee_fusion"
+    method: MethodName = DEFAULT_METHOD
     """The way in which tensors are merged."""
     then: tuple[Path, ...] = ()
     """Merge the result, as Right, into each of these Lefts in turn, in the same pass."""
@@ -49,8 +50,9 @@ class MergeConfig:
     allow_nonfinite: bool = False
     """Copy tensors with NaN or infinity from Left instead of refusing them."""
     allow_differences: bool = False
-    """Merge although config.json's differ in what the same tensors mean (heads, rope, ...); the
-    output gets Left's."""
+    """Merge although config.json's differ in what tensors mean (heads, rope); Left's stays."""
+    allow_padding: bool = False
+    """Vocabularies of several sizes differ by padding at the end (seen where tokenizers agree)."""
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Merge the tensors whose names match this expression (repeatable); the others are Left's."""
     except_: Annotated[
@@ -118,11 +120,12 @@ def check_options(config: MergeConfig, model_count: int) -> None:
             raise UserError(f"{flag(option)}: has no meaning with --method {name}")
     if config.then and name != "arcee_fusion":
         raise UserError(f"--then: has no meaning with --method {name}")
-    if params.weights and len(params.weights) != model_count:
-        raise UserError(f"--weights: {len(params.weights)} given for {model_count} models")
     divides = name in ("linear", "multislerp") and params.normalize is not False
-    if divides and sum(params.weights or (1,)) == 0:
-        raise UserError("--weights: sum to 0; use --no-normalize")
+    for weights in each(params.weights):
+        if weights and len(weights) != model_count:
+            raise UserError(f"--weights: {len(weights)} given for {model_count} models")
+        if divides and sum(weights or (1,)) == 0:
+            raise UserError("--weights: sum to 0; use --no-normalize")
     if method.needs_base != (config.base is not None) and not method.takes_base:
         need = "is required" if method.needs_base else "has no meaning"
         raise UserError(f"--base: {need} with --method {name}")

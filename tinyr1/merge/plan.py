@@ -14,15 +14,18 @@ from typing import Any
 
 import torch
 
+from tinyr1.common.by_name import ByName, words_of
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import hash_json, read_object, real
-from tinyr1.common.log import Log
+from tinyr1.common.log import Log, counted
 from tinyr1.common.ranks import Ranks
 from tinyr1.common.threads import core_count
 from tinyr1.merge.configs import config_differences, side_differences
 from tinyr1.merge.fusion import COPIES
 from tinyr1.merge.methods import METHODS
 from tinyr1.merge.options import MergeConfig, check_options
+from tinyr1.merge.padding import padding_fault, shared_rows
+from tinyr1.model.places import model_name
 from tinyr1.model.rows import CHUNK_ELEMENTS, row_parts
 from tinyr1.model.weights import DTYPES, Checkpoint, dtype_name
 
@@ -50,6 +53,8 @@ class Merge:
         self.config_changes = _drop_what_others_lack(self.inputs)
         # The last Left is the one whose files, names and dtypes the output has.
         self.left = self.then[-1] if self.then else self.models[0]
+        # Of tensors whose last rows are padding, not as many in each model: those that all have.
+        self.shared_rows = shared_rows(self.left, self.inputs)
         self.method = METHODS[config.method]
         self.params = self.method.resolve(config.params)
         dtype = DTYPES[config.dtype] if config.dtype else None
@@ -58,6 +63,11 @@ class Merge:
             for name, spec in self.left.specs.items()
         }
         self.check()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of what is merged: a tensor's own, but for rows of padding."""
+        shape = self.specs[name].shape
+        return (self.shared_rows[name], *shape[1:]) if name in self.shared_rows else shape
 
     def wants(self, name: str) -> bool:
         """True for a tensor that is merged; the others are copies of Left's."""
@@ -138,17 +148,15 @@ class Merge:
                 faults += [f"{other.path}: {line}" for line in other.dtype_faults()]
             if other is self.left:
                 continue
-            faults += differences(self.left, other, self.wants)
+            faults += differences(
+                self.left, other, lambda name: self.wants(name) and name not in self.shared_rows
+            )
+            if fault := padding_fault(self.left, other, self.config.allow_padding):
+                faults.append(f"{other.path}: {fault}")
             theirs = _config(other)
             for _, text, breaks in sorted(config_differences(mine, theirs)):
                 if breaks and not self.config.allow_differences:
                     faults.append(f"{other.path}: {text}; --allow-differences takes Left's")
-            sizes = theirs.get("vocab_size"), mine.get("vocab_size")
-            if None not in sizes and sizes[0] != sizes[1]:
-                faults.append(
-                    f"{other.path}: vocab_size={sizes[0]}, {self.left.path} has {sizes[1]}; "
-                    "bring both to one vocabulary first"
-                )
         if not any(map(self.wants, self.specs)):
             faults.append("--only, --except: no tensor is left to merge")
         place = self._place_faults() if self.ranks.is_main else []
@@ -189,23 +197,32 @@ class Merge:
             "method": c.method,
             "arithmetic": params.arithmetic if is_fusion else None,
             "quantiles": params.quantiles if is_fusion else None,
-            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+            "options": {name: _plain(value) for name, value in options.items()},
             "dtype": c.dtype,
             "device": c.device,
             "seed": c.seed,
             "allow_nonfinite": c.allow_nonfinite,
+            "allow_differences": c.allow_differences,
             "only": list(c.only),
             "except": list(c.except_),
+            "shared_rows": self.shared_rows,
             "left_out": sorted({name for model in self.inputs for name in model.dropped}),
             "inputs": [_identity(role, model) for role, model in roles],
         }
+
+
+def _plain(value: Any) -> Any:
+    """An option's value for JSON; of one by tensor name the words that were typed."""
+    if isinstance(value, ByName):
+        return words_of(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _identity(role: str, model: Checkpoint) -> dict[str, Any]:
     headers = {n: [list(s.shape), str(s.dtype), model.shards[n]] for n, s in model.specs.items()}
     return {
         "role": role,
-        "name": real(model.path).name,
+        "name": model_name(model.path),
         "tensors": len(model.specs),
         "bytes": sum(spec.byte_count for spec in model.specs.values()),
         "headers_sha256": hash_json(headers),
@@ -318,21 +335,25 @@ def main_dtype(merge: Merge) -> torch.dtype:
 
 def plan_lines(merge: Merge) -> list[str]:
     """Describe the merge for people."""
-    names = " + ".join(m.path.name for m in merge.models)
+    names = " + ".join(model_name(m.path) for m in merge.models)
+    left = model_name(merge.left.path)
     lines = [f"method: {merge.config.method} of {names}"]
-    lines += [f"then: Left {m.path.name}" for m in merge.then]
+    lines += [f"then: Left {model_name(m.path)}" for m in merge.then]
     shards = len(set((merge.layout or {}).values()))
-    kept = f"{shards} shards named as {merge.left.path.name}'s" if shards else "new shards"
+    kept = f"{counted(shards, 'shard')} named as {left}'s" if shards else "new shards"
     lines.append(
         f"output: {len(merge.specs)} tensors, {merge.output_bytes:,} bytes, "
-        f"{dtype_name(main_dtype(merge))}, {kept}; other files from "
-        f"{merge.left.path.name}"
+        f"{dtype_name(main_dtype(merge))}, {kept}; other files from {left}"
     )
     dropped = {name: why for model in merge.inputs for name, why in model.dropped.items()}
     lines += [f"left out: {name}, {why}" for name, why in sorted(dropped.items())]
+    for name, rows in merge.shared_rows.items():
+        mine = merge.specs[name].shape[0]
+        rest = f"; Left's {mine - rows:,} of padding follow" if mine > rows else ""
+        lines.append(f"padding: {name}: the {rows:,} rows that all have are merged{rest}")
     if copied := sum(not merge.wants(name) for name in merge.specs):
-        lines.append(f"not merged: {copied} tensors are {merge.left.path.name}'s")
-    held = f"{merge.thread_count} threads, streamed"
+        lines.append(f"not merged: {counted(copied, 'tensor')} of {left}")
+    held = f"{counted(merge.thread_count, 'thread')}, streamed"
     if not merge.streams:
         of = "tensor" if merge.thread_count == 1 else f"{merge.thread_count} tensors"
         held = (

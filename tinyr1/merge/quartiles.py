@@ -32,9 +32,10 @@ def quartile_ranks(count: int) -> list[int]:
 def order_statistics(
     parts: Parts, count: int, ranks: Sequence[int], sample: np.ndarray
 ) -> list[float]:
-    """sorted(values)[rank] for each rank, where `parts` yields `count` values, none below 0 or NaN.
+    """sorted(values)[rank] for each rank of `count` values, none below 0 or NaN.
 
-    `sample` is any non-empty selection of the values; the more even, the less there is to collect.
+    `parts` yields them all, or all but zeros. `sample` is any non-empty selection of
+    the values; the more even, the less there is to collect.
     """
     if len(sample) == count:
         return [float(value) for value in np.partition(sample, ranks)[list(ranks)]]
@@ -42,8 +43,14 @@ def order_statistics(
     margin = 3 * math.isqrt(len(sample)) // 2 + 1  # three standard deviations of a rank
     while missing := sorted(set(ranks) - set(found)):
         brackets = _brackets(sample, [rank * len(sample) // count for rank in missing], margin)
-        collected = np.concatenate([_collect(values, brackets) for values in parts()])
+        found_inside = [np.empty(0, sample.dtype)]
+        zeros = count  # those that are not yielded
+        for values in parts():
+            zeros -= values.numel()
+            found_inside.append(_collect(values, brackets))
+        collected = np.concatenate(found_inside)
         for rank, bracket in zip(missing, brackets, strict=True):
+            bracket.below += zeros
             value = bracket.value(rank, collected)
             if value is not None:
                 found[rank] = value

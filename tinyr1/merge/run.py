@@ -35,7 +35,7 @@ from tinyr1.common.files import (
 )
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
-from tinyr1.common.threads import one_core
+from tinyr1.common.threads import keep_freed_memory, one_core
 from tinyr1.merge.card import write_card
 from tinyr1.merge.fusion import ExactFusion, FusionStats, NonFiniteError, fuse
 from tinyr1.merge.options import MergeConfig
@@ -69,10 +69,10 @@ class FusedTensor:
     """Arcee Fusion of Left and Right, and of each further Left with the result so far."""
 
     def __init__(self, merge: Merge, name: str, stack: ExitStack) -> None:
-        shape = merge.specs[name].shape
+        shape = merge.shape(name)
         self.parts = row_parts(shape)
-        self._size = merge.specs[name].element_count
-        params = merge.params
+        self._size = math.prod(shape)
+        params = merge.params.at(name)
         left, right = (stack.enter_context(_mapped(merge, model, name)) for model in merge.models)
         lefts = [left, *(stack.enter_context(_mapped(merge, model, name)) for model in merge.then)]
         self._rows: Rows = right
@@ -123,9 +123,10 @@ class MethodTensor:
     """Any other method: by parts if it works element by element, otherwise on whole tensors."""
 
     def __init__(self, merge: Merge, name: str, stack: ExitStack) -> None:
-        shape = merge.specs[name].shape
+        shape = merge.shape(name)
         self.parts = row_parts(shape)
-        self._size = merge.specs[name].element_count
+        self._size = math.prod(shape)
+        self._params = merge.params.at(name)
         self._merge = merge
         self._method = merge.method
         self._dtype = merge.specs[name].dtype
@@ -145,7 +146,7 @@ class MethodTensor:
 
     def _apply(self, models: list[Tensor], base: Tensor | None) -> Tensor:
         try:
-            return self._method.unrounded(models, base, self._merge.params, self._generator)
+            return self._method.unrounded(models, base, self._params, self._generator)
         except ValueError as error:  # options that this tensor does not allow
             raise UserError(str(error)) from None
 
@@ -175,7 +176,7 @@ class CopiedTensor:
     """Left as it is: an empty tensor, one of integers, or with --allow-nonfinite one with NaN."""
 
     def __init__(self, merge: Merge, name: str, stack: ExitStack, flags: list[str]) -> None:
-        self.parts = row_parts(merge.specs[name].shape)
+        self.parts = row_parts(merge.shape(name))
         self._flags = flags
         self._rows = stack.enter_context(_mapped(merge, merge.left, name))
 
@@ -213,14 +214,27 @@ def merge_tensor(
                     rows = _cast(rows, spec.dtype)
                 yield rows
                 done(rows.nbytes)
+            yield from padding(merge, name, done)
 
         digest = writer.write_parts(name, parts())
         facts = {"shape": list(spec.shape), "dtype": dtype_name(spec.dtype)}
         return facts | merged.entry() | {"sha256": digest}
 
 
+def padding(merge: Merge, name: str, done: Callable[[int], object]) -> Iterator[Tensor]:
+    """Left's rows of padding, which not all models have."""
+    start = merge.shared_rows.get(name)
+    if start is not None:
+        shape = merge.specs[name].shape
+        with merge.left.mapped(name, start=start) as rows:
+            for part in row_parts((shape[0] - start, *shape[1:])):
+                yield _cast(rows[part], merge.specs[name].dtype)
+                done(rows[part].nbytes)
+
+
 def _mapped(merge: Merge, model: Checkpoint, name: str) -> MappedRows:
-    return model.mapped(name, WINDOW_BYTES // (merge.thread_count * len(merge.inputs)))
+    window = WINDOW_BYTES // (merge.thread_count * len(merge.inputs))
+    return model.mapped(name, window, stop=merge.shared_rows.get(name))
 
 
 def _cast(rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -256,6 +270,8 @@ def run_merge(config: MergeConfig, log: Log) -> None:
     warn_differences(merge, log)
     if config.dry_run:
         return
+    if merge.streams:  # parts are all of a size, so that nothing is kept in vain
+        keep_freed_memory()
     started = time.perf_counter()
     with ranks.owning(merge.partial):
         if ranks.world_size > 1:
@@ -315,7 +331,7 @@ def _entries(journals: Iterable[Path]) -> dict[str, Entry]:
 def _begun(partial: Path, merge: Merge) -> dict[str, Entry]:
     """The entries of what earlier runs did; UserError where they were another merge's.
 
-    The inputs must be unchanged. Whether NaN is allowed does not matter: no tensor with NaN is done
+    The inputs must be unchanged. What is allowed does not matter: no tensor with NaN is done
     without it.
     """
     state, report = partial / "merge_state.json", partial / "merge_report.json"
@@ -325,7 +341,8 @@ def _begun(partial: Path, merge: Merge) -> dict[str, Entry]:
         for m in merge.inputs
         for shard in sorted(set(m.shards.values()))
     ]
-    same = {k: v for k, v in merge.identity().items() if k != "allow_nonfinite"}
+    allowances = ("allow_nonfinite", "allow_differences")
+    same = {k: v for k, v in merge.identity().items() if k not in allowances}
     mine = {"merge": same, "shards": stamps, "shard_size": merge.config.shard_size}
     if not state.exists() and report.exists():  # `_finish` did not get to its last line
         before = read_object(report)

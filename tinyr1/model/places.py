@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tinyr1.common.errors import UserError
+from tinyr1.common.files import real
 
 # What is not of the model itself: weights, what lists them, adapters, and what runs leave behind.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt")
@@ -34,6 +35,18 @@ def located(path: Path) -> Path:
         return found[0]
     names = ", ".join(str(folder) for folder in found) or "none"
     raise UserError(f"{path}: the hub's cache of a model with {len(found)} snapshots: {names}")
+
+
+def model_name(folder: Path) -> str:
+    """What a checkpoint is called: `owner/name` where it lies in the hub's cache, else its folder.
+
+    A snapshot there lies in models--owner--name/snapshots/COMMIT.
+    """
+    folder = real(folder)
+    cached = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return cached.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
 
 
 def check_directory(path: Path) -> None:

@@ -54,7 +54,11 @@ class Tokenizer:
     @property
     def largest_id(self) -> int:
         """Ids need not be dense: the largest says how many rows an embedding must have."""
-        return max(self._fast.get_vocab(with_added_tokens=True).values(), default=-1)
+        return max(self.vocabulary().values(), default=-1)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added ones among them."""
+        return self._fast.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` and nothing else: no BOS, no template."""

@@ -150,10 +150,20 @@ class Checkpoint:
         """Rows start..stop of the first dimension; only these bytes are read."""
         return self._open_files[self.shards[name]].get_slice(name)[start:stop]
 
-    def mapped(self, name: str, window: int = 1 << 24) -> MappedRows:
-        """The tensor as rows of its last dimension, to be read in passes from first to last."""
-        file = self._maps[self.shards[name]]
-        return MappedRows(file, self._offsets[name], self.specs[name], window)
+    def mapped(
+        self, name: str, window: int = 1 << 24, start: int = 0, stop: int | None = None
+    ) -> MappedRows:
+        """The tensor as rows of its last dimension, to be read in passes from first to last.
+
+        With `start` and `stop`, of the first dimension only these.
+        """
+        spec = self.specs[name]
+        offset = self._offsets[name]
+        if (start, stop) != (0, None):
+            first, *others = spec.shape
+            offset += start * spec.byte_count // first
+            spec = spec._replace(shape=((first if stop is None else stop) - start, *others))
+        return MappedRows(self._maps[self.shards[name]], offset, spec, window)
 
     def is_finite(self, name: str) -> bool:
         """True for a tensor without NaN and infinity; reads all of it."""

@@ -1,9 +1,12 @@
-"""Sample, grade and report: `python evaluate.py MODEL --task-file tasks.jsonl --out DIR`.
+"""Ask a model questions, grade its answers, report pass@1 with standard errors.
 
-Under `torchrun --nproc-per-node N`, or with `--replicas N`, so many processes share the requests.
-`--ask "question"` streams one answer to the terminal, `--regrade samples.jsonl` grades without a
-model, `--compare DIR DIR` sets evaluations side by side, `--show-prompts` prints what would be
-asked.
+    python evaluate.py MODEL --tasks aime24,gpqa_diamond --data benchmarks --out results
+    python evaluate.py MODEL --task-file mine.jsonl --out results
+    python evaluate.py MODEL --ask "What is 6 times 7?"
+    python evaluate.py --compare results_a results_b
+
+A run that was stopped goes on when it is typed again. `torchrun --nproc-per-node N evaluate.py` or
+--replicas N share the questions among processes; a server is asked with --engine openai.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from tinyr1.sampling.replicas import share_among_replicas, starts_replicas
 
 
 def main() -> None:
-    config = parse(EvalConfig, sys.argv[1:], prog="evaluate.py")
+    config = parse(EvalConfig, sys.argv[1:], "evaluate.py", description=__doc__)
     asked = config.ask is not None
     sampling = not (config.compare or config.show_prompts or config.regrade or asked)
     if sampling and starts_replicas(config):

@@ -1,7 +1,12 @@
-"""Merge checkpoints: `python merge.py LEFT RIGHT OUT [--then LEFT2 ...]`.
+"""Merge checkpoints of one architecture, tensor by tensor, into a new one.
 
-The released TinyR1-32B-Preview is `merge.py SCIENCE MATH OUT --then CODING`. `--diff A B` shows
-what a merge or a fine-tuning changed.
+    python merge.py LEFT RIGHT OUT                              by Arcee Fusion
+    python merge.py SCIENCE MATH OUT --then CODING              as the released TinyR1-32B-Preview
+    python merge.py A B C OUT --method ties --base INITIAL --density 0.5
+    python merge.py --diff A B                                  what a merge or a training changed
+
+A run that was stopped goes on when it is typed again. `torchrun --nproc-per-node N merge.py ...`
+shares the tensors among processes.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from tinyr1.merge.run import run_merge
 
 
 def main() -> None:
-    config = parse(MergeConfig, sys.argv[1:], prog="merge.py")
+    config = parse(MergeConfig, sys.argv[1:], "merge.py", description=__doc__)
     log = Log(config.quiet, Ranks.from_env().is_main)
     if config.methods:
         print(*method_lines(), sep="\n")

@@ -1,9 +1,12 @@
-"""Fine-tune one expert.
+"""Fine-tune one expert: full SFT on packed sequences.
 
-    torchrun --nproc-per-node 8 train.py RECIPE --model DIR --data FILE.jsonl --out DIR
+    python train.py own --model DIR --data mine.jsonl --out DIR --dry-run --world-size 1
+    python train.py own --model DIR --data mine.jsonl --out DIR
+    torchrun --nproc-per-node 8 train.py math --model DIR --data math.jsonl --out DIR
 
-RECIPE is a name under tinyr1/train/recipes or the path of a TOML file; the command line replaces
-its values. `--dry-run` prints the plan and the memory per GPU, `--preview` the first packs.
+RECIPE (math, coding, science, mixture, own, ...) has the values of the options that are not given:
+`train.py RECIPE --help` shows them. --dry-run says whether it fits, --preview what is trained on. A
+run that was stopped goes on when it is typed again, on any number of GPUs.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ def main() -> None:
     ranks = Ranks.from_env()
     with ranks.saying_once():
         with ranks.first_of_machine():
-            config = parse_recipe(TrainConfig, sys.argv[1:], RECIPES, prog="train.py")
+            config = parse_recipe(TrainConfig, sys.argv[1:], RECIPES, "train.py", __doc__)
         log = Log(config.quiet, ranks.is_main)
         if config.dry_run:
             with ranks.first_of_machine():

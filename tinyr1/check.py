@@ -101,8 +101,7 @@ def warn_of_faults(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    description = "Check that a server can load a checkpoint, and that it will end its answers."
-    config = parse(CheckConfig, sys.argv[1:], "python -m tinyr1.check", description=description)
+    config = parse(CheckConfig, sys.argv[1:], "python -m tinyr1.check", description=__doc__)
     folder = config.folder
     torch.set_num_threads(1)
     found = faults(folder)

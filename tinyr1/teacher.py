@@ -16,9 +16,10 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
-from tinyr1.common.config import check_range, given, parse
+from tinyr1.common.command_line import Groups
+from tinyr1.common.config import check_given, check_range, given, parse
 from tinyr1.common.errors import RunStopped, UserError, run_main
 from tinyr1.common.files import (
     hash_file,
@@ -40,7 +41,7 @@ from tinyr1.graders.sandbox import Level, open_sandbox
 from tinyr1.model.chat import render_prompt
 from tinyr1.record import Domain, Message, ProgramTests, Prompt, Sample, check_text
 from tinyr1.sampling.backend import Backend
-from tinyr1.sampling.options import EngineConfig
+from tinyr1.sampling.options import ENGINE_GROUPS, EngineConfig
 from tinyr1.sampling.queue import WorkQueue
 from tinyr1.sampling.replicas import share_among_replicas, starts_replicas
 from tinyr1.sampling.run import sample_missing, usage_of
@@ -52,9 +53,9 @@ class TeacherConfig(EngineConfig):
     """Ask a teacher every question, keep what is fit for training."""
 
     questions: Path | None = None
-    """JSON lines with id, domain, question, and answer or tests where they are known."""
+    """Required. JSON lines with id, domain, question, and answer or tests where they are known."""
     out: Path | None = None
-    """The training file to write (.jsonl)."""
+    """Required. The training file to write (.jsonl)."""
     n: int = 1
     """Answers asked for each question."""
     keep: Literal["first", "shortest", "all"] = "first"
@@ -77,6 +78,14 @@ class TeacherConfig(EngineConfig):
     """Isolation of programs that --reject-wrong runs."""
     quiet: bool = False
     """No progress on standard error."""
+
+    groups: ClassVar[Groups] = {
+        "questions and output": "model questions out",
+        "answers": "n keep reject_wrong sandbox instruction system open_thinking",
+        "cost": "budget_tokens price prompt_price",
+        **ENGINE_GROUPS,
+        "progress": "quiet",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,6 +261,7 @@ class Prepared(NamedTuple):
 
 def prepare(c: TeacherConfig, ranks: Ranks, log: Log) -> Prepared:
     """Everything that can be wrong is found here."""
+    check_given(c, "questions", "out")
     file, out = given(c.questions, "--questions"), given(c.out, "--out")
     if out.suffix != ".jsonl" or out.is_dir():
         raise UserError(f"--out={out}: expected the name of a .jsonl file")
@@ -344,7 +354,7 @@ def _write(
 
 
 def main() -> None:
-    config = parse(TeacherConfig, sys.argv[1:], prog="python -m tinyr1.teacher")
+    config = parse(TeacherConfig, sys.argv[1:], "python -m tinyr1.teacher", description=__doc__)
     if starts_replicas(config):
         prepare(config, Ranks(), Log(main=False))  # faults are said once, not by torchrun
     teach(config, share_among_replicas(config))

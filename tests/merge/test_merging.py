@@ -344,8 +344,11 @@ def test_all_faults_are_listed_at_once(experts, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("{math} {out}", "1 models given"),
-        ("{math} {science} {coding} {out}", "3 models given"),
+        (
+            "{math} {out}",
+            "2 paths given, --method arcee_fusion takes 2 models and then OUT; OUT is missing",
+        ),
+        ("{math} {science} {coding} {out}", "4 paths given"),
         ("{math} {science} {out} --base {base}", "--base: has no meaning"),
         ("{math} {out} --method task_arithmetic", "--base: is required"),
         ("{math} {science} {out} --method linear --weights 1", "--weights: 1 given for 2"),

@@ -8,53 +8,65 @@ class's defaults, and the command line replaces the recipe's values.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import sys
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinyr1.common.by_name import ByName, from_words, words_of
+from tinyr1.common.command_line import flag, help_text, kind_in_words, options_of, ordered
 from tinyr1.common.errors import UserError
 
 if TYPE_CHECKING:
     from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 T = TypeVar("T")
-WORDS = {str: "text", Path: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def parse(
     cls: Any,
     args: list[str],
-    prog: str | None = None,
+    prog: str = "",
     default: Any = None,
     description: str | None = None,
 ) -> Any:
-    """Make a `cls` from command-line arguments; tyro prints usage and exits 2 on unknown ones.
+    """Make a `cls` from command-line arguments; UserError for what it does not take.
 
-    `cls` is a config class, or a union of those of subcommands. `default` has the values of options
-    that are not given, `description` stands at the top of --help instead of the class's own words.
+    `default` has the values of options that are not given, `description` stands at the top of
+    --help instead of the class's own words.
     """
-    import tyro  # 0.3 s that library users of this package need not pay
+    if "-h" in args or "--help" in args:
+        print(help_text(cls, prog, description or cls.__doc__ or "", default), end="")
+        sys.exit(0)
+    words = ordered(args, options_of(cls, default), prog)
+    import tyro  # as late as in options_of
 
-    args = _spelled_out(args, _open_flags(cls))
-    if counts := _word_counts(cls):
-        args = _positionals_first(args, counts)
-    description = description or (cls.__doc__ or "").strip()
     values = {} if default is None else {"default": default}
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_by_name)
-    config = tyro.cli(
-        cls, args=args, prog=prog, description=description, registry=registry, **values
-    )
+    config = tyro.cli(cls, args=words, prog=prog, registry=registry, **values)
     _check_text(config)
     return config
+
+
+def parse_command(commands: Mapping[str, Any], args: list[str], prog: str, description: str) -> Any:
+    """`parse` for programs whose first word chooses a class: its config."""
+    if args and args[0] in commands:
+        return parse(commands[args[0]], args[1:], f"{prog} {args[0]}")
+    if "-h" in args or "--help" in args:
+        width = max(map(len, commands))
+        lines = [f"  {name:<{width}}  {cls.__doc__}" for name, cls in commands.items()]
+        print(f"usage: {prog} COMMAND [options]", description.strip(), "commands", sep="\n\n")
+        print(*lines, f"\n{prog} COMMAND --help shows the options of one.", sep="\n")
+        sys.exit(0)
+    found = f"{args[0]}: no such command" if args else "COMMAND: required"
+    raise UserError(f"{found}; expected one of {', '.join(commands)}; {prog} --help says of what")
 
 
 def _by_name(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -88,104 +100,22 @@ def _check_text(config: Any) -> None:
                     raise UserError(f"{flag(f.name)}={text}: expected UTF-8 text") from None
 
 
-def _open_flags(cls: Any) -> set[str]:
-    """Names of the fields that may be left open (`bool | None`), those of inner classes, too."""
-    if not dataclasses.is_dataclass(cls):
-        return set()
-    names: set[str] = set()
-    for name, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            names |= _open_flags(hint)
-        elif hint == bool | None:
-            names.add(name)
-    return names
-
-
-def _spelled_out(args: list[str], open_flags: set[str]) -> list[str]:
-    """`--x` and `--no-x` as `--x True` and `--x False`: tyro makes flags of plain booleans only."""
-    spelled = {flag(name): [flag(name), "True"] for name in open_flags}
-    spelled |= {flag(f"no_{name}"): [flag(name), "False"] for name in open_flags}
-    words: list[str] = []
-    for word, following in itertools.zip_longest(args, args[1:]):
-        is_spelled = following in ("True", "False", "None")  # as --help shows it
-        words += [word] if is_spelled else spelled.get(word.replace("_", "-"), [word])
-    return words
-
-
-MANY, NUMBERS = -1, -2  # an option that takes all that follows; or all numbers, and NAME=NUMBER
-
-
-def _word_counts(cls: Any) -> dict[str, int]:
-    """The number of words that each option takes, by its flag; nothing for subcommands."""
-    if not dataclasses.is_dataclass(cls):
-        return {}
-    counts: dict[str, int] = {}
-    for name, annotated in typing.get_type_hints(cls, include_extras=True).items():
-        hint, *markers = typing.get_args(annotated) if _is_annotated(annotated) else (annotated,)
-        option = flag(name.rstrip("_"))
-        kinds = (hint, *typing.get_args(hint))
-        lists = [kind for kind in kinds if typing.get_origin(kind) is tuple]
-        if dataclasses.is_dataclass(hint):
-            counts |= _word_counts(hint)
-        elif hint is bool:
-            counts |= {option: 0, flag(f"no_{name}"): 0}
-        elif "UseAppendAction" in str(markers) or not (lists or "ByName" in str(hint)):
-            counts[option] = 1
-        elif lists and ... not in typing.get_args(lists[0]):
-            counts[option] = len(typing.get_args(lists[0]))
-        else:
-            is_text = lists and typing.get_args(lists[0])[0] not in (int, float)
-            counts[option] = MANY if is_text else NUMBERS
-    return counts
-
-
-def _is_annotated(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Annotated
-
-
-def _positionals_first(args: list[str], counts: dict[str, int]) -> list[str]:
-    """The arguments in an order that the parser reads: it wants all positional ones together."""
-    positionals: list[str] = []
-    others: list[str] = []
-    left = 0  # words that the last option still takes
-    taken = 0  # words that it has
-    for word in args:
-        if word.startswith("--"):
-            left, taken = counts.get(word.replace("_", "-"), 0), 0
-            others.append(word)
-        elif left == 0 or (left == NUMBERS and taken and not _is_number(word)):
-            positionals.append(word)
-        else:
-            left -= left > 0
-            taken += 1
-            others.append(word)
-    return positionals + others
-
-
-def _is_number(word: str) -> bool:
-    """True for a number, also of a name (NAME=NUMBER)."""
-    try:
-        return "=" in word or bool(float(word) or True)
-    except ValueError:
-        return False
-
-
-def parse_recipe(cls: Any, args: list[str], recipes: Traversable, prog: str) -> Any:
-    """`parse` for a class whose field `recipe` names the file that the defaults come from.
-
-    The line is read twice: for the recipe's name, which stands first or after any option that takes
-    one value (a list takes all that follows it), and then with the recipe's values as defaults.
-    """
+def parse_recipe(
+    cls: Any, args: list[str], recipes: Traversable, prog: str, description: str | None = None
+) -> Any:
+    """`parse` for a class whose field `recipe` names the file that the defaults come from."""
     without_help = [word for word in args if word not in ("-h", "--help")]
-    recipe = parse(cls, without_help, prog).recipe
-    if not recipe and without_help != args:
-        return parse(cls, args, prog)  # no recipe's values to show: the class's
-    if not recipe:
-        raise UserError(
-            f"RECIPE: required, before any option: {', '.join(recipe_names(recipes))}, or a path "
-            "to a .toml; --help shows all options"
-        )
-    return parse(cls, args, prog, load_recipe(cls, recipe, recipes))
+    words = ordered(without_help, options_of(cls), prog)
+    recipe = words[0] if words and not words[0].startswith("--") else ""
+    if recipe:
+        return parse(cls, args, prog, load_recipe(cls, recipe, recipes), description)
+    if without_help != args:
+        return parse(cls, args, prog, None, description)  # no recipe's values to show: the class's
+    missing = ", ".join(flag(f) for f in cls.required.split() if flag(f) not in words)
+    raise UserError(
+        f"RECIPE: required, before any option: {', '.join(recipe_names(recipes))}, or a path to a "
+        f".toml{f'; also required: {missing}' if missing else ''}; {prog} --help shows all options"
+    )
 
 
 def recipe_names(recipes: Traversable) -> list[str]:
@@ -240,19 +170,7 @@ def _typed(where: str, hint: Any, value: Any) -> Any:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    raise UserError(f"{where}={value!r}: expected {_kind(hint)}")
-
-
-def _kind(hint: Any) -> str:
-    """Name the values that a field takes, in words."""
-    origin = typing.get_origin(hint)
-    options = typing.get_args(hint)
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, options))}"
-    if origin is tuple:
-        count = "" if options[-1] is Ellipsis else f" of {len(options)}"
-        return f"a list{count}, each {_kind(options[0])}"
-    return WORDS.get(hint, str(hint))
+    raise UserError(f"{where}={value!r}: expected {kind_in_words(hint)}")
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -262,16 +180,18 @@ def to_json(config: Any) -> dict[str, Any]:
     return values | infinite
 
 
-def flag(field: str) -> str:
-    """The option of a config's field."""
-    return "--" + field.replace("_", "-")
-
-
 def given(value: T | None, option: str) -> T:
     """`value`; UserError where the option was not given."""
     if value in (None, (), ""):
         raise UserError(f"{option}: required; --help shows all options")
     return value
+
+
+def check_given(config: Any, *fields: str) -> None:
+    """UserError that names all of these options that were not given."""
+    missing = [flag(f) for f in fields if getattr(config, f) in (None, (), "")]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: required; --help shows all options")
 
 
 def check_range(config: Any, low: float, high: float, *fields: str) -> None:

@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 # Of OSError: what is said of a path, and not of the machine that it is on.
@@ -41,7 +42,15 @@ def needs(module: str, extra: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"{what}: {error}; pip install 'tinyr1[{extra}]'") from None
+        raise UserError(f"{what}: {error}; {install_line(extra)}") from None
+
+
+def install_line(extra: str) -> str:
+    """The command that installs an extra: in a checkout of the sources, or from a wheel."""
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "constraints.txt").exists():
+        return f"pip install -c constraints.txt -e '.[{extra}]'"
+    return f"pip install 'tinyr1[{extra}]'"
 
 
 def _reader_left(stream: TextIO) -> bool:

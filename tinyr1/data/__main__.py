@@ -31,7 +31,8 @@ import tyro
 import tinyr1.common.start  # noqa: F401 - before anything that takes time to import
 from tinyr1 import thinking
 from tinyr1.common import plot
-from tinyr1.common.config import check_range, flag, given, parse, to_json
+from tinyr1.common.command_line import Groups
+from tinyr1.common.config import check_given, check_range, flag, given, parse_command, to_json
 from tinyr1.common.errors import UserError, run_main
 from tinyr1.common.files import hash_files
 from tinyr1.common.log import Log
@@ -51,12 +52,22 @@ from tinyr1.record import Domain, Record
 FAULTS = 20  # broken lines that inspect prints
 
 
+GROUPS: Groups = {
+    "rows and output": "source out hub_config revision split columns limit",
+    "what is kept": "sources questions_only require_think generations all_generations keep "
+    "deduplicate near_duplicates",
+    "answers": "verify sandbox tokenizer max_tokens",
+    "test questions": "decontaminate ngram overlap",
+    "progress": "quiet",
+}
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """The options of any branch's training file."""
 
     source: tuple[str, ...] = ()
-    """Files, folders, or hub names."""
+    """Required. Files, folders, or hub names."""
     hub_config: str | None = None
     """Configuration of a hub set (default, metadata, extended, ...)."""
     revision: str | None = None
@@ -69,7 +80,7 @@ class DataOptions:
     sources: tuple[str, ...] = ()
     """Values of the column source that are kept (none: all)."""
     out: Path | None = None
-    """The training file to write (.jsonl)."""
+    """Required. The training file to write (.jsonl)."""
     questions_only: bool = False
     """Questions for the teacher, even where an answer is there."""
     tokenizer: Path | None = None
@@ -108,6 +119,7 @@ class DataOptions:
     """No progress on standard error."""
 
     domain: ClassVar[Domain]
+    groups: ClassVar[Groups] = GROUPS
     paper: ClassVar[str]  # what section 2.1 says of the numbers
 
     def __post_init__(self) -> None:
@@ -163,6 +175,9 @@ class MathOptions(DataOptions):
     """Which is tried first of several usable generations; one that fails a check costs nothing."""
 
     domain = "math"
+    groups: ClassVar[Groups] = GROUPS | {
+        "OpenR1-Math and NuminaMath": "question_types require_verified prefer"
+    }
     paper = "the paper kept 58k of OpenR1-Math-220k's 94k; by which values it does not say"
 
     def selection(self) -> Selection:
@@ -176,8 +191,7 @@ class MathOptions(DataOptions):
 
 @dataclass(frozen=True)
 class CodingOptions(DataOptions):
-    """Make the coding branch's training file, from OpenThoughts-114k or conversations of your
-    own."""
+    """Make the coding branch's training file."""
 
     domain = "coding"
     paper = "the paper has 20k; OpenThoughts-114k holds 19,904 programs"
@@ -193,6 +207,7 @@ class ScienceOptions(DataOptions):
     """Further sources, all of whose rows are used whatever their cot_type: the paper's s1K."""
 
     domain = "science"
+    groups: ClassVar[Groups] = GROUPS | {"s1": "cot_types whole"}
     paper = "the paper has 8.6k: 2.7k of s1's 59K, 1.0k of s1K, 4.9k of OpenThoughts"
 
     def selection(self) -> Selection:
@@ -218,12 +233,12 @@ class InspectOptions:
     """No progress on standard error."""
 
 
-Command = (
-    Annotated[MathOptions, tyro.conf.subcommand("math")]
-    | Annotated[CodingOptions, tyro.conf.subcommand("coding")]
-    | Annotated[ScienceOptions, tyro.conf.subcommand("science")]
-    | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
-)
+COMMANDS = {
+    "math": MathOptions,
+    "coding": CodingOptions,
+    "science": ScienceOptions,
+    "inspect": InspectOptions,
+}
 
 
 def counter(folder: Path) -> Callable[[Draft], int]:
@@ -240,8 +255,7 @@ def counter(folder: Path) -> Callable[[Draft], int]:
 
 def make(c: DataOptions) -> None:
     """Build --out, print the waterfall."""
-    if not c.whole_sources():
-        given(c.source, "--source")
+    check_given(c, *([] if c.whole_sources() else ["source"]), "out")
     out = given(c.out, "--out")
     log = Log(c.quiet)
     if out.suffix != ".jsonl" or out.is_dir():
@@ -390,12 +404,8 @@ def oddities(record: Record, require_think: bool) -> Iterator[str]:
 
 
 def main() -> None:
-    command = parse(
-        Command,
-        sys.argv[1:],
-        prog="python -m tinyr1.data",
-        description="Make and look at training files.",
-    )
+    assert __doc__
+    command = parse_command(COMMANDS, sys.argv[1:], "python -m tinyr1.data", __doc__)
     if isinstance(command, InspectOptions):
         inspect(command)
     else:

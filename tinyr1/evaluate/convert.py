@@ -41,7 +41,7 @@ class ConvertConfig:
     """Turn samples of LiveCodeBench, lighteval or lm-evaluation-harness into samples.jsonl."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE")] = ()
-    """Their files; several of one kind are further trials."""
+    """Required. Their files; several of one kind are further trials."""
     tasks: str = ""
     """The built-in benchmark that was asked."""
     data: Path | None = None
@@ -49,7 +49,7 @@ class ConvertConfig:
     task_file: Path | None = None
     """Tasks of your own that were asked."""
     out: Path | None = None
-    """The samples.jsonl to write."""
+    """Required. The samples.jsonl to write."""
     tokenizer: Path | None = None
     """Checkpoint directory whose tokenizer counts tokens where the file does not say them."""
     think_open: Literal["auto", "yes", "no"] = "auto"
@@ -154,7 +154,7 @@ def _shown_order(row: TaskRow, prompt: str) -> tuple[int, ...] | None:
 def convert(config: ConvertConfig, log: Log) -> list[Sample]:
     """All samples of the files, in their order; UserError names file and row."""
     if not config.files:
-        raise UserError("FILE: required, before any option; --help shows all options")
+        raise UserError("FILE: required; --help shows all options")
     rows = load_rows(
         EvalConfig(
             tasks=config.tasks,
@@ -235,7 +235,9 @@ def _opened(samples: list[Sample], said: str) -> list[Sample]:
 
 
 def main() -> None:
-    config = parse(ConvertConfig, sys.argv[1:], prog="python -m tinyr1.evaluate.convert")
+    config = parse(
+        ConvertConfig, sys.argv[1:], "python -m tinyr1.evaluate.convert", description=__doc__
+    )
     log = Log(config.quiet)
     out = given(config.out, "--out")
     if out.with_name("sampling.json").exists() or real(out) in map(real, config.files):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from tinyr1.common.command_line import Groups
 from tinyr1.common.config import check_range
 from tinyr1.common.errors import UserError
 from tinyr1.evaluate.benchmarks import LCB_WINDOW
 from tinyr1.evaluate.tasks import Preset
 from tinyr1.graders.sandbox import Level
-from tinyr1.sampling.options import EngineConfig
+from tinyr1.sampling.options import ENGINE_GROUPS, EngineConfig
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,15 @@ class EvalConfig(EngineConfig):
     """Add what the released scripts' rules would have said: a column of its own."""
     quiet: bool = False
     """No progress on standard error."""
+
+    groups: ClassVar[Groups] = {
+        "model, questions and output": "model tasks data task_file out",
+        "instead of an evaluation": "ask compare regrade show_prompts",
+        "what is asked": "preset system trials limit lcb_start lcb_end",
+        **ENGINE_GROUPS,
+        "grading": "jobs sandbox symbolic also_grade choice_order",
+        "progress": "quiet",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ import torch
 
 from tinyr1 import thinking
 from tinyr1.common.config import given
-from tinyr1.common.errors import RunStopped, UserError
+from tinyr1.common.errors import RunStopped, UserError, install_line
 from tinyr1.common.files import (
     hash_json,
     owned,
@@ -119,8 +119,13 @@ class Prepared(NamedTuple):
 
 def prepare(config: EvalConfig, log: Log, ranks: Ranks) -> Prepared:
     """Everything that can be wrong is found here, before hours of sampling."""
-    if config.model is None and not config.model_name:
-        raise UserError("MODEL: required, before any option; --help shows all options")
+    has_model = config.model is not None or config.model_name
+    missing = [] if has_model else ["MODEL"]
+    missing += [] if config.tasks or config.task_file else ["--tasks or --task-file"]
+    missing += ["--out"] if config.out is None else []
+    if missing:
+        instead = "" if has_model else "; or --ask, --compare, --regrade, --show-prompts"
+        raise UserError(f"{', '.join(missing)}: required{instead}; --help shows all options")
     out = given(config.out, "--out")
     rows = load_rows(config)
     check_graders(rows, config, log)
@@ -274,7 +279,7 @@ def _in_known_order(sample: Sample, row: TaskRow, config: EvalConfig) -> Sample:
 def check_graders(rows: Sequence[TaskRow], config: EvalConfig, log: Log) -> None:
     """Fail early where grading would: no sandbox for programs, no math-verify for --symbolic."""
     if config.symbolic and importlib.util.find_spec("math_verify") is None:
-        raise UserError("--symbolic: needs math-verify; pip install 'tinyr1[eval]'")
+        raise UserError(f"--symbolic: needs math-verify; {install_line('eval')}")
     if not any(row.kind == "code" for row in rows):
         return
     if numpy_home() is None:

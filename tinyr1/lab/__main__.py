@@ -1,4 +1,10 @@
-"""`python -m tinyr1.lab --out DIR`: the whole experiment, and where its report lies."""
+"""A whole Branch-Merge experiment on this machine, and a report of it.
+
+    python -m tinyr1.lab --out runs/lab             some six minutes on two cores
+    python -m tinyr1.lab --out runs/quick --quick   the same commands at sizes that mean nothing
+
+A run that was stopped goes on when it is typed again.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +36,7 @@ from tinyr1.sampling.run import check_settings
 
 
 def main() -> None:
-    config = parse(LabConfig, sys.argv[1:], prog="python -m tinyr1.lab")
+    config = parse(LabConfig, sys.argv[1:], "python -m tinyr1.lab", description=__doc__)
     folder = given(config.out, "--out")
     check_checkout()
     open_sandbox(config.sandbox)  # needed at the end, checked before the work

@@ -92,7 +92,7 @@ class LabConfig:
     """Run a whole Branch-Merge experiment on this CPU and write its report."""
 
     out: Path | None = None
-    """Directory for everything; the report is at its top."""
+    """Required. Directory for everything; the report is at its top."""
     quick: bool = False
     """Tiny sizes, under 90 s: tests the plumbing, its accuracies mean nothing."""
     seed: int = 0
@@ -194,7 +194,7 @@ def check_checkout() -> None:
     if not (ROOT / "train.py").exists():
         raise UserError(
             "tinyr1.lab: needs a checkout of the repository (it calls train.py, merge.py and "
-            "evaluate.py); clone it and install with pip install -e '.[lab]'"
+            "evaluate.py); clone it and install it: pip install -c constraints.txt -e '.[lab]'"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinyr1.common import plot
-from tinyr1.common.errors import UserError
+from tinyr1.common.errors import UserError, install_line
 from tinyr1.common.files import finite, real, write_atomic, write_json
 from tinyr1.common.log import Log
 from tinyr1.common.tables import Table
@@ -90,7 +90,7 @@ def run_diff(paths: tuple[Path, ...], save: Path | None, log: Log) -> None:
             values = {name: 100 * norm for name, norm in norms.items() if norm is not None}
             plot.drawn(draw_by_layer, save / "diff.png", values, "|B - A| / |A|", "%")
         else:
-            log.warn("matplotlib is not installed: no diff.png (pip install tinyr1[plot])")
+            log.warn(f"matplotlib is not installed: no diff.png; {install_line('plot')}")
 
 
 def _diff_tensors(a: Checkpoint, b: Checkpoint, log: Log) -> dict[str, TensorDiff]:

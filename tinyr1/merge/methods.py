@@ -151,7 +151,9 @@ class MergeMethod:
     ) -> Tensor:
         """`fn` as it is computed, in float32 or float64 (unless `own_dtype`)."""
         wide = tensors[0].dtype if self.own_dtype else wide_dtype(tensors[0])
-        origin = torch.zeros_like(tensors[0], dtype=wide) if base is None else base.to(wide)
+        origin = (
+            torch.zeros((), dtype=wide, device=tensors[0].device) if base is None else base.to(wide)
+        )
         return self.wide([t.to(wide) for t in tensors], origin, self.resolve(params), generator)
 
 
@@ -162,8 +164,8 @@ def linear(models: Models, base: Tensor, p: MergeParams, generator: torch.Genera
     """sum w_i W_i, over sum w_i unless --no-normalize (model soups, arXiv 2203.05482)."""
     weights = p.weights_for(len(models))
     total = sum(weights) if p.normalize else 1.0
-    mixed = torch.zeros_like(models[0])
-    for weight, model in zip(weights, models, strict=True):
+    mixed = models[0] * (weights[0] / total)
+    for weight, model in zip(weights[1:], models[1:], strict=True):
         mixed += model * (weight / total)
     return mixed
 

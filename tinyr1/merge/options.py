@@ -6,14 +6,16 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 import tyro
 
 from tinyr1.common.by_name import each
+from tinyr1.common.command_line import Groups
 from tinyr1.common.config import check_range, flag
 from tinyr1.common.errors import UserError
+from tinyr1.common.log import counted
 from tinyr1.merge.methods import DEFAULT_METHOD, METHODS, MergeParams
 
 if TYPE_CHECKING:  # the names are in one table, which a type checker cannot read
@@ -29,7 +31,8 @@ class MergeConfig:
     paths: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LEFT RIGHT OUT")
     ] = ()
-    """Checkpoint directories: Left (the last Left's other files go along), others, and OUT last."""
+    """Required. Checkpoint directories: Left (the last Left's other files go along), others, and
+    OUT last."""
     method: MethodName = DEFAULT_METHOD
     """The way in which tensors are merged."""
     then: tuple[Path, ...] = ()
@@ -53,10 +56,10 @@ class MergeConfig:
     """Merge although config.json's differ in what tensors mean (heads, rope); Left's stays."""
     allow_padding: bool = False
     """Vocabularies of several sizes differ by padding at the end (seen where tokenizers agree)."""
-    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="REGEX")] = ()
     """Merge the tensors whose names match this expression (repeatable); the others are Left's."""
     except_: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="except")
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="except", metavar="REGEX")
     ] = ()
     """Take the tensors whose names match this expression (repeatable) from Left."""
     methods: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -69,6 +72,17 @@ class MergeConfig:
     """Check the inputs and print the plan; write nothing."""
     quiet: bool = False
     """No progress on standard error."""
+
+    groups: ClassVar[Groups] = {
+        "models and output": "paths then base method methods only except_ dry_run",
+        "arcee_fusion (paper section 2.2)": "lam quantiles arithmetic eps",
+        "averages and task vectors": "weights normalize density rescale gamma epsilon",
+        "single methods": "t select_topk max_iter tol r alpha filter_wise nuslerp_flatten "
+        "nuslerp_row_wise scale",
+        "what may differ": "allow_nonfinite allow_differences allow_padding",
+        "output and machine": "dtype shard_size seed threads device quiet",
+        "comparing two models": "diff save",
+    }
 
     def __post_init__(self) -> None:
         check_range(self, 1e-6, math.inf, "shard_size")
@@ -110,10 +124,15 @@ def check_options(config: MergeConfig, model_count: int) -> None:
     name = config.method
     method = METHODS[config.method]
     params = config.params
+    given = len(config.paths)
     if not method.min_models <= model_count <= (method.max_models or model_count):
         expected = method.max_models or f"{method.min_models} or more"
+        hint = "; OUT is missing" if given == method.min_models else ""
+        if config.then and given <= method.min_models:
+            hint += "; --then takes all paths that follow it: put LEFT RIGHT OUT first"
         raise UserError(
-            f"--method {name}: {model_count} models given, expected {expected} and then OUT"
+            f"LEFT RIGHT OUT: {counted(given, 'path')} given, --method {name} takes "
+            f"{expected} models and then OUT{hint}"
         )
     for option in sorted({f.name for f in fields(MergeParams)} - set(method.options)):
         if getattr(params, option) != getattr(MergeParams(), option):

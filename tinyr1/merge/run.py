@@ -161,10 +161,10 @@ class MethodTensor:
         rounded = result.to(self._dtype)
         same_type = left.dtype == rounded.dtype
         self._changed += count_true(differing(left, rounded) if same_type else left != rounded)
-        change = float((rounded.to(result) - left.to(result)).abs().max())
-        if not math.isfinite(change):
+        lowest, highest = map(float, (rounded.to(result) - left.to(result)).aminmax())
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise UserError(f"values beyond the range of {self._dtype}; use another --dtype")
-        self._largest = max(self._largest, change)
+        self._largest = max(self._largest, -lowest, highest)
         return rounded
 
     def entry(self) -> Entry:

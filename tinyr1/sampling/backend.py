@@ -41,7 +41,7 @@ class Backend:
             fast = torch.cuda.is_available() and vllm.available()
             self.engine = "vllm" if fast else "torch"
         if model is None and not (self.engine == "openai" and config.api == "chat"):
-            raise UserError("MODEL: required, before any option; --help shows all options")
+            raise UserError("MODEL: required; --help shows all options")
         self.max_model_len = config.max_model_len
         shape: Qwen2Config | None = None
         # A server's model may be known here by its tokenizer alone.

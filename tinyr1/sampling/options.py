@@ -10,10 +10,20 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from tinyr1.common.command_line import Groups
 from tinyr1.common.config import check_range, check_zero_or_range, flag
 from tinyr1.common.errors import UserError
 from tinyr1.sampling import openai
 from tinyr1.sampling.sampler import SamplingSettings
+
+# The titles under which these options stand in the --help of the programs that have them.
+ENGINE_GROUPS: Groups = {
+    "sampling": "temperature top_p top_k max_tokens seed stop stop_ids",
+    "engine": "engine template max_model_len slots dtype compile tensor_parallel replicas "
+    "gpu_memory_utilization",
+    "a server (--engine openai)": "base_url model_name api api_key_env requests_per_minute "
+    "tokens_per_minute extra_body omit_fields chunk_timeout",
+}
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import tyro
 
+from tinyr1.common.command_line import Groups
 from tinyr1.common.config import check_range
 from tinyr1.common.errors import UserError
 from tinyr1.model.chat import ThinkIn
@@ -28,13 +29,14 @@ class TrainConfig:
     """Fine-tune a Qwen2 checkpoint on teacher trajectories."""
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ""
-    """A name under tinyr1/train/recipes (math, ...) or a TOML file: defaults of what follows."""
+    """Required. A name under tinyr1/train/recipes (math, ...) or a TOML file: defaults of what
+    follows."""
     model: Path | None = None
-    """Hugging Face checkpoint directory to start from (download first)."""
+    """Required. Hugging Face checkpoint directory to start from (download first)."""
     data: tuple[Path, ...] = ()
-    """Training files (JSON lines); their union is used, shuffled by --seed."""
+    """Required. Training files (JSON lines); their union is used, shuffled by --seed."""
     out: Path | None = None
-    """Directory for metrics, checkpoints and the finished model."""
+    """Required to train. Directory for metrics, checkpoints and the finished model."""
     epochs: int = 5
     """Passes over the data."""
     batch_size: int = 96
@@ -122,6 +124,19 @@ class TrainConfig:
     """Print the first packs as text, ids and targets, train nothing."""
     quiet: bool = False
     """No progress on standard error."""
+
+    required: ClassVar[str] = "model data out"
+    groups: ClassVar[Groups] = {
+        "inputs and output": "recipe model data out",
+        "before training": "dry_run preview world_size gpu_memory_gib peak_tflops assumed_mfu",
+        "what is trained on": "seq_len packing template system think_in require_think cache_dir",
+        "training": "epochs max_steps batch_size micro_batch_size lr schedule warmup_ratio betas "
+        "eps weight_decay clip_norm loss_weighting seed deterministic",
+        "memory and speed": "dtype optim_dtype activation_checkpointing offload_checkpoints "
+        "cpu_offload replicate compile",
+        "checkpoints": "resume save_every keep export_every export_dtype",
+        "watching": "eval_data eval_every tensorboard quiet",
+    }
 
     def __post_init__(self) -> None:
         if self.system and not self.system.strip():

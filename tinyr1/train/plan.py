@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tinyr1.common.config import flag, given, to_json
+from tinyr1.common.config import check_given, flag, given, to_json
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import real
 from tinyr1.common.log import Log
@@ -148,6 +148,7 @@ class Prepared(NamedTuple):
 
 def prepare(config: TrainConfig, log: Log) -> Prepared:
     """Open model and tokenizer, tokenise, plan; UserError for everything that can be wrong."""
+    check_given(config, "model", "data")
     model = given(config.model, "--model")
     data = given(config.data, "--data")
     planning = config.dry_run or config.preview  # these take no step and leave nothing behind

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from tinyr1.check import warn_of_faults
-from tinyr1.common.config import given, to_json
+from tinyr1.common.config import check_given, given, to_json
 from tinyr1.common.errors import RunStopped, UserError
 from tinyr1.common.files import read_object, real, write_json
 from tinyr1.common.log import Log
@@ -88,9 +88,8 @@ def train(config: TrainConfig, log: Log, ranks: Ranks) -> None:
 
 def _check_out(config: TrainConfig, ranks: Ranks) -> Path:
     """--out; UserError where a run must not write into it."""
-    model = given(config.model, "--model")
-    given(config.data, "--data")
-    out = given(config.out, "--out")
+    check_given(config, "model", "data", "out")
+    model, out = given(config.model, "--model"), given(config.out, "--out")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out}: expected a directory")
     there = {p.name for p in out.iterdir()} if out.exists() else set[str]()

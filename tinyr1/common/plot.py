@@ -91,12 +91,23 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per target)", color="tab:blue")
     axes.set_title(title)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(*_loss_range(rows))
     rate = axes.twinx()
     rate.plot(steps, [row["lr"] for row in rows], color="tab:gray", linewidth=1, linestyle="--")
     rate.set_ylabel("learning rate", color="tab:gray")
     rate.set_ylim(bottom=0)
     _save(figure, path)
+
+
+def _loss_range(rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """Limits in which the course can be seen: what the first steps alone reach is cut off."""
+    names = {name for row in rows for name in row if name == "loss" or name.startswith("eval_loss")}
+    later = rows[len(rows) // 20 :]
+    values = [row[name] for row in later for name in names if row.get(name) is not None]
+    if not values:
+        return None, None
+    margin = 0.05 * (max(values) - min(values)) or 0.05
+    return max(0.0, min(values) - margin), max(values) + margin
 
 
 @_literal
@@ -107,12 +118,13 @@ def grouped_bars(
     values: Sequence[Sequence[float]],
     errors: Sequence[Sequence[float]],
     ylabel: str,
+    colours: Sequence[str] = (),
 ) -> None:
     """One cluster of bars a group, one bar a model: values[model][group] with error bars."""
     import matplotlib as mpl
 
+    palette = mpl.colormaps["tab20"]
     figure, axes = _figure(3 + 2.6 * len(groups), 4.6)
-    colours = mpl.colormaps["tab20"]
     width = 0.85 / len(models)
     for i, model in enumerate(models):
         at = [g + (i - (len(models) - 1) / 2) * width for g in range(len(groups))]
@@ -122,7 +134,9 @@ def grouped_bars(
             width,
             yerr=errors[i],
             label=model,
-            color=colours(i % 20),
+            color=colours[i] if colours else palette(i % 20),
+            edgecolor="white",
+            linewidth=0.5,
             error_kw={"elinewidth": 0.8},
         )
     axes.set_xticks(range(len(groups)), groups)

@@ -24,6 +24,7 @@ class ShownSample(NamedTuple):
     sample: Sample
     grade: Grade
     expected: str
+    question: str = ""
 
     @property
     def verdict(self) -> str:
@@ -40,9 +41,12 @@ def browser(samples: Sequence[ShownSample]) -> str:
         verdict = html.escape(shown.verdict)
         thought, answer = thinking.for_display(s.text)
         parts = ""
+        if shown.question:
+            asked = html.escape(shown.question)
+            parts += f"<details><summary>question</summary><pre>{asked}</pre></details>"
         if thought:
             said = html.escape(thought)
-            parts = f"<details><summary>thinking</summary><pre>{said}</pre></details>"
+            parts += f"<details><summary>thinking</summary><pre>{said}</pre></details>"
         name = html.escape(f"{s.task} / {s.id} / {s.trial}")
         extracted = html.escape(repr((shown.grade.extracted or "")[:80]))
         wanted = f" of {html.escape(repr(shown.expected[:80]))}" if shown.expected else ""

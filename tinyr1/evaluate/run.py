@@ -318,11 +318,14 @@ def shown_samples(
     """The samples that the page shows: all, or of a large run the first trial of each question."""
     by_key = {row.key: row for row in rows}
     whole = sum(len(s.text) for s in samples) <= PAGE_CHARACTERS
-    return [
-        report.ShownSample(s, g, by_key[s.task, s.id].in_order(s.choice_order).answer)
-        for s, g in zip(samples, grades, strict=True)
-        if whole or s.trial == 0
-    ]
+    shown: list[report.ShownSample] = []
+    for sample, verdict in zip(samples, grades, strict=True):
+        if whole or sample.trial == 0:
+            row = by_key[sample.task, sample.id].in_order(sample.choice_order)
+            options = [f"({c}) {text}" for c, text in zip(row.letters, row.choices, strict=False)]
+            question = "\n".join([row.prompt, *options])
+            shown.append(report.ShownSample(sample, verdict, row.answer, question))
+    return shown
 
 
 def grade_samples(

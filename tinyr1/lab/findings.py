@@ -1,29 +1,35 @@
-"""The report of the laboratory: the paper's Table 2 at this scale, figures, and sentences.
+"""What the laboratory found, in sentences computed from the numbers.
 
-Every sentence is computed from the numbers: it says what the paper reports, what happened here,
-and whether that is beyond two standard errors. Nothing is tuned on the held-out questions.
+Each says how two models differ over the same questions, and stands under what became of the paper's
+finding: it appeared, it did not, or two standard errors cannot tell. Nothing is tuned on the
+held-out questions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-from tinyr1.common import plot
-from tinyr1.common.files import read_object, write_json
-from tinyr1.common.page import Block, Figure, Heading, Items, write_page
-from tinyr1.common.tables import Table, percent
+from tinyr1.common.files import read_object
+from tinyr1.common.tables import percent
 from tinyr1.evaluate.paper import TABLE_1, TABLE_2
 from tinyr1.evaluate.scores import load_outcomes
 from tinyr1.evaluate.stats import mean, paired_difference
 from tinyr1.lab.stages import MODELS, Lab
 from tinyr1.lab.world import DOMAINS
-from tinyr1.merge.card import draw_shares
 
 EXPERTS = {domain: f"expert_{domain}" for domain in DOMAINS}
 PAPER = {"initial model": TABLE_1[0]} | {row.model: row for row in TABLE_2}
+MERGED, OTHER_ORDER = "fusion_ms_c", "fusion_mc_s"
+MERGE_NAME = "the merge (math & science) & coding"
+NAMES = {m.folder: f"the {m.title}" for m in MODELS} | {
+    MERGED: MERGE_NAME,
+    OTHER_ORDER: "the merge (math & coding) & science",
+}
 Outcomes = Mapping[str, Mapping[str, Sequence[bool]]]
+Group = Literal["appeared", "did not appear", "undecided"]
+Claim = Literal["above", "below", "level"]  # what the paper has of the first model and the second
 
 
 class Comparison(NamedTuple):
@@ -33,20 +39,21 @@ class Comparison(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        return f"{self.points:+.1f} ± {self.error:.1f}"
+        return f"{abs(self.points):.1f} ± {self.error:.1f}"
 
     @property
-    def verdict(self) -> str:
-        """Higher, lower, or within two standard errors."""
+    def verdict(self) -> Claim:
+        """Above, below, or within two standard errors of each other."""
         if abs(self.points) <= 2 * self.error:
-            return "no clear difference"
-        return "higher" if self.points > 0 else "lower"
+            return "level"
+        return "above" if self.points > 0 else "below"
 
-    @property
-    def appeared(self) -> str:
-        """Say that a gain of the paper's appeared here, or did not."""
-        found = "appeared" if self.verdict == "higher" else "did not appear"
-        return f"{found} ({self} points, {self.verdict})"
+
+class Finding(NamedTuple):
+    """A sentence, and what became of the paper's finding."""
+
+    group: Group
+    text: str
 
 
 class Results:
@@ -77,194 +84,104 @@ class Results:
         return Comparison(100 * mean([d for d, _ in pairs]), 100 * error)
 
 
-def write_findings(lab: Lab, stages: Mapping[str, Mapping[str, Any]], quick: bool) -> None:
-    """Write report.md, report.html, results.json and the figures at the top of OUT."""
-    results = Results(lab)
-    seconds = stages["branches"]["core_seconds"] | stages["merges"]["core_seconds"]
-    sentences = findings(results, seconds)
-    warning = "Quick sizes: the plumbing was exercised, the accuracies mean nothing."
-    intro = (
-        "Three experts, a data mixture at equal compute and the merges, from one initial model of "
-        f"0.4 M parameters, seed {lab.seed}; {lab.sizes.questions} held-out questions a domain, "
-        "one answer each at T = 0.6, top-p 0.95. pass@1 in % ± standard error over questions. "
-        "Science asks for facts that the science data teach (with new options); math and coding "
-        "questions are new instances. Cost is wall time × processes of the command, its start-up "
-        "included; as in the paper, the experts' training is not counted to the merges."
-    )
-    table = main_table(results, seconds)
-    lab.log.say(table.markdown())
-    blocks: list[Block] = [warning] if quick else []
-    blocks += [intro, table, paper_line()]
-    blocks += [*draw(lab, results), Heading("What appeared and what did not"), Items(sentences)]
-    blocks += [Heading("Thinking and length"), thinking_table(results)]
-    blocks += [Heading("Stages"), stage_table(stages)]
-    write_page(lab.out, "Branch-Merge at the scale of one CPU", blocks)
-    record = {
-        "seed": lab.seed,
-        "quick": quick,
-        "models": {m.folder: results.tasks[m.folder] for m in MODELS},
-        "findings": sentences,
-        "stages": dict(stages),
-    }
-    write_json(lab.out / "results.json", record)
+def finding(a: str, b: str, where: str, difference: Comparison, paper: Claim) -> Finding:
+    """One sentence on two models: how far apart they are, and what the paper has."""
+    names = NAMES[a][0].upper() + NAMES[a][1:], NAMES[b]
+    if difference.verdict == "level":
+        text = (
+            f"{names[0]} and {names[1]} are {difference} points apart {where}: no clear difference"
+        )
+    else:
+        text = f"{names[0]} is {difference} points {difference.verdict} {names[1]} {where}"
+    told = {"above": "above", "below": "below", "level": "about level"}[paper]
+    return Finding(_group(difference.verdict, paper), f"{text} (the paper: {told}).")
 
 
-def main_table(results: Results, seconds: Mapping[str, float]) -> Table:
-    """The shape of the paper's Table 2."""
-    header = ["model", "math", "coding", "science", "average", "tokens m / c / s", "core-seconds"]
-    rows: list[list[str]] = []
-    for model in MODELS:
-        tasks = results.tasks[model.folder]
-        cells = [
-            f"{percent(tasks[d]['pass_at_1'])} ± {percent(tasks[d]['question_se'])}"
-            for d in DOMAINS
-        ]
-        error = percent(results.average_error(model.folder))
-        average = f"{percent(results.average(model.folder))} ± {error}"
-        tokens = " / ".join(f"{tasks[d]['mean_tokens']:.0f}" for d in DOMAINS)
-        cost = f"{seconds[model.folder]:.1f}" if model.folder in seconds else "-"
-        rows.append([model.title, *cells, average, tokens, cost])
-    return Table(header, rows)
+def _group(found: Claim, paper: Claim) -> Group:
+    if found == paper:
+        return "appeared"
+    return "undecided" if found == "level" else "did not appear"
 
 
-def thinking_table(results: Results) -> Table:
-    """The habit of thinking and its length, which the branches transfer besides skill."""
-    header = [
-        "model",
-        *(f"{d}: thinks %" for d in DOMAINS),
-        *(f"{d}: truncated %" for d in DOMAINS),
-    ]
-    rows = [
-        [
-            model.title,
-            *(percent(results.tasks[model.folder][d]["thinks"]) for d in DOMAINS),
-            *(percent(results.tasks[model.folder][d]["truncated"]) for d in DOMAINS),
-        ]
-        for model in MODELS
-    ]
-    return Table(header, rows)
+def findings(results: Results, seconds: Mapping[str, float]) -> list[Finding]:
+    """One for each finding of the paper; `seconds` are the CPU seconds of each command."""
+    return [*_comparisons(results), _length(results), _cost(seconds)]
 
 
-def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [[name, f"{stage['seconds']:.1f}"] for name, stage in stages.items()]
-    total = sum(stage["seconds"] for stage in stages.values())
-    return Table(["stage", "wall seconds"], [*rows, ["all", f"{total:.1f}"]])
+def _comparisons(results: Results) -> Iterator[Finding]:
+    def of(a: str, b: str, paper: Claim, domain: str = "") -> Finding:
+        where = f"on {domain}" if domain else "on the average"
+        return finding(a, b, where, results.compare(a, b, [domain] if domain else DOMAINS), paper)
+
+    for domain, expert in EXPERTS.items():
+        yield of(expert, "initial", "above", domain)
+    for domain in DOMAINS:
+        yield of(MERGED, "initial", "above", domain)
+    for domain, expert in EXPERTS.items():  # Table 2: below on coding only, its seesaw
+        paper: Claim = "below" if domain == "coding" else "above"
+        yield of(MERGED, expert, paper, domain)
+        yield of("mixture", expert, paper, domain)
+    yield of(MERGED, max(EXPERTS.values(), key=results.average), "above")
+    yield of(MERGED, "mixture", "above")
+    yield of(MERGED, OTHER_ORDER, "level")
+    for model in MODELS:  # Figure 2
+        if model.folder.startswith(("linear", "task_arithmetic")):
+            yield of(MERGED, model.folder, "above")
 
 
-def paper_line() -> str:
-    """The paper's table in one line."""
-    rows = (
-        f"{name} {' / '.join('-' if score is None else f'{score}' for score in row.scores)}"
-        for name, row in PAPER.items()
-    )
-    return (
-        "The paper's Table 2 at 32B (not run here), math / coding / science: "
-        + "; ".join(rows)
-        + "."
-    )
-
-
-def findings(results: Results, seconds: Mapping[str, float]) -> list[str]:
-    """One sentence for each finding of the paper."""
-    merged, other = "fusion_ms_c", "fusion_mc_s"
-    best = max(EXPERTS.values(), key=results.average)
-    paper, mixed = PAPER["(math & science) & coding"], PAPER["data mixture"]
-    order = results.compare(merged, other)
-    spread = ", ".join(f"{d} {results.compare(merged, other, [d])}" for d in DOMAINS)
-    ratio = seconds["mixture"] / max(seconds[merged], 1e-9)
-    experts = sum(seconds[e] for e in EXPERTS.values())
-    return [
-        *_by_domain(results, merged),
-        _average(results, merged, best, "the best single expert's"),
-        _average(results, merged, "mixture", "the data mixture's")
-        + f" The paper: about equal or better ({paper.average:.1f} against {mixed.average:.1f}).",
-        f"Order of merging: (math & science) & coding against (math & coding) & science is {order} "
-        f"points on the average ({order.verdict}); by domain {spread}. The paper: hardly any.",
-        _length(results, merged),
-        f"Cost of combining: {seconds[merged]:.1f} core-seconds to merge against "
-        f"{seconds['mixture']:.1f} to train the mixture, {ratio:.0f} times less; the experts cost "
-        f"{experts:.1f}. The paper: {paper.gpu_hours} against {mixed.gpu_hours} GPU hours, experts "
-        "not counted.",
-        *(
-            _average(results, merged, model.folder, f"{model.title}'s")
-            + " The paper's Figure 2: Arcee Fusion is best."
-            for model in MODELS
-            if model.folder.startswith(("linear", "task_arithmetic"))
-        ),
-    ]
-
-
-def _by_domain(results: Results, merged: str) -> list[str]:
-    gain = results.compare
-    outcomes = {"higher": "beats it", "lower": "stays below it"}
-    return [
-        *(
-            f"The {d} expert beats the initial model on its own domain: "
-            f"{gain(expert, 'initial', [d]).appeared}."
-            for d, expert in EXPERTS.items()
-        ),
-        *(
-            f"The merged model beats the initial model on {d}: "
-            f"{gain(merged, 'initial', [d]).appeared}."
-            for d in DOMAINS
-        ),
-        *(
-            f"On {d} the merged model against the {d} expert: "
-            f"{outcomes.get(c.verdict, 'reaches it')} ({c} points). "
-            "The paper: above on math and science, below on coding."
-            for d, expert in EXPERTS.items()
-            for c in [gain(merged, expert, [d])]
-        ),
-        *(
-            f"On {d} the data mixture is {c} points from the {d} expert: {c.verdict}. "
-            "The paper: higher on math and science, lower on coding (its seesaw)."
-            for d, expert in EXPERTS.items()
-            for c in [gain("mixture", expert, [d])]
-        ),
-    ]
-
-
-def _average(results: Results, a: str, b: str, whose: str) -> str:
-    gain = results.compare(a, b)
-    return (
-        f"The merged model's average ({percent(results.average(a))}) is {gain} points from {whose} "
-        f"({percent(results.average(b))}): {gain.verdict}."
-    )
-
-
-def _length(results: Results, merged: str) -> str:
+def _length(results: Results) -> Finding:
     before, after = (
-        [results.tasks[model][d]["mean_tokens"] for d in DOMAINS] for model in ("initial", merged)
+        [results.tasks[model][d]["mean_tokens"] for d in DOMAINS] for model in ("initial", MERGED)
     )
     triples = list(zip(DOMAINS, before, after, strict=True))
-    longer = all(b > a for _, a, b in triples)
-    appeared = "appeared in all domains" if longer else "did not appear in all domains"
-    parts = ", ".join(f"{d} {a:.0f} -> {b:.0f}" for d, a, b in triples)
-    return f"Longer answers after merging: {appeared} ({parts} tokens)."
+    longer = [d for d, a, b in triples if b > a]
+    parts = ", ".join(f"{d} {a:.0f} to {b:.0f}" for d, a, b in triples)
+    where = "in all domains" if len(longer) == len(DOMAINS) else f"on {' and '.join(longer)} only"
+    text = f"Answers of {MERGE_NAME} are longer than the initial model's {where if longer else ''}"
+    if not longer:
+        text = f"Answers of {MERGE_NAME} are no longer than the initial model's"
+    group: Group = "appeared" if len(longer) == len(DOMAINS) else "did not appear"
+    return Finding(group, f"{text.strip()} ({parts} tokens; the paper: in all domains).")
 
 
-# ---------------------------------------------------------------- figures
+def _cost(seconds: Mapping[str, float]) -> Finding:
+    paper, mixed = PAPER["(math & science) & coding"], PAPER["data mixture"]
+    ratio = seconds["mixture"] / max(seconds[MERGED], 1e-9)
+    experts = sum(seconds[e] for e in EXPERTS.values())
+    return Finding(
+        "appeared" if ratio > 2 else "did not appear",
+        f"Merging the experts takes {seconds[MERGED]:.1f} CPU seconds and training the mixture "
+        f"{seconds['mixture']:.1f}, {ratio:.0f} times as much (the paper: {paper.gpu_hours} and "
+        f"{mixed.gpu_hours} GPU hours); the experts, not counted in either, took {experts:.1f}.",
+    )
 
 
-def draw(lab: Lab, results: Results) -> list[Block]:
-    """The figures, or a line that says why there are none."""
-    if not plot.available():
-        return ["No figures: install the plot extra for them."]
-    bars, heat = lab.out / "scores.png", lab.out / "merge_heat.png"
-    titles = [m.title for m in MODELS]
-    values = [[100 * results.score(m.folder, d) for d in DOMAINS] for m in MODELS]
-    errors = [[100 * results.tasks[m.folder][d]["question_se"] for d in DOMAINS] for m in MODELS]
-    merged = read_object(lab.model("fusion_ms_c") / "merge_report.json")
-    figures: list[Block] = []
-    if plot.drawn(
-        plot.grouped_bars, bars, titles, DOMAINS, values, errors, "pass@1 in % ± standard error"
-    ):
-        text = "pass@1 of every model by domain, with standard errors over questions."
-        figures.append(Figure(bars, text))
-    if plot.drawn(draw_shares, heat, merged):
-        text = (
-            "Share of each tensor's elements taken from Right in the last step of (math & science) "
-            "& coding: Left is the coding expert, Right the merged math and science."
+def opening(results: Results) -> list[str]:
+    """What was done, what came out and what did not, for someone who comes in here."""
+    merged = results.average(MERGED)
+    others = {
+        m.folder: results.average(m.folder) for m in MODELS if m.folder not in EXPERTS.values()
+    }
+    gains = [results.compare(e, "initial", [d]) for d, e in EXPERTS.items()]
+    all_gain = all(gain.verdict == "above" for gain in gains)
+    gain = results.compare(MERGED, "initial")
+    best = max(others, key=lambda folder: others[folder])
+    done = (
+        "One small model, which fails by bad habits, was fine-tuned on mathematics, on coding and "
+        "on science separately (three experts); the experts' weights were then merged into single "
+        "models, and all were asked the same questions that nobody had been trained on."
+    )
+    came = (
+        f"{'Each' if all_gain else 'Not each'} expert became better on its own domain, and "
+        f"{MERGE_NAME}, which took no training, answers {percent(merged)} % of all questions where "
+        f"the initial model answers {percent(others['initial'])} %"
+        f"{'.' if gain.verdict == 'above' else ': no clear gain.'}"
+    )
+    if best == MERGED:
+        rest = f"No model that covers all three domains is better than {MERGE_NAME}."
+    else:
+        rest = (
+            f"What did not come out: {MERGE_NAME} is not the best model for all three domains "
+            f"here; {NAMES[best]} is, with {percent(others[best])} %."
         )
-        figures.append(Figure(heat, text))
-    return figures
+    return [done, came, rest]

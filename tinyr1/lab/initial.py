@@ -9,10 +9,12 @@ with the package's own training step:
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 
 from tinyr1.common.errors import RunStopped
-from tinyr1.common.files import write_json
+from tinyr1.common.files import write_atomic, write_json
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.lab.world import DOMAINS, Problem, World
@@ -36,6 +38,7 @@ from tinyr1.train.optim import parameter_groups
 from tinyr1.train.packing import make_batch
 from tinyr1.train.sft import train_step
 
+SAVE_EVERY = 100  # steps, some seconds
 Draw = Callable[[random.Random], "tuple[Problem, str]"]
 
 
@@ -151,39 +154,73 @@ def _documents(
         yield np.asarray(example.tokens), np.asarray(example.is_target)
 
 
+@dataclass
+class Progress:
+    """How far the training of the initial model is; what goes on from its file is the same run."""
+
+    stage: int = 0
+    step: int = 0
+    hold: int = 0  # steps at the full rate, in this stage
+    smoothed: float = math.inf
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class Saved:
+    """A file with all that a training needs to go on: progress, weights, optimizers, stream."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(
+        self, progress: Progress, model: Qwen2, optimizer: Together, rng: random.Random
+    ) -> None:
+        """Keep the state after a step."""
+        buffer = BytesIO()
+        states = [o.state_dict() for o in optimizer.optimizers]
+        torch.save((asdict(progress), model.state_dict(), states, rng.getstate()), buffer)
+        write_atomic(self.path, buffer.getvalue())
+
+    def read(self, model: Qwen2) -> tuple[Progress, Any, Any]:
+        """Put the weights back; progress, and the optimizers' and the stream's states."""
+        progress, weights, optimizers, stream = torch.load(self.path, weights_only=True)
+        model.load_state_dict(weights)
+        return Progress(**progress), optimizers, stream
+
+
 def fit(
     model: Qwen2,
     optimizer: Together,
     documents: Iterator[tuple[np.ndarray, np.ndarray]],
     schedule: Schedule,
-    log: Log,
-    name: str,
-) -> dict[str, Any]:
-    """Train until the smoothed loss reaches the target (or the hold ends), then decay to 5 %."""
-    smoothed = math.inf
-    hold = schedule.hold_steps
-    step = 0
-    bar = log.bar(total=schedule.hold_steps + schedule.decay_steps, desc=name, unit="step")
-    with bar:
-        while step < hold + schedule.decay_steps:
-            step += 1
-            warmup = min(1.0, step / 40)
-            decayed = max(0, step - hold) / schedule.decay_steps
-            optimizer.set_rate(warmup * (1 - 0.95 * decayed))
-            picked = [next(documents) for _ in range(schedule.batch_size)]
-            packs = [Pack((i,), len(tokens)) for i, (tokens, _) in enumerate(picked)]
-            batch = make_batch(packs, picked.__getitem__, "neat")
-            weight = float(len(batch.targets))
-            stats = train_step(model, [batch], weight, optimizer, Ranks(), clip_norm=1.0)  # pyright: ignore
-            if not stats.updated:
-                raise RunStopped(f"{name}: loss={stats.loss} at step {step}")
-            smoothed = stats.loss if step == 1 else 0.95 * smoothed + 0.05 * stats.loss
-            if step < hold and smoothed < schedule.target:
-                hold = step
-                bar.total = step + schedule.decay_steps
-            bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
-            bar.update()
-    return {"steps": step, "loss": smoothed}
+    progress: Progress,
+    keep: Callable[[], None],
+    bar: Any,
+) -> None:
+    """Train until the smoothed loss reaches the target (or the hold ends), then decay to 5 %.
+
+    `keep` is called from time to time, after a step.
+    """
+    while progress.step < progress.hold + schedule.decay_steps:
+        progress.step += 1
+        warmup = min(1.0, progress.step / 40)
+        decayed = max(0, progress.step - progress.hold) / schedule.decay_steps
+        optimizer.set_rate(warmup * (1 - 0.95 * decayed))
+        picked = [next(documents) for _ in range(schedule.batch_size)]
+        packs = [Pack((i,), len(tokens)) for i, (tokens, _) in enumerate(picked)]
+        batch = make_batch(packs, picked.__getitem__, "neat")
+        weight = float(len(batch.targets))
+        stats = train_step(model, [batch], weight, optimizer, Ranks(), clip_norm=1.0)  # pyright: ignore
+        if not stats.updated:
+            raise RunStopped(f"initial model: loss={stats.loss} at step {progress.step}")
+        is_first = progress.step == 1
+        progress.smoothed = stats.loss if is_first else 0.95 * progress.smoothed + 0.05 * stats.loss
+        if progress.step < progress.hold and progress.smoothed < schedule.target:
+            progress.hold = progress.step
+            bar.total = progress.step + schedule.decay_steps
+        bar.set_postfix(loss=f"{progress.smoothed:.4f}", refresh=False)
+        bar.update()
+        if progress.step % SAVE_EVERY == 0:
+            keep()
 
 
 def make_initial_model(
@@ -194,8 +231,12 @@ def make_initial_model(
     schedules: tuple[Schedule, Schedule],
     excluded: set[str],
     log: Log,
+    saved: Saved,
 ) -> dict[str, Any]:
-    """Train the initial model and write it into `folder`, where its tokenizer already lies."""
+    """Train the initial model and write it into `folder`, where its tokenizer already lies.
+
+    An earlier run's `saved` state is gone on from, to the same bits.
+    """
     config = model_config(tokenizer.largest_id + 1)
     model = Qwen2(config)
     initialise(model, seed)
@@ -203,12 +244,31 @@ def make_initial_model(
         ("pre-training", pretrain_optimizer, clean_easy(world), schedules[0]),
         ("rough distillation", rough_optimizer, rough(world), schedules[1]),
     )
-    report: dict[str, Any] = {}
-    for name, make_optimizer, draw, schedule in stages:
-        documents = _documents(draw, random.Random(f"{name}:{seed}"), tokenizer, excluded)
-        report[name] = fit(model, make_optimizer(model), documents, schedule, log, name)
+    progress = Progress()
+    states: Any = None
+    stream: Any = None
+    if saved.path.exists():
+        progress, states, stream = saved.read(model)
+    for number in range(progress.stage, len(stages)):
+        name, make_optimizer, draw, schedule = stages[number]
+        optimizer = make_optimizer(model)
+        rng = random.Random(f"{name}:{seed}")
+        if states is not None:
+            for one, state in zip(optimizer.optimizers, states, strict=True):
+                one.load_state_dict(state)
+            rng.setstate(stream)
+            states = None
+        else:
+            progress = Progress(number, 0, schedule.hold_steps, math.inf, progress.report)
+        keep = functools.partial(saved.write, progress, model, optimizer, rng)
+        documents = _documents(draw, rng, tokenizer, excluded)
+        total = progress.hold + schedule.decay_steps
+        with log.bar(total=total, initial=progress.step, desc=name, unit="step") as bar:
+            fit(model, optimizer, documents, schedule, progress, keep, bar)
+        progress.report[name] = {"steps": progress.step, "loss": progress.smoothed}
     save_model(model, folder)
-    return report
+    saved.path.unlink(missing_ok=True)
+    return progress.report
 
 
 def save_model(model: Qwen2, folder: Path) -> None:

@@ -27,7 +27,7 @@ from tinyr1.common.errors import RunStopped, UserError
 from tinyr1.common.files import Journal, read_jsonl, read_object, write_json, write_jsonl
 from tinyr1.common.log import Log
 from tinyr1.graders.sandbox import Level
-from tinyr1.lab.initial import Schedule, make_initial_model
+from tinyr1.lab.initial import Saved, Schedule, make_initial_model
 from tinyr1.lab.world import DOMAINS, World, task_row, training_row, write_tokenizer
 from tinyr1.model.tokenizer import Tokenizer
 
@@ -97,6 +97,8 @@ class LabConfig:
     """Tiny sizes, under 90 s: tests the plumbing, its accuracies mean nothing."""
     seed: int = 0
     """Seed of the world, the data, the initial model and the sampling."""
+    seeds: int = 1
+    """Repeat everything with so many seeds, from --seed on, and report means and their spread."""
     sandbox: Level = "namespaces"
     """Isolation of the programs that the models write; rlimits protects no files."""
     figure2: bool = False
@@ -105,7 +107,10 @@ class LabConfig:
     """No progress on standard error."""
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 2**63 - 1, "seed")
+        check_range(self, 0, 2**62, "seed")
+        check_range(self, 1, 100, "seeds")
+        if self.seeds > 1 and self.figure2:
+            raise UserError(f"--figure2: of one seed; leave --seeds={self.seeds} out")
 
 
 @dataclass
@@ -148,7 +153,7 @@ class Lab:
         """Run an entry script in OUT until the file `makes` is there; RunStopped if it is not.
 
         A training that is told to stop ends with code 0, so the code alone says nothing. Returns
-        the wall seconds, those of interrupted attempts included.
+        the CPU seconds, those of interrupted attempts included.
         """
         with self.lock:
             past = [row for row in self.jobs.rows if row["name"] == name]
@@ -159,21 +164,18 @@ class Lab:
         argv = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *arguments]
         log = self.out / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
         # One thread a process: two processes keep two cores busy, more threads only wait.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         with open(log, "wb") as file:
             child = subprocess.Popen(argv, stdout=file, stderr=file, env=environment, cwd=self.out)
             with self.lock:
                 self.children.append(child)
-            try:
-                code = child.wait()
-            finally:  # of an interrupted one, too, the time counts
-                done = child.poll() == 0 and (self.out / makes).exists()
-                row = {"name": name, "seconds": time.perf_counter() - started, "done": done}
-                with self.lock:
-                    self.jobs.append(row)
-                    self.jobs.rows.append(row)
+            code, seconds = ended(child)  # of an interrupted one, too, the time counts
+        done = code == 0 and (self.out / makes).exists()
+        row = {"name": name, "seconds": seconds, "done": done}
+        with self.lock:
+            self.jobs.append(row)
+            self.jobs.rows.append(row)
         if code:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise RunStopped(f"{name}: {script} ended with {code}: {lines[-1]} (see {log})")
@@ -187,6 +189,16 @@ class Lab:
                 child.terminate()
         for child in self.children:
             child.wait()
+
+
+def ended(child: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Wait for a process: its exit code, and the CPU seconds of it and of its own processes."""
+    try:
+        _, status, usage = os.wait4(child.pid, 0)
+    except ChildProcessError:  # another thread has waited for it, to stop it
+        return child.wait(), 0.0
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, usage.ru_utime + usage.ru_stime
 
 
 def check_checkout() -> None:
@@ -235,8 +247,9 @@ def make_initial(lab: Lab) -> dict[str, Any]:
     excluded = {row["prompt"] for row in _rows(lab.tasks)}
     folder = lab.model("initial")
     schedules = (lab.sizes.pretrain, lab.sizes.rough)
+    saved = Saved(lab.out / "stages" / "initial.pt")
     return make_initial_model(
-        World(lab.seed), Tokenizer(folder), folder, lab.seed, schedules, excluded, lab.log
+        World(lab.seed), Tokenizer(folder), folder, lab.seed, schedules, excluded, lab.log, saved
     )
 
 
@@ -261,7 +274,7 @@ def train_branches(lab: Lab) -> dict[str, Any]:
     beside = ("mixture", "expert_math", "expert_coding")
     with _progress(lab, [*beside, "expert_science"]):
         seconds = _each(lab, train, beside, show=False)
-        seconds["expert_science"] = 2 * train("expert_science", ranks=2)
+        seconds["expert_science"] = train("expert_science", ranks=2)
     return {"core_seconds": seconds}
 
 

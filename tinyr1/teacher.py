@@ -351,6 +351,7 @@ def _write(
     for reason, count in dropped.items():
         log.say(f"- {reason}: {count}")
     log.say(f"{len(kept)} records: {out}")
+    log.lead_on(f"python -m tinyr1.data inspect {out}")
 
 
 def main() -> None:

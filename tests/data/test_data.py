@@ -638,8 +638,8 @@ def test_questions_for_the_teacher(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing subcommand"),
-        (["essay"], "Available subcommands: math, coding, science, inspect"),
+        ([], "COMMAND: required; expected one of math, coding"),
+        (["essay"], "essay: no such command; expected one of math, coding, science, inspect"),
         (["math", "--out", "x.jsonl"], "--source: required"),
         (["math", "--source", "nowhere.parquet", "--out", "x.jsonl"], "no such file"),
         (["math", "--source", "{torn}", "--out", "{out}"], "cannot be read"),

@@ -257,9 +257,9 @@ def test_regrade_refuses_a_trial_twice(evaluated, tasks, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "MODEL: required"),
-        ("{tiny}", "--out: required"),
-        ("{tiny} --out x", "--task-file: required"),
+        ("", "MODEL, --tasks or --task-file, --out: required; or --ask, --compare"),
+        ("{tiny} --tasks aime24", "--out: required"),
+        ("{tiny} --out x", "--tasks or --task-file: required"),
         ("{tiny} --out x --task-file nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("nowhere --out x --task-file {tasks}", "nowhere: no such directory"),
         ("{tiny} --out x --task-file {tasks} --max-model-len 5", "the prompt has"),

@@ -424,7 +424,7 @@ def test_over_long_rows_are_dropped_and_counted_never_cut(tiny, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["coding"], 2, "--model: required"),
+        (["coding"], 2, "--model, --data, --out: required"),
         (["coding", "--model", "{tiny}", "--out", "x"], 2, "--data: required"),
         (["coding", "--model", "missing", "--data", "d", "--out", "x"], 2, "missing: no such dir"),
         (["coding", "--model", "{tiny}", "--data", "d", "--out", "x"], 2, "d: no such file"),

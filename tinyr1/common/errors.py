@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from tinyr1.common.log import end_bars
+
 # Of OSError: what is said of a path, and not of the machine that it is on.
 # fmt: off
 PATH_FAULTS = (
@@ -69,6 +71,12 @@ def _ready_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _say(line: str) -> None:
+    """The line that a program ends with."""
+    end_bars()
+    print(line, file=sys.stderr)
+
+
 def _leave_at_once(code: int) -> None:
     os._exit(code)
 
@@ -84,13 +92,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = main() or 0
         sys.stdout.flush()  # a closed pipe must show here, not at interpreter exit
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         code = 2
     except RunStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        _say(f"stopped: {error}")
         code = 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         code = 130
     except BrokenPipeError as error:
         # `... | head` closed our standard output: not an error of ours. Where standard error is
@@ -100,13 +108,13 @@ def run_main(main: Callable[[], int | None]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = 0 if left == [sys.stdout] else 1
         if code:
-            print(f"stopped: {error.strerror}", file=sys.stderr)
+            _say(f"stopped: {error.strerror}")
     except OSError as error:
         if error.errno is None:
             raise
         code = 2 if error.errno in PATH_FAULTS else 1
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{'error' if code == 2 else 'stopped'}: {where}{error.strerror}", file=sys.stderr)
+        _say(f"{'error' if code == 2 else 'stopped'}: {where}{error.strerror}")
     if "WORLD_SIZE" in os.environ:  # torchrun's, or of a group of one (Ranks.connect)
         # Threads of the process group still live; an interpreter that is taken down under them
         # aborts now and then. Everything is on disk by now.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,11 @@ class Log:
         if not self.silent:
             tqdm.write(text, file=sys.stderr)
 
+    def lead_on(self, *commands: str) -> None:
+        """The commands that one may want to type next."""
+        for command in commands:
+            self.say(f"next: {command}")
+
     def warn(self, text: str) -> None:
         """One line that --quiet does not silence."""
         if self.main:
@@ -29,9 +35,20 @@ class Log:
     def bar(self, items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
         """A bar that shows up once the work has lasted two seconds."""
         # Short work shows no bar: it would only flicker.
-        return tqdm(
+        bar = tqdm(
             items, disable=self.silent, delay=2, dynamic_ncols=True, file=sys.stderr, **options
         )
+        _BARS.add(bar)
+        return bar
+
+
+_BARS: weakref.WeakSet[tqdm[Any]] = weakref.WeakSet()
+
+
+def end_bars() -> None:
+    """End the lines of bars that something has interrupted; what is printed then has its own."""
+    for bar in list(_BARS):
+        bar.close()
 
 
 def counted(count: int, noun: str) -> str:

@@ -308,6 +308,11 @@ def make(c: DataOptions) -> None:
     print(c.paper)
     if not counts.rows_in:
         raise UserError(f"--source={' '.join(source.name for source in sources)}: no rows")
+    log.say(f"written: {out} (what was dropped, and why: {out.with_suffix('.rejected.jsonl')})")
+    inspect_line = f"python -m tinyr1.data inspect {out} --tokenizer MODEL"
+    train_line = f"python train.py {c.domain} --model MODEL --data {out} --out EXPERT --dry-run"
+    teacher_line = f"python -m tinyr1.teacher MODEL --questions {out} --out ANSWERS.jsonl"
+    log.lead_on(*([teacher_line] if c.questions_only else [inspect_line, train_line]))
     if not counts.rows_out:
         hint = "; --questions-only is for the teacher" if "no_trajectory" in counts.dropped else ""
         beside = out.with_suffix(".partial") / "rejected.jsonl"  # where FILE has stayed as it was

@@ -310,6 +310,8 @@ def finish(
     report.write_report(out, "Evaluation", results["tasks"], record, shown)
     for line in report.plain_lines(results["tasks"]):
         log.say(line)
+    log.say(f"report: {out / 'report.html'} (open it in a browser; every answer is in it)")
+    log.lead_on(f"python evaluate.py --compare {out} OTHER_RESULTS")
 
 
 def shown_samples(

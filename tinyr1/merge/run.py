@@ -33,7 +33,7 @@ from tinyr1.common.files import (
     write_json,
     write_jsonl,
 )
-from tinyr1.common.log import Log
+from tinyr1.common.log import Log, counted
 from tinyr1.common.ranks import Ranks
 from tinyr1.common.threads import keep_freed_memory, one_core
 from tinyr1.merge.card import write_card
@@ -279,7 +279,14 @@ def run_merge(config: MergeConfig, log: Log) -> None:
         with ranks.listening():
             _merge_into(merge.partial, merge, ranks, log)
     took = time.perf_counter() - started
-    log.say(f"merged {len(merge.specs)} tensors in {took:.1f} s: {merge.out}")
+    out = config.paths[-1]
+    log.say(f"merged {counted(len(merge.specs), 'tensor')} in {took:.1f} s: {out}")
+    log.say(f"{out / 'README.md'} says what was taken from where")
+    log.lead_on(
+        f"python -m tinyr1.check {out}",
+        f"python merge.py --diff {merge.left.path} {out}",
+        f"python evaluate.py {out} --tasks NAMES --out RESULTS",
+    )
 
 
 def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:

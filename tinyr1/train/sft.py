@@ -157,7 +157,12 @@ def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSign
 
     if _loop(prepared, out, model, optimizer, step, settings, export_to, log, ranks, stop):
         export_to(out)
-        log.say(f"finished: {out}")
+        log.say(f"finished: {out} (loss.png and metrics.jsonl have its course)")
+        log.lead_on(
+            f"python -m tinyr1.check {out}",
+            f'python evaluate.py {out} --ask "a question"',
+            f"python merge.py {out} OTHER_EXPERT MERGED",
+        )
 
 
 def newest_usable(

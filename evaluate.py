@@ -3,6 +3,7 @@
     python evaluate.py MODEL --tasks aime24,gpqa_diamond --data benchmarks --out results
     python evaluate.py MODEL --task-file mine.jsonl --out results
     python evaluate.py MODEL --ask "What is 6 times 7?"
+    python evaluate.py MODEL --loss math.jsonl coding.jsonl --out results
     python evaluate.py --compare results_a results_b
 
 A run that was stopped goes on when it is typed again. `torchrun --nproc-per-node N evaluate.py` or
@@ -18,6 +19,7 @@ from tinyr1.common.config import parse
 from tinyr1.common.errors import run_main
 from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
+from tinyr1.evaluate.loss import measure
 from tinyr1.evaluate.options import EvalConfig
 from tinyr1.evaluate.run import ask, compare, evaluate, prepare, regrade, show_prompts
 from tinyr1.sampling.replicas import share_among_replicas, starts_replicas
@@ -26,7 +28,8 @@ from tinyr1.sampling.replicas import share_among_replicas, starts_replicas
 def main() -> None:
     config = parse(EvalConfig, sys.argv[1:], "evaluate.py", description=__doc__)
     asked = config.ask is not None
-    sampling = not (config.compare or config.show_prompts or config.regrade or asked)
+    others = (config.compare, config.show_prompts, config.regrade, config.loss, asked)
+    sampling = not any(others)
     if sampling and starts_replicas(config):
         prepare(config, Log(main=False), Ranks())  # faults are said once, not by torchrun
     ranks = share_among_replicas(config) if sampling else Ranks.from_env()
@@ -39,6 +42,8 @@ def main() -> None:
         show_prompts(config, log)
     elif config.regrade:
         regrade(config, log)
+    elif config.loss:
+        measure(config, log)
     elif asked:
         ask(config, log)
     else:

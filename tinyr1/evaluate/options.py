@@ -43,6 +43,8 @@ class EvalConfig(EngineConfig):
     """Compare finished evaluations (their --out directories) by paired differences."""
     ask: str | None = None
     """Stream one answer to this question to the terminal."""
+    loss: tuple[Path, ...] = ()
+    """Measure the loss of these held-out training files instead of asking questions."""
     show_prompts: bool = False
     """Print the prompts as JSON lines, sample nothing."""
     preset: Preset = "tinyr1"
@@ -66,7 +68,7 @@ class EvalConfig(EngineConfig):
 
     groups: ClassVar[Groups] = {
         "model, questions and output": "model tasks data task_file out",
-        "instead of an evaluation": "ask compare regrade show_prompts",
+        "instead of an evaluation": "ask loss compare regrade show_prompts",
         "what is asked": "preset system trials limit lcb_start lcb_end",
         **ENGINE_GROUPS,
         "grading": "jobs sandbox symbolic also_grade choice_order",

@@ -38,6 +38,7 @@ from tinyr1.common.log import Log
 from tinyr1.common.ranks import Ranks
 from tinyr1.evaluate import report
 from tinyr1.evaluate.benchmarks import load_benchmark
+from tinyr1.evaluate.loss import losses_of, losses_table
 from tinyr1.evaluate.options import EvalConfig
 from tinyr1.evaluate.scores import load_outcomes, rules_of, summarise
 from tinyr1.evaluate.tasks import choice_order, load_task_file, make_prompts, prompt_text
@@ -394,12 +395,18 @@ def compare(config: EvalConfig, log: Log) -> None:
     """Print a table of evaluations with paired differences to the first."""
     if len(config.compare) < 2:
         raise UserError("--compare: expected at least two evaluation directories")
-    results = [_finished_tasks(folder) for folder in config.compare]
-    outcomes = [load_outcomes(folder) for folder in config.compare]
     names = [folder.name for folder in config.compare]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in config.compare]
-    print(report.comparison_table(names, results, outcomes))
+    losses = [losses_of(folder) for folder in config.compare]
+    graded = [folder for folder in config.compare if (folder / "results.json").exists()]
+    if graded or None in losses:
+        results = [_finished_tasks(folder) for folder in config.compare]
+        outcomes = [load_outcomes(folder) for folder in config.compare]
+        print(report.comparison_table(names, results, outcomes))
+    if any(losses):
+        measured = {name: found for name, found in zip(names, losses, strict=True) if found}
+        print(losses_table(measured).markdown())
 
 
 def _finished_tasks(folder: Path) -> dict[str, Any]:

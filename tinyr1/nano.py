@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -446,6 +447,8 @@ def with_weights(weights: Weights) -> Qwen2:
 
 
 def main() -> None:
+    if len(sys.argv) > 1:  # --help, or an option that there is none of
+        sys.exit(__doc__)
     torch.set_num_threads(1)
     print(f"{'pass@1 in %':28}" + "".join(f"{domain:>14}" for domain in DOMAINS))
     for name, scores in experiment()[1].items():

@@ -70,19 +70,27 @@ FAULTS = {
         ("a b c --then", "--then: a value is missing (PATH [PATH ...])"),
         ("a b c --only", "--only: a value is missing (REGEX)"),
         ("a b c --lam", "--lam: a value is missing"),
-        ("a b c --lam 1 2", "--lam=1 2: 1 2: expected one number"),
+        ("a b c --lam 1 2", "--lam=1 2: expected one number"),
         ("a b c --lam (=2", "no regular expression"),
-        ("a b c --t x", "--t=x: could not convert"),
+        ("a b c --t x", "--t=x: expected a number"),
         ("a b c --metod linear", "--metod: no such option; did you mean --method"),
         ("a b c --method linaer", "--method=linaer: expected one of arcee_fusion, linear"),
         ("a b c --seed x", "--seed=x: expected a whole number"),
         ("a b c --shard-size big", "--shard-size=big: expected a number"),
         ("a b c --dry-run=yes", "--dry-run=yes: takes no value"),
+        ("a b c --lam norm=", "--lam=norm=: expected a number"),
+        ("a b c --method linear --weights 1,1", "--weights=1,1: expected numbers"),
+        ("a -x", "-x: no such option"),
+        ("a b c --then d -c", "--then=-c: a word of a list cannot begin with -"),
+        ("a b c --no-normalize=True", "--no-normalize=True: takes no value"),
+        ("a b c --normalize=foo", "--normalize=foo: takes no value"),
+        ("a b c --methods=yes", "--methods=yes: takes no value"),
         ("owner/name b c", "hf download owner/name --local-dir name"),
         ("README.md b c", "README.md: a file; expected the directory"),
     ],
     "train.py": [
         ("", "; also required: --model, --data, --out; train.py --help"),
+        ("--data a math", "(math follows a list, which takes all words: put it first)"),
         ("coding", "--model, --data, --out: required"),
         ("coding --dry-run", "--model: required"),
         ("coding math --model x", "math: unexpected; train.py --help"),
@@ -131,9 +139,53 @@ def test_a_value_may_begin_with_a_sign():
     config = parse(MergeConfig, ["a", "b", "c", "--lam", "-1.5", "norm=-2"])
     assert config.params.lam == ByName(-1.5, (("norm", -2.0),))
     words = ordered(["--ask", "-5 + 3?", "dir"], options_of(EvalConfig), "evaluate.py")
-    assert words == ["dir", "--ask", "-5 + 3?"]
+    assert words == ["dir", "--ask=-5 + 3?"]
     with pytest.raises(UserError, match="--ask: a value is missing"):
         ordered(["--ask", "--quiet"], options_of(EvalConfig), "evaluate.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "lam"),
+    [
+        ("--lam 1 --lam mlp=2", ByName(1.0, (("mlp", 2.0),))),
+        ("--lam=1 mlp=2", ByName(1.0, (("mlp", 2.0),))),
+        ("--lam=-1", -1.0),
+        ("--lam 1 runs/lr=3", 1.0),  # a path
+    ],
+)
+def test_numbers_and_rules_of_one_option(line, lam):
+    config = parse(MergeConfig, ["a", "b", *line.split()])
+    assert config.params.lam == lam
+    assert len(config.paths) == 2 + ("runs" in line)
+
+
+def test_a_word_that_looks_like_a_rule_and_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "step=300").mkdir()
+    config = parse(MergeConfig, ["a", "--lam", "0.7", "step=300", "out"])
+    assert [str(path) for path in config.paths] == ["a", "step=300", "out"]
+    assert config.params.lam == 0.7
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "is_help"),
+    [
+        ("train.py", "--help --bogus", True),
+        ("train.py", "--data a coding --help", True),
+        ("train.py", "own -h", True),
+        ("train.py", "own --dry-run -h", True),
+        ("merge.py", "a b -h", True),
+        ("evaluate.py", "nowhere --ask -h", False),
+        ("evaluate.py", "nowhere --ask --what", False),
+        ("evaluate.py", "nowhere --ask=--what", False),
+    ],
+)
+def test_help_is_help_wherever_it_stands(program, line, is_help):
+    done = call(program, *line.split())
+    assert done.returncode == (0 if is_help else 2)
+    assert done.stdout.startswith("usage: ") == is_help
+    assert "Traceback" not in done.stderr
+    assert "╭" not in done.stderr
 
 
 def test_a_recipe_and_a_line_make_a_config():

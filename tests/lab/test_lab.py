@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +165,33 @@ def test_the_cost_of_a_command_is_its_cpu_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "ROOT", tmp_path)
     lab = stages.Lab(tmp_path / "lab", stages.QUICK, 0, "rlimits", Log(quiet=True))
     assert 0.3 <= lab.run("job", "job.py", "made") < 0.6
+    lab.jobs.close()
+
+
+def test_interrupted_attempts_count(tmp_path, monkeypatch):
+    """Their CPU seconds, and the wall seconds of their stage."""
+    script = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\n"
+    (tmp_path / "job.py").write_text(script + "time.sleep(60)\n")
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    lab = stages.Lab(tmp_path / "lab", stages.QUICK, 0, "rlimits", Log(quiet=True))
+    real, calls = stages.ended, []
+
+    def interrupted(child):
+        calls.append(child)
+        if len(calls) == 1:  # as Ctrl-C does, after a while
+            time.sleep(0.5)
+            raise KeyboardInterrupt
+        return real(child)
+
+    monkeypatch.setattr(stages, "ended", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lab.stage("merges", lambda: {"x": lab.run("job", "job.py", "made")})
+    assert 0.2 <= lab.jobs.rows[0]["seconds"] < 1
+    assert lab.children[0].returncode == -signal.SIGTERM
+    before = json.loads((tmp_path / "lab" / "stages" / "merges.spent.json").read_text())["seconds"]
+    assert before >= 0.5
+    assert lab.stage("merges", dict)["seconds"] >= before
+    assert not (tmp_path / "lab" / "stages" / "merges.spent.json").exists()
     lab.jobs.close()
 
 

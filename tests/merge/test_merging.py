@@ -690,6 +690,8 @@ def test_the_card_names_models_of_the_hub_and_a_command_that_makes_them_again(
     assert "base_model:\n- some-lab/science\n- other/math\nbase_model_relation: merge" in front
     assert "Flag `not_selected`: 2 tensors, copied from Left." in card
     command = next(line for line in card.splitlines() if line.startswith("python merge.py"))
+    assert command.count("--lam") == command.count("--dtype") == 1
+    assert "--arithmetic" not in command
     for owner, name in (("some-lab", "science"), ("other", "math")):
         (tmp_path / owner).mkdir()
         (tmp_path / owner / name).symlink_to(experts[name])
@@ -797,6 +799,44 @@ def test_vocabularies_that_differ_by_padding(experts, tmp_path, rows, options):
     assert config["vocab_size"] == shared + rows[0]
 
 
+def test_padding_of_three_models(experts, tmp_path):
+    """What is a token of one of them is no padding, also where it is as large as Left."""
+    left = padded(tmp_path / "left", experts["science"], 5)
+    grown = padded(tmp_path / "grown", experts["coding"], 5)
+    tokenizer = json.loads((grown / "tokenizer.json").read_text())
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    size = len(tensors_of(experts["math"])["model.embed_tokens.weight"])
+    token = {"id": size, "content": "<new>", "special": True}
+    tokenizer["added_tokens"].append(token | plain)
+    (grown / "tokenizer.json").write_text(json.dumps(tokenizer))
+    paths = [left, grown, experts["math"], tmp_path / "out", "--method", "linear"]
+    for options in ([], ["--allow-padding"]):
+        with pytest.raises(UserError, match=r"a token \d+ \('<new>'\) here: this is no padding"):
+            merged(*paths, *options)
+
+
+def test_nan_in_padding_is_seen(experts, tmp_path):
+    left = padded(tmp_path / "left", experts["science"], 2)
+    tensors = load_file(left / "model.safetensors")
+    tensors["model.embed_tokens.weight"][-1, 0] = math.nan
+    save_file(tensors, left / "model.safetensors")
+    with pytest.raises(UserError, match="NaN or infinity in inputs"):
+        merged(left, experts["math"], tmp_path / "out")
+    shutil.rmtree(tmp_path / "out.partial")
+    merged(left, experts["math"], tmp_path / "out", "--allow-nonfinite")
+    report = json.loads((tmp_path / "out" / "merge_report.json").read_text())
+    assert report["tensors"]["model.embed_tokens.weight"]["flags"] == ["nonfinite_input"]
+
+
+@pytest.mark.parametrize(
+    "options", ["--lam 1 mpl=2", "--only mpl", "--except mpl", "--method slerp --t mpl=0.3"]
+)
+def test_patterns_that_find_nothing_are_refused(experts, tmp_path, options):
+    words = [experts["science"], experts["math"], tmp_path / "out", *options.split()]
+    with pytest.raises(UserError, match="mpl: found in no tensor's name"):
+        merged(*words)
+
+
 def test_vocabularies_that_differ_by_more_or_by_nobody_knows_what(experts, tmp_path):
     left = padded(tmp_path / "left", experts["science"], 2)
     bare = padded(tmp_path / "bare", experts["math"], 4, tokenizer=False)
@@ -814,7 +854,7 @@ def test_vocabularies_that_differ_by_more_or_by_nobody_knows_what(experts, tmp_p
         plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         tokenizer["added_tokens"].append(token | plain)
     (grown / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UserError, match=r"has a token \d+ \('<new 2>'\): this is no padding"):
+    with pytest.raises(UserError, match=r"a token \d+ \('<new 2>'\) here: this is no padding"):
         merged(left, grown, tmp_path / "no", "--allow-padding")
 
 

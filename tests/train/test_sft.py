@@ -1081,7 +1081,7 @@ def test_files_of_other_kinds(tiny, data, tmp_path):
         assert "GGUF is not read" in done.stderr
     done = call("train", "--model", tiny, "--data", data, *common)
     assert done.returncode == 2
-    assert "RECIPE: required, before any option: coding, math, math_released," in done.stderr
+    assert "RECIPE: required, one of coding, math, math_released," in done.stderr
 
 
 def test_moments_stay_in_their_type_after_a_resume(tiny, data, tmp_path):

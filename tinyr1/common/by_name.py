@@ -56,8 +56,11 @@ def from_words(words: list[str], is_list: bool) -> Any:
 
 def _numbers(words: list[str], is_list: bool) -> Any:
     if not is_list and len(words) != 1:
-        raise ValueError(f"{' '.join(words)}: expected one number")
-    numbers = tuple(map(float, words))
+        raise ValueError("expected one number")
+    try:
+        numbers = tuple(map(float, words))
+    except ValueError:
+        raise ValueError("expected numbers" if is_list else "expected a number") from None
     return numbers if is_list else numbers[0]
 
 

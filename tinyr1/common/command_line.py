@@ -156,35 +156,43 @@ def ordered(args: Sequence[str], options: Sequence[Option], prog: str) -> list[s
     """The words of a command line, positional ones first; UserError naming what is wrong."""
     by_flag = {name: option for option in options for name in option.flags}
     positionals: list[str] = []
-    others: list[str] = []
-    name, taken = "", list[str]()  # the option that the next words may belong to, and those it has
-    for word in [*args, "--"]:
-        if name and not word.startswith("--") and _has_room(by_flag[name], taken, word):
-            taken.append(word)
-            continue
-        if name:
-            others += _words(by_flag[name], name, taken)
-            name, taken = "", []
-        if not word.startswith("--"):
+    given: list[tuple[str, list[str]]] = []  # each option as it was called, with its words
+    is_open = False  # the next words may belong to the last option
+    for word in args:
+        if is_open and not word.startswith("--") and _has_room(by_flag, *given[-1], word):
+            given[-1][1].append(word)
+        elif not word.startswith("--"):
+            is_open = False
             positionals.append(word)
         elif word != "--":
             name, has_value, value = word.partition("=")
             name = name.replace("_", "-")
             if name not in by_flag:
                 raise UserError(f"{name}: {_unknown(name, by_flag, prog)}")
-            if has_value:
-                others += _words(by_flag[name], name, [value])
-                name = ""
+            given.append((name, [value] if has_value else []))
+            is_open = True
     _check_positionals(positionals, options, prog)
-    return positionals + others
+    words: list[str] = []
+    numbers: dict[str, list[str]] = {}  # given twice, an option by name has what both say
+    for name, taken in given:
+        if by_flag[name].takes == NUMBERS:
+            _check_values(by_flag[name], taken)
+            numbers.setdefault(name, []).extend(taken)
+        else:
+            words += _words(by_flag[name], name, taken)
+    for name, taken in numbers.items():
+        words += _words(by_flag[name], name, taken)
+    return positionals + words
 
 
-def _has_room(option: Option, taken: list[str], word: str) -> bool:
+def _has_room(by_flag: Mapping[str, Option], name: str, taken: list[str], word: str) -> bool:
     """True where the word belongs to the option, and not to the positional ones."""
+    option = by_flag[name]
     if option.takes == 0:
-        return option.hint is not bool and not taken and word in ("True", "False", "None")
+        is_word = word in ("True", "False", "None")
+        return option.hint is not bool and name == option.flag and not taken and is_word
     if option.takes == NUMBERS:  # of its first word a fault is said
-        return not taken or _is_number(word) or "=" in word
+        return not taken or _is_number(word) or _is_rule(word)
     return option.takes == MANY or len(taken) < option.takes
 
 
@@ -196,17 +204,40 @@ def _is_number(word: str) -> bool:
     return True
 
 
+def _is_rule(word: str) -> bool:
+    """True for NAME=NUMBERS, and not for a path with such a folder in it."""
+    return "=" in word and "/" not in word and not Path(word).exists()
+
+
 def _words(option: Option, name: str, taken: list[str]) -> list[str]:
     """An option and its words for tyro; UserError where they are not what it takes."""
     if option.takes:
         _check_values(option, taken)
+        if len(taken) == 1:  # whatever it begins with
+            return [f"{option.flag}={taken[0]}"]
+        for word in taken:
+            if word.startswith("-") and not _is_number(word):
+                raise UserError(f"{option.flag}={word}: a word of a list cannot begin with -")
         return [option.flag, *taken]
+    if taken and (name != option.flag or taken[0] not in ("True", "False", "None")):
+        raise UserError(f"{name}={taken[0]}: takes no value")
     if option.hint is not bool:  # `bool | None`, of which tyro makes an option with a value
         return [option.flag, taken[0] if taken else str(name == option.flag)]
-    if taken and taken[0] not in ("True", "False"):
-        raise UserError(f"{name}={taken[0]}: takes no value")
-    is_on = (name == option.flag) == (taken != ["False"])
-    return [option.flag if is_on else option.flag.replace("--", "--no-", 1)]
+    if not taken:
+        return [name]
+    if taken[0] == "False":
+        return list(option.flags[1:])
+    return [option.flag]
+
+
+def wants_help(args: Sequence[str], options: Sequence[Option]) -> bool:
+    """True where --help is asked, or -h that is no option's value."""
+    takes = {name: option.takes for option in options for name in option.flags}
+    before = ["", *args]
+    return "--help" in args or any(
+        word == "-h" and not takes.get(last.replace("_", "-"), 0)
+        for last, word in zip(before, args, strict=False)
+    )
 
 
 def _unknown(name: str, known: Iterable[str], prog: str) -> str:
@@ -258,6 +289,9 @@ def kind_in_words(hint: Any) -> str:
 
 
 def _check_positionals(words: list[str], options: Sequence[Option], prog: str) -> None:
+    for word in words:
+        if word.startswith("-") and word != "-":
+            raise UserError(f"{word}: no such option; {prog} --help shows all")
     for option in (option for option in options if option.is_positional):
         if option.takes == MANY:
             return

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinyr1.common.by_name import ByName, from_words, words_of
-from tinyr1.common.command_line import flag, help_text, kind_in_words, options_of, ordered
+from tinyr1.common.command_line import (
+    flag,
+    help_text,
+    kind_in_words,
+    options_of,
+    ordered,
+    wants_help,
+)
 from tinyr1.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,10 +48,11 @@ def parse(
     `default` has the values of options that are not given, `description` stands at the top of
     --help instead of the class's own words.
     """
-    if "-h" in args or "--help" in args:
+    options = options_of(cls, default)
+    if wants_help(args, options):
         print(help_text(cls, prog, description or cls.__doc__ or "", default), end="")
         sys.exit(0)
-    words = ordered(args, options_of(cls, default), prog)
+    words = ordered(args, options, prog)
     import tyro  # as late as in options_of
 
     values = {} if default is None else {"default": default}
@@ -58,7 +66,9 @@ def parse(
 def parse_command(commands: Mapping[str, Any], args: list[str], prog: str, description: str) -> Any:
     """`parse` for programs whose first word chooses a class: its config."""
     if args and args[0] in commands:
-        return parse(commands[args[0]], args[1:], f"{prog} {args[0]}")
+        name, cls = args[0], commands[args[0]]
+        lines = [line for line in description.splitlines() if f"{prog} {name} " in line]
+        return parse(cls, args[1:], f"{prog} {name}", None, "\n".join([cls.__doc__, "", *lines]))
     if "-h" in args or "--help" in args:
         width = max(map(len, commands))
         lines = [f"  {name:<{width}}  {cls.__doc__}" for name, cls in commands.items()]
@@ -104,17 +114,23 @@ def parse_recipe(
     cls: Any, args: list[str], recipes: Traversable, prog: str, description: str | None = None
 ) -> Any:
     """`parse` for a class whose field `recipe` names the file that the defaults come from."""
-    without_help = [word for word in args if word not in ("-h", "--help")]
-    words = ordered(without_help, options_of(cls), prog)
-    recipe = words[0] if words and not words[0].startswith("--") else ""
-    if recipe:
-        return parse(cls, args, prog, load_recipe(cls, recipe, recipes), description)
-    if without_help != args:
-        return parse(cls, args, prog, None, description)  # no recipe's values to show: the class's
-    missing = ", ".join(flag(f) for f in cls.required.split() if flag(f) not in words)
+    options = options_of(cls)
+    names = recipe_names(recipes)
+    if wants_help(args, options):  # of a recipe's values, wherever its name stands
+        named = [word for word in args if word in names or word.endswith(".toml")]
+        default = load_recipe(cls, named[0], recipes) if named else None
+        return parse(cls, args, prog, default, description)
+    words = ordered(args, options, prog)
+    if words and not words[0].startswith("--"):
+        return parse(cls, args, prog, load_recipe(cls, words[0], recipes), description)
+    flags = {word.partition("=")[0] for word in words}
+    missing = ", ".join(flag(f) for f in cls.required.split() if flag(f) not in flags)
+    taken = next((word for word in words if word in names), "")
     raise UserError(
-        f"RECIPE: required, before any option: {', '.join(recipe_names(recipes))}, or a path to a "
-        f".toml{f'; also required: {missing}' if missing else ''}; {prog} --help shows all options"
+        f"RECIPE: required, one of {', '.join(names)}, or a path to a .toml"
+        + (f" ({taken} follows a list, which takes all words: put it first)" if taken else "")
+        + (f"; also required: {missing}" if missing else "")
+        + f"; {prog} --help shows all options"
     )
 
 

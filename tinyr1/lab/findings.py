@@ -1,7 +1,8 @@
 """What the laboratory found, in sentences computed from the numbers.
 
 Each says how two models differ over the same questions, and stands under what became of the paper's
-finding: it appeared, it did not, or two standard errors cannot tell. Nothing is tuned on the
+finding: it appeared, it did not, or two standard errors cannot tell (where the paper has two models
+about level, that is what appeared). Nothing is tuned on the
 held-out questions.
 """
 
@@ -179,6 +180,11 @@ def opening(results: Results) -> list[str]:
     )
     if best == MERGED:
         rest = f"No model that covers all three domains is better than {MERGE_NAME}."
+    elif results.compare(best, MERGED).verdict == "level":
+        rest = (
+            f"{NAMES[best][0].upper()}{NAMES[best][1:]} has {percent(others[best])} %, which two "
+            f"standard errors do not tell from {MERGE_NAME}."
+        )
     else:
         rest = (
             f"What did not come out: {MERGE_NAME} is not the best model for all three domains "

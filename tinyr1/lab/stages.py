@@ -7,8 +7,10 @@ it, and within a stage the entry scripts resume by themselves.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -144,9 +146,16 @@ class Lab:
         marker = self.out / "stages" / f"{name}.json"
         if not marker.exists():
             self.log.say(f"-- {name}")
+            spent = marker.with_suffix(".spent.json")  # by attempts that were interrupted
+            before = read_object(spent)["seconds"] if spent.exists() else 0.0
             started = time.perf_counter()
-            result = work()
-            write_json(marker, {**result, "seconds": time.perf_counter() - started})
+            try:
+                result = work()
+            finally:
+                seconds = before + time.perf_counter() - started
+                write_json(spent, {"seconds": seconds})
+            write_json(marker, {**result, "seconds": seconds})
+            spent.unlink()
         return read_object(marker)
 
     def run(self, name: str, command: str, makes: str, ranks: int = 1) -> float:
@@ -170,12 +179,19 @@ class Lab:
             child = subprocess.Popen(argv, stdout=file, stderr=file, env=environment, cwd=self.out)
             with self.lock:
                 self.children.append(child)
-            code, seconds = ended(child)  # of an interrupted one, too, the time counts
-        done = code == 0 and (self.out / makes).exists()
-        row = {"name": name, "seconds": seconds, "done": done}
-        with self.lock:
-            self.jobs.append(row)
-            self.jobs.rows.append(row)
+            code, seconds = -1, 0.0
+            try:
+                code, seconds = ended(child)
+            except BaseException:
+                child.terminate()
+                code, seconds = ended(child)
+                raise
+            finally:  # of an interrupted one, too, the time counts
+                done = code == 0 and (self.out / makes).exists()
+                row = {"name": name, "seconds": seconds, "done": done}
+                with self.lock:
+                    self.jobs.append(row)
+                    self.jobs.rows.append(row)
         if code:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise RunStopped(f"{name}: {script} ended with {code}: {lines[-1]} (see {log})")
@@ -184,19 +200,18 @@ class Lab:
         return sum(r["seconds"] for r in [*past, row])
 
     def stop_children(self) -> None:
+        """Tell what still runs to stop. The threads that wait for it see it end."""
         for child in self.children:
-            if child.poll() is None:
-                child.terminate()
-        for child in self.children:
-            child.wait()
+            if child.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGTERM)
+        while any(child.returncode is None for child in self.children):
+            time.sleep(0.05)
 
 
 def ended(child: subprocess.Popen[bytes]) -> tuple[int, float]:
     """Wait for a process: its exit code, and the CPU seconds of it and of its own processes."""
-    try:
-        _, status, usage = os.wait4(child.pid, 0)
-    except ChildProcessError:  # another thread has waited for it, to stop it
-        return child.wait(), 0.0
+    _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     return child.returncode, usage.ru_utime + usage.ru_stime
 

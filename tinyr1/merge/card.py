@@ -64,7 +64,8 @@ def card(report: Mapping[str, Any], pictured: bool) -> str:
         )
     shown = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in options.items()}
     lines += ["", "Options: " + ", ".join(f"`{k}` {v}" for k, v in shown.items()) + "."]
-    lines += ["", "```", command(merge), "```", ""]
+    lines += ["", "Made by this command, where the models lie under these names:", ""]
+    lines += ["```", command(merge), "```", ""]
     lines += _outcome(tensors)
     if pictured:
         lines += ["", "![share of each tensor that differs from Left](merge.png)"]
@@ -93,7 +94,7 @@ def command(merge: Mapping[str, Any]) -> str:
     method = METHODS[merge["method"]]
     words += [] if merge["method"] == DEFAULT_METHOD else ["--method", merge["method"]]
     usual = method.resolve(MergeParams())
-    for name in (*method.options, "arithmetic", "quantiles"):
+    for name in method.options:
         value = merge["options"].get(name, merge.get(name))
         default = getattr(usual, name)
         if value not in (None, list(default) if isinstance(default, tuple) else default):
@@ -101,8 +102,8 @@ def command(merge: Mapping[str, Any]) -> str:
     for name in ("dtype", "device", "seed", "only", "except", "allow_nonfinite"):
         if merge[name] not in (None, [], False, "cpu", 0):
             words += _option(name, merge[name])
-    words += ["--allow-differences"] if merge["allow_differences"] else []
-    words += ["--allow-padding"] if merge["shared_rows"] else []
+    for name in ("allow_differences", "allow_padding"):
+        words += [flag(name)] if merge[name] else []
     return shlex.join(words)
 
 

@@ -39,29 +39,39 @@ def shared_rows(left: Checkpoint, models: Sequence[Checkpoint]) -> dict[str, int
     return rows
 
 
-def padding_fault(left: Checkpoint, other: Checkpoint, allowed: bool) -> str:
-    """Why the vocabularies of two models are not one with other padding; "" if they are.
+def padding_faults(left: Checkpoint, models: Sequence[Checkpoint], allowed: bool) -> list[str]:
+    """Why vocabularies of several sizes are not one with other padding; none where they are.
 
     Where a tokenizer is missing, or where two differ, `allowed` is the user's word for it.
     """
-    sizes = vocabulary_size(left), vocabulary_size(other)
-    if None in sizes or sizes[0] == sizes[1]:
-        return ""
-    text = f"vocab_size={sizes[1]}, {left.path} has {sizes[0]}"
-    rows = min(size for size in sizes if size is not None)
-    tables: list[dict[str, int]] = []
-    for model in (left, other):
-        if any((model.path / name).exists() for name in TOKENIZER_FILES):
-            table = Tokenizer(model.path).vocabulary()
-            beyond = sorted((i, token) for token, i in table.items() if i >= rows)
-            if beyond:
-                i, token = beyond[0]
-                return (
-                    f"{text}, and {model.path} has a token {i} ({token!r}): this is no padding; "
-                    "bring both to one vocabulary first"
-                )
-            tables.append(table)
-    if allowed or (len(tables) == 2 and tables[0] == tables[1]):
-        return ""
-    why = "their tokenizers differ" if len(tables) == 2 else "not both have a tokenizer"
-    return f"{text}; {why}; if the rest is padding: --allow-padding"
+    sizes = [vocabulary_size(model) for model in models]
+    known = [size for size in sizes if size is not None]
+    if len(set(known)) < 2:
+        return []
+    rows = min(known)
+    faults: list[str] = []
+    mine = _tokens(left)
+    for model, size in zip(models, sizes, strict=True):
+        tokens = _tokens(model)
+        beyond = sorted((i, token) for token, i in (tokens or {}).items() if i >= rows)
+        if beyond:
+            i, token = beyond[0]
+            faults.append(
+                f"{model.path}: vocab_size={size}, the smallest of these models has {rows}, and a "
+                f"token {i} ({token!r}) here: this is no padding; bring all to one vocabulary first"
+            )
+        elif not allowed and model is not left and (tokens is None or tokens != mine):
+            missing = tokens is None or mine is None
+            why = "not both have a tokenizer" if missing else "their tokenizers differ"
+            faults.append(
+                f"{model.path}: vocab_size={size}, {left.path} has {vocabulary_size(left)}; {why}; "
+                "if the rest is padding: --allow-padding"
+            )
+    return faults
+
+
+def _tokens(model: Checkpoint) -> dict[str, int] | None:
+    """A model's tokens and their ids; None where it has no tokenizer."""
+    if any((model.path / name).exists() for name in TOKENIZER_FILES):
+        return Tokenizer(model.path).vocabulary()
+    return None

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tinyr1.common.by_name import ByName, words_of
+from tinyr1.common.config import flag
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import hash_json, read_object, real
 from tinyr1.common.log import Log, counted
@@ -24,7 +25,7 @@ from tinyr1.merge.configs import config_differences, side_differences
 from tinyr1.merge.fusion import COPIES
 from tinyr1.merge.methods import METHODS
 from tinyr1.merge.options import MergeConfig, check_options
-from tinyr1.merge.padding import padding_fault, shared_rows
+from tinyr1.merge.padding import padding_faults, shared_rows
 from tinyr1.model.places import model_name
 from tinyr1.model.rows import CHUNK_ELEMENTS, row_parts
 from tinyr1.model.weights import DTYPES, Checkpoint, dtype_name
@@ -151,12 +152,14 @@ class Merge:
             faults += differences(
                 self.left, other, lambda name: self.wants(name) and name not in self.shared_rows
             )
-            if fault := padding_fault(self.left, other, self.config.allow_padding):
-                faults.append(f"{other.path}: {fault}")
             theirs = _config(other)
             for _, text, breaks in sorted(config_differences(mine, theirs)):
                 if breaks and not self.config.allow_differences:
                     faults.append(f"{other.path}: {text}; --allow-differences takes Left's")
+        faults += padding_faults(self.left, self.inputs, self.config.allow_padding)
+        for option, pattern in self._patterns():
+            if not any(re.search(pattern, name) for name in self.specs):
+                faults.append(f"{option}: {pattern}: found in no tensor's name")
         if not any(map(self.wants, self.specs)):
             faults.append("--only, --except: no tensor is left to merge")
         place = self._place_faults() if self.ranks.is_main else []
@@ -164,6 +167,15 @@ class Merge:
             raise UserError("the models do not fit together:\n  " + "\n  ".join(faults + place))
         if place:
             raise UserError("\n  ".join(place))
+
+    def _patterns(self) -> Iterator[tuple[str, str]]:
+        """Every regular expression of the options, with its option."""
+        yield from (("--only", pattern) for pattern in self.config.only)
+        yield from (("--except", pattern) for pattern in self.config.except_)
+        for name in self.method.options:
+            value = getattr(self.params, name)
+            if isinstance(value, ByName):
+                yield from ((flag(name), pattern) for pattern, _ in value.rules)
 
     def _same_bytes(self, other: Checkpoint, name: str) -> bool:
         """True where a tensor that is no weight (positions, masks) is the same as Left's."""
@@ -203,6 +215,7 @@ class Merge:
             "seed": c.seed,
             "allow_nonfinite": c.allow_nonfinite,
             "allow_differences": c.allow_differences,
+            "allow_padding": c.allow_padding,
             "only": list(c.only),
             "except": list(c.except_),
             "shared_rows": self.shared_rows,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -202,6 +203,8 @@ def merge_tensor(
                 merged = CopiedTensor(merge, name, stack, [])
             else:
                 merged = kind(merge, name, stack)
+                if not all(all_finite(rows) for rows in padding(merge, name)):
+                    raise NonFiniteError
         except NonFiniteError:
             if not merge.config.allow_nonfinite:
                 raise
@@ -214,22 +217,23 @@ def merge_tensor(
                     rows = _cast(rows, spec.dtype)
                 yield rows
                 done(rows.nbytes)
-            yield from padding(merge, name, done)
+            for rows in padding(merge, name):
+                yield rows
+                done(rows.nbytes)
 
         digest = writer.write_parts(name, parts())
         facts = {"shape": list(spec.shape), "dtype": dtype_name(spec.dtype)}
         return facts | merged.entry() | {"sha256": digest}
 
 
-def padding(merge: Merge, name: str, done: Callable[[int], object]) -> Iterator[Tensor]:
-    """Left's rows of padding, which not all models have."""
+def padding(merge: Merge, name: str) -> Iterator[Tensor]:
+    """Left's rows of padding, which not all models have, in the output's dtype."""
     start = merge.shared_rows.get(name)
     if start is not None:
         shape = merge.specs[name].shape
         with merge.left.mapped(name, start=start) as rows:
             for part in row_parts((shape[0] - start, *shape[1:])):
                 yield _cast(rows[part], merge.specs[name].dtype)
-                done(rows[part].nbytes)
 
 
 def _mapped(merge: Merge, model: Checkpoint, name: str) -> MappedRows:
@@ -280,13 +284,15 @@ def run_merge(config: MergeConfig, log: Log) -> None:
             _merge_into(merge.partial, merge, ranks, log)
     took = time.perf_counter() - started
     out = config.paths[-1]
+    place, left = shlex.quote(str(out)), shlex.quote(str(merge.left.path))
     log.say(f"merged {counted(len(merge.specs), 'tensor')} in {took:.1f} s: {out}")
     log.say(f"{out / 'README.md'} says what was taken from where")
-    log.lead_on(
-        f"python -m tinyr1.check {out}",
-        f"python merge.py --diff {merge.left.path} {out}",
-        f"python evaluate.py {out} --tasks NAMES --out RESULTS",
-    )
+    log.lead_on(f"python merge.py --diff {left} {place}")
+    if read_object(merge.left.path / "config.json").get("model_type") == "qwen2":  # ours
+        log.lead_on(
+            f"python -m tinyr1.check {place}",
+            f"python evaluate.py {place} --tasks NAMES --out RESULTS",
+        )
 
 
 def _merge_into(partial: Path, merge: Merge, ranks: Ranks, log: Log) -> None:
@@ -348,7 +354,7 @@ def _begun(partial: Path, merge: Merge) -> dict[str, Entry]:
         for m in merge.inputs
         for shard in sorted(set(m.shards.values()))
     ]
-    allowances = ("allow_nonfinite", "allow_differences")
+    allowances = ("allow_nonfinite", "allow_differences", "allow_padding")
     same = {k: v for k, v in merge.identity().items() if k not in allowances}
     mine = {"merge": same, "shards": stamps, "shard_size": merge.config.shard_size}
     if not state.exists() and report.exists():  # `_finish` did not get to its last line

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -158,10 +159,11 @@ def _train(prepared: Prepared, out: Path, log: Log, ranks: Ranks, stop: StopSign
     if _loop(prepared, out, model, optimizer, step, settings, export_to, log, ranks, stop):
         export_to(out)
         log.say(f"finished: {out} (loss.png and metrics.jsonl have its course)")
+        place = shlex.quote(str(out))
         log.lead_on(
-            f"python -m tinyr1.check {out}",
-            f'python evaluate.py {out} --ask "a question"',
-            f"python merge.py {out} OTHER_EXPERT MERGED",
+            f"python -m tinyr1.check {place}",
+            f'python evaluate.py {place} --ask "a question"',
+            f"python merge.py {place} OTHER_EXPERT MERGED",
         )
 
 

@@ -27,6 +27,8 @@ MERGE_NAME = "the merge (math & science) & coding"
 NAMES = {m.folder: f"the {m.title}" for m in MODELS} | {
     MERGED: MERGE_NAME,
     OTHER_ORDER: "the merge (math & coding) & science",
+    "task_arithmetic_0.7": "task arithmetic (lambda 0.7)",
+    "task_arithmetic_1.0": "task arithmetic (lambda 1.0)",
 }
 Outcomes = Mapping[str, Mapping[str, Sequence[bool]]]
 Group = Literal["appeared", "did not appear", "undecided"]

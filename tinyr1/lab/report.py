@@ -31,7 +31,7 @@ QUICK = "Quick sizes: the plumbing was exercised; the numbers below mean nothing
 COLUMNS = [
     "math, coding, science: pass@1, the share of held-out questions answered rightly, in %, ± its "
     "standard error over questions. Rounding alone (another processor, another number of threads) "
-    "sends training another way and moves a figure by as much as this error.",
+    "sends training another way and moves a figure by several of these errors; --seeds shows more.",
     "average: the mean of the three.",
     "tokens m / c / s: mean length of an answer with its thought, on math, coding and science.",
     "CPU seconds: of the command that trained or merged the model and of all its processes. The "

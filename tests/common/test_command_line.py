@@ -159,6 +159,13 @@ def test_numbers_and_rules_of_one_option(line, lam):
     assert len(config.paths) == 2 + ("runs" in line)
 
 
+def test_a_list_given_twice_has_what_both_say():
+    line = "a b c --then d --seed 1 --then e f --seed 2"
+    config = parse(MergeConfig, line.split())
+    assert [str(path) for path in config.then] == ["d", "e", "f"]
+    assert config.seed == 2  # of others the last one counts
+
+
 def test_a_word_that_looks_like_a_rule_and_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "step=300").mkdir()

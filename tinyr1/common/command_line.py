@@ -173,14 +173,14 @@ def ordered(args: Sequence[str], options: Sequence[Option], prog: str) -> list[s
             is_open = True
     _check_positionals(positionals, options, prog)
     words: list[str] = []
-    numbers: dict[str, list[str]] = {}  # given twice, an option by name has what both say
+    lists: dict[str, list[str]] = {}  # given twice, a list has what both say
     for name, taken in given:
-        if by_flag[name].takes == NUMBERS:
+        if by_flag[name].takes in (MANY, NUMBERS):
             _check_values(by_flag[name], taken)
-            numbers.setdefault(name, []).extend(taken)
+            lists.setdefault(name, []).extend(taken)
         else:
             words += _words(by_flag[name], name, taken)
-    for name, taken in numbers.items():
+    for name, taken in lists.items():
         words += _words(by_flag[name], name, taken)
     return positionals + words
 
@@ -260,7 +260,7 @@ def _check_values(option: Option, words: list[str]) -> None:
     if lists := _lists(option.hint):
         inner = typing.get_args(lists[0])
         kinds = [inner[0]] * len(words) if ... in inner else list(inner)
-    for word, kind in zip(words, kinds, strict=False):
+    for word, kind in zip(words, kinds, strict=True):
         is_none = word == "None" and type(None) in typing.get_args(option.hint)
         if not (is_none or _fits(word, kind)):
             raise UserError(f"{option.flag}={word}: expected {kind_in_words(kind)}")

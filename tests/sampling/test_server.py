@@ -398,7 +398,8 @@ def test_a_teacher_meets_it_all_at_once(tiny, tmp_path):
         assert 1 <= missing <= 3  # what was refused, and no more
         assert meta["answers"] == 40 - missing
         usage = meta["usage"]
-        assert usage["requests"] == len(server.seen)
+        # One whose connection breaks before it is read counts for us and not for the server.
+        assert 0 <= usage["requests"] - len(server.seen) <= 1
         assert usage["retried_answers"] >= 5
         assert meta["cost"] == usage["answer_tokens"] + usage["prompt_tokens"]
         rejected = map(json.loads, out.with_suffix(".rejected.jsonl").read_text().splitlines())

@@ -20,8 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinyr1.common.log import end_bars
-
 # Of OSError: what is said of a path, and not of the machine that it is on.
 # fmt: off
 PATH_FAULTS = (
@@ -29,6 +27,9 @@ PATH_FAULTS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
 )
 # fmt: on
+
+
+before_last_line: list[Callable[[], None]] = []  # what must be done on the terminal first
 
 
 class UserError(Exception):
@@ -73,7 +74,8 @@ def _ready_streams() -> None:
 
 def _say(line: str) -> None:
     """The line that a program ends with."""
-    end_bars()
+    for prepare in before_last_line:
+        prepare()
     print(line, file=sys.stderr)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tinyr1.common.errors import before_last_line
+
 
 class Log:
     """Printing and progress for one process; only the main rank of a run speaks."""
@@ -49,6 +51,9 @@ def end_bars() -> None:
     """End the lines of bars that something has interrupted; what is printed then has its own."""
     for bar in list(_BARS):
         bar.close()
+
+
+before_last_line.append(end_bars)
 
 
 def counted(count: int, noun: str) -> str:

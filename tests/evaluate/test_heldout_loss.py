@@ -89,11 +89,36 @@ def test_comparison_is_paired(tiny, files, tmp_path):
     assert "no such file" in call("evaluate.py", *one).stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("losses.json", '{"files": {"f": {"loss": "low"}}}', "no files with sha256, loss, loss_se"),
+        (
+            "losses.jsonl",
+            '{"file": "f", "row": 1, "nats": "x", "targets": 1}\n',
+            "losses.jsonl:1: ",
+        ),
+        ("losses.jsonl", "[]\n", "losses.jsonl:1: not a document's loss"),
+    ],
+)
+def test_damaged_losses_are_one_line(tmp_path, name, text, said):
+    files = {"f": {"sha256": "a", "loss": 1.0, "loss_se": 0.1}}
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "losses.json").write_text(json.dumps({"files": files}))
+        (tmp_path / folder / "losses.jsonl").write_text("")
+    (tmp_path / "b" / name).write_text(text)
+    done = call("evaluate.py", "--compare", tmp_path / "a", tmp_path / "b")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert said in done.stderr
+
+
 def test_errors_by_hand():
     assert per_target([2.0, 6.0], [1, 3]) == (2.0, 0.0)  # each document has 2 nats a target
     loss, error = per_target([1.0, 3.0], [1, 1])
     assert (loss, error) == (2.0, 1.0)  # as of the mean of 1 and 3
-    assert math.isnan(per_target([1.0], [1])[1])
+    assert per_target([1.0], [1]) == (1.0, None)
+    assert summary([DocumentLoss("f", 1, 1.0, 1)])["document_se"] is None
     found = summary([DocumentLoss("f", 1, 1.0, 1), DocumentLoss("f", 2, 9.0, 3)])
     assert (found["loss"], found["document_loss"], found["document_se"]) == (2.5, 2.0, 1.0)
 

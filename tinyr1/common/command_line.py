@@ -192,16 +192,8 @@ def _has_room(by_flag: Mapping[str, Option], name: str, taken: list[str], word: 
         is_word = word in ("True", "False", "None")
         return option.hint is not bool and name == option.flag and not taken and is_word
     if option.takes == NUMBERS:  # of its first word a fault is said
-        return not taken or _is_number(word) or _is_rule(word)
+        return not taken or _fits(word, float) or _is_rule(word)
     return option.takes == MANY or len(taken) < option.takes
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_rule(word: str) -> bool:
@@ -216,7 +208,7 @@ def _words(option: Option, name: str, taken: list[str]) -> list[str]:
         if len(taken) == 1:  # whatever it begins with
             return [f"{option.flag}={taken[0]}"]
         for word in taken:
-            if word.startswith("-") and not _is_number(word):
+            if word.startswith("-") and not _fits(word, float):
                 raise UserError(f"{option.flag}={word}: a word of a list cannot begin with -")
         return [option.flag, *taken]
     if taken and (name != option.flag or taken[0] not in ("True", "False", "None")):

@@ -18,7 +18,7 @@ import torch
 from tinyr1.common.config import given
 from tinyr1.common.errors import UserError
 from tinyr1.common.files import (
-    hash_files,
+    hash_file,
     owned,
     read_jsonl,
     read_object,
@@ -75,7 +75,7 @@ def measure(config: EvalConfig, log: Log) -> None:
                 losses.append(DocumentLoss(name, row, *_loss(model, tokens, is_target, device)))
                 bar.update()
     files = {
-        path.name: {"sha256": hash_files([path]), "too_long": examples[path.name][1]}
+        path.name: {"sha256": hash_file(path), "too_long": examples[path.name][1]}
         | summary([loss for loss in losses if loss.file == path.name])
         for path in config.loss
     }
@@ -135,8 +135,11 @@ def _loss(
 # ---------------------------------------------------------------- figures
 
 
-def summary(losses: Sequence[DocumentLoss]) -> dict[str, float]:
-    """Loss per target and per document, in nats, with standard errors over documents."""
+def summary(losses: Sequence[DocumentLoss]) -> dict[str, float | None]:
+    """Loss per target and per document, in nats, with standard errors over documents.
+
+    One document tells nothing of its error: None.
+    """
     loss, error = per_target([x.nats for x in losses], [x.targets for x in losses])
     each = [x.nats / x.targets for x in losses]
     return {
@@ -145,16 +148,16 @@ def summary(losses: Sequence[DocumentLoss]) -> dict[str, float]:
         "loss": loss,
         "loss_se": error,
         "document_loss": mean(each),
-        "document_se": standard_error(each),
+        "document_se": standard_error(each) if len(each) > 1 else None,
     }
 
 
-def per_target(nats: Sequence[float], targets: Sequence[int]) -> tuple[float, float]:
+def per_target(nats: Sequence[float], targets: Sequence[int]) -> tuple[float, float | None]:
     """sum(nats) / sum(targets) and its standard error over documents (of a ratio of two sums)."""
     count = len(nats)
     ratio = sum(nats) / sum(targets)
     if count < 2:
-        return ratio, math.nan
+        return ratio, None
     squares = sum((x - ratio * n) ** 2 for x, n in zip(nats, targets, strict=True))
     return ratio, math.sqrt(squares * count / (count - 1)) / sum(targets)
 
@@ -167,15 +170,21 @@ def losses_of(folder: Path) -> Measured | None:
     if not (folder / LOSSES).exists():
         return None
     files = read_object(folder / LOSSES).get("files")
-    if not isinstance(files, dict):
-        raise UserError(f"{folder / LOSSES}: files: missing")
+    figures = {"sha256": (str,), "loss": (float,), "loss_se": (float, type(None))}
+    if not isinstance(files, dict) or not all(_has(about, figures) for about in files.values()):
+        raise UserError(f"{folder / LOSSES}: no files with {', '.join(figures)}")
+    kinds = {"file": (str,), "row": (int,), "nats": (float,), "targets": (int,)}
     losses: list[DocumentLoss] = []
     for number, row in read_jsonl(folder / DOCUMENTS):
-        try:
-            losses.append(DocumentLoss(**row))
-        except TypeError:
-            raise UserError(f"{folder / DOCUMENTS}:{number}: not a document's loss") from None
+        if not _has(row, kinds):
+            raise UserError(f"{folder / DOCUMENTS}:{number}: not a document's loss")
+        losses.append(DocumentLoss(row["file"], row["row"], row["nats"], row["targets"]))
     return files, losses
+
+
+def _has(value: Any, kinds: Mapping[str, tuple[type, ...]]) -> bool:
+    """True for an object with fields of these types."""
+    return isinstance(value, dict) and all(type(value.get(k)) in kind for k, kind in kinds.items())
 
 
 def losses_table(measured: Mapping[str, Measured]) -> Table:
@@ -190,14 +199,18 @@ def losses_table(measured: Mapping[str, Measured]) -> Table:
             if name not in files:
                 cells.append("-")
                 continue
-            cell = f"{files[name]['loss']:.4f} ± {files[name]['loss_se']:.4f}"
+            cell = _shown(f"{files[name]['loss']:.4f}", files[name]["loss_se"])
             same = files is not first and files[name]["sha256"] == first.get(name, {}).get("sha256")
             pairs = [(x, base[name, x.row]) for x in losses if x.file == name and same]
             pairs = [(x, y) for x, y in pairs if x.targets == y.targets]
             if pairs:
                 difference = [x.nats - y.nats for x, y in pairs]
                 change, error = per_target(difference, [x.targets for x, _ in pairs])
-                cell += f" ({change:+.4f} ± {error:.4f})"
+                cell += f" ({_shown(f'{change:+.4f}', error)})"
             cells.append(cell)
         rows.append(cells)
     return Table(["nats per target", *names], rows)
+
+
+def _shown(figure: str, error: float | None) -> str:
+    return figure if error is None else f"{figure} ± {error:.4f}"
